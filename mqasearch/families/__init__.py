@@ -1,0 +1,1 @@
+"""Doors between transformers' attention layouts and ``AttentionWeights``: one per layout."""
