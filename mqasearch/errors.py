@@ -1,0 +1,74 @@
+"""Every error that mqasearch raises on purpose.
+
+::
+
+    MqasearchError
+    ├── UserError               bad input: one line, exit code 2
+    │   ├── SpecError           a study file: every fault at once
+    │   ├── UnknownNameError    with "did you mean"
+    │   ├── ModelError          a model that cannot be loaded or converted
+    │   ├── MaskError           a mask (or mask JSON) that does not fit
+    │   ├── StorageError        the database: unreachable, read-only, another schema
+    │   └── AssetError          offline data that cannot be fetched or unpacked
+    └── ScoreError              a score that is not a number: the trial fails, the study goes on
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MqasearchError(Exception):
+    """Base class of all deliberate errors."""
+
+
+class UserError(MqasearchError):
+    """Bad input. The message is one line: what is wrong, where, and what to do instead."""
+
+
+class SpecError(UserError):
+    """A study file with one or more faults.
+
+    Attributes:
+        faults: one line each, in the order of the file.
+    """
+
+    def __init__(self, where: str, faults: Iterable[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{where}: {fault}" for fault in self.faults))
+
+
+class UnknownNameError(UserError):
+    """A name that is not in a list of known names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.name = name
+        super().__init__(unknown_name(kind, name, known, hint))
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded, or whose attention cannot be converted."""
+
+
+class MaskError(UserError):
+    """A mask, or a mask JSON, that does not fit the model or is malformed."""
+
+
+class StorageError(UserError):
+    """A database that cannot be used as it is."""
+
+
+class AssetError(UserError):
+    """Offline data (model or benchmark) that cannot be fetched, verified or unpacked."""
+
+
+class ScoreError(MqasearchError):
+    """A score that is NaN or infinite. Fails the trial, never the study."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
+    """One line for an unknown name: the nearest known one if any is near, then the whole list."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    line = f"unknown {kind} {name!r}: {guess}known: {', '.join(names)}"
+    return f"{line}; {hint}" if hint else line

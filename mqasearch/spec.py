@@ -1,0 +1,329 @@
+"""The study file: what to search, on what, with which selectors.
+
+Strict inside, friendly at the door: a bare string is accepted for a model, a merge, a task and a
+selector, a bare number for the budget; an unknown key or name is answered with the nearest known
+one; all faults are reported at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from mqasearch.budget import Budget
+from mqasearch.errors import MqasearchError, SpecError, unknown_name
+from mqasearch.score import HIGHER_IS_BETTER, TaskSpec
+
+MAX_SPEC_BYTES = 1_000_000
+"""A study file larger than this is refused before it is parsed."""
+
+
+def _no_check(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class KnownNames:
+    """What upper floors know and the spec may name; each check raises or returns None.
+
+    Attributes:
+        model: check of a model's name.
+        task: check of (task, metric).
+        selectors: name → check of its parameters.
+        merges: name → check of its parameters.
+    """
+
+    model: Callable[[str], None] = _no_check
+    task: Callable[[str, str], None] = _no_check
+    selectors: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
+    merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
+
+
+def _named(key: str = "name") -> BeforeValidator:
+    """Accept a bare string where a mapping with ``name`` is meant."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Strict):
+    """The model: hub id, local folder, GGUF file, or ``smollm2-135m``."""
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.model, name)
+        return name
+
+
+class _NamedParameters(BaseModel):
+    """A name and whatever else is given, as its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class MergeEntry(_NamedParameters):
+    """How the KV heads of a converted layer are merged."""
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames) and info.context.merges:
+            _check_named("merge", self, info.context.merges)
+        return self
+
+
+class SelectorEntry(_NamedParameters):
+    """One competitor: a sampler, the number of its trials, its parameters."""
+
+    n_trials: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames) and info.context.selectors:
+            _check_named("selector", self, info.context.selectors)
+        return self
+
+
+class TaskEntry(_Strict):
+    """One benchmark; ``limit`` overrides ``documents.search``."""
+
+    name: str
+    metric: str = "bits_per_byte"
+    num_fewshot: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.task, self.name, self.metric)
+        return self
+
+
+class DocumentsEntry(_Strict):
+    """How many documents of each split; None = all of it."""
+
+    search: int | None = Field(default=100, ge=2)
+    confirmation: int | None = Field(default=400, ge=2)
+    calibration_tokens: int = Field(default=32_768, ge=1)
+    seed: int = 0
+
+
+class BudgetEntry(_Strict):
+    """Layers to convert, or the largest share of the KV cache that may be left."""
+
+    n_layers: int | None = Field(default=None, ge=1)
+    kv_bytes_fraction: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.n_layers is None) == (self.kv_bytes_fraction is None):
+            raise ValueError("give exactly one of n_layers and kv_bytes_fraction")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.n_layers, self.kv_bytes_fraction)
+
+    @property
+    def label(self) -> str:
+        """Short enough for a study name."""
+        if self.n_layers is not None:
+            return f"n{self.n_layers}"
+        assert self.kv_bytes_fraction is not None
+        return f"kv{round(100 * self.kv_bytes_fraction)}"
+
+
+def _budget_door(value: object) -> object:
+    return {"n_layers": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door)]
+OneSelector = Annotated[SelectorEntry, _named()]
+OneTask = Annotated[TaskEntry, _named()]
+
+
+class StudySpec(_Strict):
+    """A study file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
+    model: Annotated[ModelEntry, _named()]
+    merge: Annotated[MergeEntry, _named()] = MergeEntry(name="mean")
+    target_kv_heads: int = Field(default=1, ge=1)
+    budget: Annotated[
+        list[OneBudget],
+        Field(min_length=1),
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    ]
+    tasks: list[OneTask] = Field(min_length=1)
+    documents: DocumentsEntry = DocumentsEntry()
+    selectors: list[OneSelector] = Field(default=[])
+    enqueue: dict[str, list[int]] = Field(default={})
+    n_trials: int = Field(default=30, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.selectors and not self.enqueue:
+            raise ValueError("selectors: name at least one selector, or masks to enqueue")
+        for what, names in (
+            ("selectors", [selector.name for selector in self.selectors]),
+            ("tasks", [task.name for task in self.tasks]),
+            ("budget", [budget.label for budget in self.budget]),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what}: {', '.join(twice)} given twice")
+        ways = {HIGHER_IS_BETTER.get(task.metric, True) for task in self.tasks}
+        if len(ways) > 1:
+            metrics = ", ".join(f"{task.name}: {task.metric}" for task in self.tasks)
+            raise ValueError(
+                f"tasks: one objective cannot both rise and fall ({metrics}); "
+                "choose metrics of the same direction"
+            )
+        return self
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger objective is better."""
+        return HIGHER_IS_BETTER.get(self.tasks[0].metric, True)
+
+    @property
+    def task_specs(self) -> tuple[TaskSpec, ...]:
+        """The tasks, with ``documents.search`` filled in where a task has no limit of its own."""
+        return tuple(
+            TaskSpec(
+                task.name,
+                task.metric,
+                task.num_fewshot,
+                self.documents.search if task.limit is None else task.limit,
+                task.weight,
+            )
+            for task in self.tasks
+        )
+
+    def comparisons(self) -> dict[str, "StudySpec"]:
+        """One comparison per budget: its name → the spec with that budget alone."""
+        if len(self.budget) == 1:
+            return {self.name: self}
+        return {
+            f"{self.name}-{budget.label}": self.model_copy(
+                update={"name": f"{self.name}-{budget.label}", "budget": [budget]}
+            )
+            for budget in self.budget
+        }
+
+
+def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
+    """Read a study file.
+
+    Raises:
+        SpecError: unreadable, not YAML, or with faults; all of them at once.
+    """
+    try:
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise SpecError(str(path), [f"larger than {MAX_SPEC_BYTES:,} bytes, not a study file"])
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = get_close_matches(path.name, _neighbours(path), n=1)
+        guess = f"did you mean {path.parent / near[0]}?" if near else "no such file"
+        raise SpecError(str(path), [guess]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise SpecError(str(path), [_yaml_fault(error)]) from None
+    return parse_spec(data, str(path), known)
+
+
+def parse_spec(data: object, where: str, known: KnownNames | None = None) -> StudySpec:
+    """Validate what a study file holds.
+
+    Raises:
+        SpecError: every fault, one line each.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(where, ["expected keys such as name, model, budget, tasks and selectors"])
+    try:
+        return StudySpec.model_validate(data, context=known)
+    except ValidationError as error:
+        raise SpecError(where, [_fault(row) for row in error.errors()]) from None
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"
+    return f"not YAML: {' '.join(str(error).split())}"
+
+
+def _checked(check: Callable[..., None], *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except MqasearchError as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_named(
+    kind: str,
+    entry: _NamedParameters,
+    known: Mapping[str, Callable[[Mapping[str, Any]], None]],
+) -> None:
+    if entry.name not in known:
+        raise ValueError(unknown_name(kind, entry.name, known))
+    _checked(known[entry.name], entry.parameters)
+
+
+def _fault(row: ErrorDetails) -> str:
+    """One pydantic error as one line: the key's path, what is wrong, what to write instead."""
+    path = ".".join(str(part) for part in row["loc"])
+    if row["type"] == "extra_forbidden":
+        return f"{path}: {_unknown_key(row['loc'])}"
+    if row["type"] == "missing":
+        return f"{path}: missing"
+    message = row["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    shown = "" if row["type"] == "value_error" else f", not {row['input']!r:.80}"
+    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+_ENTRIES: Mapping[str, type[BaseModel]] = {
+    "model": ModelEntry,
+    "tasks": TaskEntry,
+    "documents": DocumentsEntry,
+    "budget": BudgetEntry,
+}
+
+
+def _unknown_key(loc: tuple[int | str, ...]) -> str:
+    entry = _ENTRIES.get(str(loc[0]), StudySpec) if len(loc) > 1 else StudySpec
+    return unknown_name("key", str(loc[-1]), entry.model_fields)
