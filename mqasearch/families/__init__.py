@@ -1,1 +1,39 @@
 """Doors between transformers' attention layouts and ``AttentionWeights``: one per layout."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mqasearch.errors import UnknownNameError
+from mqasearch.families.base import Family
+from mqasearch.families.fused import GPT2Family, GPTNeoXFamily, Phi3Family
+from mqasearch.families.separate import SeparateFamily
+from mqasearch.families.weights import NO_ROPE, AttentionWeights, RopeLayout
+
+_DOORS: tuple[Family, ...] = (
+    SeparateFamily(("llama", "mistral", "qwen2", "gemma", "gemma2")),
+    SeparateFamily(("qwen3",), has_qk_norm=True),
+    SeparateFamily(("opt",), blocks_path="decoder.layers", output="out_proj", rope="none"),
+    Phi3Family(),
+    GPTNeoXFamily(),
+    GPT2Family(),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {model_type: door for door in _DOORS for model_type in door.model_types}
+)
+"""transformers' ``config.model_type`` → the family that understands it."""
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model type.
+
+    Raises:
+        UnknownNameError: names the type and lists those that are supported.
+    """
+    try:
+        return FAMILIES[model_type]
+    except KeyError:
+        raise UnknownNameError("model type", model_type, FAMILIES) from None
+
+
+__all__ = ["FAMILIES", "NO_ROPE", "AttentionWeights", "Family", "RopeLayout", "family_of"]

@@ -1,7 +1,7 @@
 """The weights of one attention layer in a form that no longer knows its model family."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,7 +95,8 @@ class AttentionWeights:
 
     def to(self, dtype: torch.dtype) -> "AttentionWeights":
         """The same layer in another dtype; tensors already in it are shared, not copied."""
-        return replace(self, **{name: t.to(dtype) for name, t in self.tensors().items()})
+        cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in self.tensors().items()}
+        return replace(self, **cast)
 
     def replicated(self, n_kv_heads: int) -> "AttentionWeights":
         """The same function with every KV head repeated up to ``n_kv_heads`` (merging.md, law 9).
@@ -108,7 +109,7 @@ class AttentionWeights:
             raise ValueError(f"{self.n_kv_heads} KV heads cannot be repeated to {n_kv_heads}")
         if times == 1:
             return self
-        repeated = {
+        repeated: dict[str, Any] = {
             name: tensor.repeat_interleave(times, dim=0)
             for name, tensor in self.tensors().items()
             if name in ("k", "v", "k_bias", "v_bias")

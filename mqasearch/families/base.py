@@ -1,0 +1,173 @@
+"""What a family must do: find the attention layers, read their weights, write others in place."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mqasearch.errors import ModelError
+from mqasearch.families.weights import AttentionWeights
+
+
+class Family(ABC):
+    """One weight layout of transformers. Stateless; one instance serves every model of its types.
+
+    Nothing above this class knows what a checkpoint calls its projections, whether they are fused,
+    or which way round they are stored. ``unpack`` and ``pack`` are the door, one inverse to the
+    other; the rest is the same in every family.
+
+    Attributes:
+        model_types: transformers' ``config.model_type`` of the models it understands.
+        blocks_path: of the list of decoder layers inside the base model, ``"layers"``.
+        attention_path: of the attention inside a decoder layer, ``"self_attn"``.
+        projections: the linear modules inside the attention that hold its weights.
+    """
+
+    def __init__(
+        self,
+        model_types: Sequence[str],
+        *,
+        blocks_path: str,
+        attention_path: str,
+        projections: Sequence[str],
+    ) -> None:
+        self.model_types = tuple(model_types)
+        self.blocks_path = blocks_path
+        self.attention_path = attention_path
+        self.projections = tuple(projections)
+
+    @abstractmethod
+    def unpack(self, attention: nn.Module, parameters: Mapping[str, Tensor]) -> AttentionWeights:
+        """The weights in our form.
+
+        Args:
+            attention: only asked for its sizes and its rotary layout.
+            parameters: by name within the attention, ``q_proj.weight``. Views of them are returned
+                where the layout allows it, so treat the result as read-only.
+        """
+
+    @abstractmethod
+    def pack(self, weights: AttentionWeights) -> dict[str, Tensor]:
+        """The inverse of ``unpack``, for as many KV heads as ``weights`` has.
+
+        Tensors that the layout stores as they are come back as views, not copies.
+
+        Raises:
+            ValueError: the layout has no place for fewer KV heads than query heads.
+        """
+
+    def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
+        """The decoder layers, layer 0 first.
+
+        Raises:
+            ModelError: the model is not built as its model type says.
+        """
+        blocks = _submodule(model.base_model, self.blocks_path, model.config.model_type)
+        return tuple(cast(nn.ModuleList, blocks))
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        """The attention of one decoder layer.
+
+        Raises:
+            ModelError: the layer has none under the family's name.
+        """
+        return _submodule(block, self.attention_path, type(block).__name__)
+
+    def parameters(self, attention: nn.Module) -> dict[str, nn.Parameter]:
+        """The live parameters of the projections, by name within the attention.
+
+        Raises:
+            ModelError: a projection is missing, or quantised.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for projection in self.projections:
+            module = _submodule(attention, projection, type(attention).__name__)
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.is_floating_point():
+                    raise ModelError(
+                        f"{projection}.{name} of {type(attention).__name__} is quantised "
+                        f"({parameter.dtype}); load the model in float32, bfloat16 or float16"
+                    )
+                found[f"{projection}.{name}"] = parameter
+        return found
+
+    def read(self, attention: nn.Module) -> AttentionWeights:
+        """The weights of one attention layer, detached; views of the parameters where possible.
+
+        Raises:
+            ModelError: the layer is not built as its model type says, or is quantised.
+        """
+        parameters = {name: p.detach() for name, p in self.parameters(attention).items()}
+        return self.unpack(attention, parameters)
+
+    def stock_parameters(
+        self, attention: nn.Module, weights: AttentionWeights
+    ) -> dict[str, nn.Parameter]:
+        """Parameters of the stock shapes that make ``attention`` compute ``weights``.
+
+        Merged KV heads are repeated up to the number that the layer has. A parameter that would
+        hold the very memory that is already there is the layer's own, so nothing is stored twice.
+
+        Raises:
+            ValueError: ``weights`` does not fit the layer (heads, sizes, a bias it cannot hold).
+        """
+        present = self.parameters(attention)
+        own = self.read(attention)
+        packed = self.pack(weights.replicated(own.n_kv_heads))
+        if sizes(packed) != sizes(present):
+            raise ValueError(f"weights of sizes {sizes(packed)} for a layer of {sizes(present)}")
+        return {
+            name: present[name]
+            if _same_memory(tensor, present[name])
+            else _like(tensor, present[name])
+            for name, tensor in packed.items()
+        }
+
+    def install(self, attention: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Put these very parameter objects into the layer, by reference."""
+        for name, parameter in parameters.items():
+            projection, _, attribute = name.rpartition(".")
+            setattr(attention.get_submodule(projection), attribute, parameter)
+
+    def write(self, attention: nn.Module, weights: AttentionWeights) -> None:
+        """Make the layer compute ``weights``, in stock shapes and the layer's dtype and device.
+
+        New parameter objects are installed; whoever kept the old ones may ``install`` them again.
+
+        Raises:
+            ValueError: ``weights`` does not fit the layer.
+        """
+        self.install(attention, self.stock_parameters(attention, weights))
+
+
+def sizes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name → shape."""
+    return {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+
+
+def _submodule(module: nn.Module, path: str, owner: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ModelError(
+            f"{owner} has no {path!r} where transformers' own code has it; "
+            "load the model without trust_remote_code"
+        ) from None
+
+
+def _same_memory(tensor: Tensor, parameter: nn.Parameter) -> bool:
+    return (
+        tensor.dtype == parameter.dtype
+        and tensor.data_ptr() == parameter.data_ptr()
+        and tensor.stride() == parameter.stride()
+    )
+
+
+def _like(tensor: Tensor, parameter: nn.Parameter) -> nn.Parameter:
+    # clone: a view would keep the whole of a larger tensor alive
+    moved = tensor.detach().to(dtype=parameter.dtype, device=parameter.device)
+    fresh = moved.clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(fresh, requires_grad=parameter.requires_grad)
