@@ -1,0 +1,148 @@
+"""A scorer without a model: for trying selectors, and for testing everything above it.
+
+The loss of a mask, in bits per byte over the original's, is
+
+    Σ_l a_l  +  Σ_{l<m} b_lm        over converted layers l, m
+
+``a`` is positive and skewed (a few layers matter much, most little), as measured on real models;
+``b``, a fifth of its size, has either sign, so that losses are neither additive nor submodular.
+Every document has its own difficulty, and its own reaction to each converted layer, so that
+per-document values of two masks are paired, noisy and alike where the masks are alike. All of it
+is drawn from the seed: two processes agree.
+"""
+
+import hashlib
+import math
+import time
+
+import numpy as np
+
+from mqasearch.errors import MaskError, ScoreError
+from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+
+_SPLIT_SIZES = {"search": 400, "confirmation": 400, "calibration": 200}
+
+
+class FakeScorer:
+    """Additive and pairwise layer sensitivities with noise per document."""
+
+    def __init__(
+        self,
+        n_layers: int = 12,
+        *,
+        n_kv_heads: int = 4,
+        seed: int = 0,
+        noise: float = 0.5,
+        seconds: float = 0.0,
+        diverging: tuple[int, ...] = (),
+    ) -> None:
+        """
+        Args:
+            n_layers: attention layers.
+            n_kv_heads: of the original.
+            seed: of the sensitivities and of the noise.
+            noise: standard deviation of a document's own reaction, as a share of the mask's loss.
+            seconds: to sleep at every score.
+            diverging: layers whose conversion gives NaN.
+        """
+        self.shape = ModelShape(n_layers, 2 * n_kv_heads, n_kv_heads, 16, 32 * n_kv_heads, 2)
+        self.model = f"fake:{n_layers}:{n_kv_heads}:{seed}:{noise}:{diverging}"
+        self.seed = seed
+        self.noise = noise
+        self.seconds = seconds
+        self.diverging = diverging
+        self.n_scored = 0
+        rng = np.random.default_rng([seed, n_layers])
+        self._single = rng.lognormal(mean=-3.0, sigma=1.0, size=n_layers)
+        pairs = rng.normal(scale=0.2, size=(n_layers, n_layers))
+        scale = np.sqrt(np.outer(self._single, self._single))
+        self._pairs = np.triu(pairs * scale, k=1)
+
+    def loss(self, kv_heads: KVHeads) -> float:
+        """True expected loss over the original, in bits per byte, without noise.
+
+        Raises:
+            MaskError: another number of layers.
+        """
+        if len(kv_heads) != self.shape.n_layers:
+            raise MaskError(
+                f"{len(kv_heads)} layers are given, the model has {self.shape.n_layers}"
+            )
+        share = self._share(kv_heads)
+        return float(self._single @ share + share @ self._pairs @ share)
+
+    def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
+        """The key under which ``score``'s answer may be shared."""
+        n_docs = self._n_docs(documents)
+        return ScoreKey(
+            model=self.model,
+            dtype="float32",
+            merge="fake",
+            calibration="",
+            kv_heads=kv_heads,
+            task=task.name,
+            task_version="0",
+            num_fewshot=task.num_fewshot,
+            documents=f"{documents.split}:{n_docs}",
+            seed=documents.seed,
+            lm_eval="",
+        )
+
+    def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
+        """bits_per_byte, choice_cross_entropy, acc and acc_norm of a mask.
+
+        Raises:
+            MaskError: another number of layers.
+            ScoreError: a diverging layer is converted.
+        """
+        started = time.perf_counter()
+        if self.seconds:
+            time.sleep(self.seconds)
+        self.n_scored += 1
+        loss = self.loss(kv_heads)
+        share = self._share(kv_heads)
+        if share[list(self.diverging)].any():
+            raise ScoreError(f"{task.name}: bits_per_byte is nan")
+        n = self._n_docs(documents)
+        rows = [self._document(task, documents, i, share, loss) for i in range(n)]
+        bits = np.array([row[0] for row in rows])
+        ease = np.array([row[1] for row in rows])
+        margin = 1.0 - bits + ease
+        columns = {
+            "acc": (margin > 0).astype(float),
+            "acc_norm": (margin > -0.1).astype(float),
+            "bits_per_byte": bits,
+            "choice_cross_entropy": np.log1p(np.exp(-2.0 * margin)),
+        }
+        return Score(
+            values={metric: float(column.mean()) for metric, column in columns.items()},
+            stderr={
+                metric: float(column.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+                for metric, column in columns.items()
+            },
+            n_docs=n,
+            seconds=time.perf_counter() - started,
+            documents={m: tuple(float(v) for v in column) for m, column in columns.items()},
+        )
+
+    def _share(self, kv_heads: KVHeads) -> np.ndarray:
+        """0 for an untouched layer, 1 for one at a single KV head, between for those between."""
+        most = self.shape.n_kv_heads
+        return np.array([(most - heads) / (most - 1) for heads in kv_heads])
+
+    def _n_docs(self, documents: Documents) -> int:
+        size = _SPLIT_SIZES[documents.split]
+        return size if documents.limit is None else min(size, documents.limit)
+
+    def _document(
+        self, task: TaskSpec, documents: Documents, index: int, share: np.ndarray, loss: float
+    ) -> tuple[float, float]:
+        """Bits per byte of a document, and how far its right answer is ahead on its own."""
+        name = f"{self.seed}:{task.name}:{documents.split}:{documents.seed}:{index}"
+        digest = hashlib.sha256(name.encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        difficulty, ease = rng.normal(1.0, 0.4), rng.normal(0.3, 0.5)
+        reactions = rng.normal(scale=self.noise, size=share.size)
+        own = float((reactions * self._single) @ share)
+        return difficulty + loss + own, ease
