@@ -1,0 +1,236 @@
+"""The seam between Optuna and a selector: a sampler that proposes whole masks."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, ClassVar
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask
+from mqasearch.samplers.draw import n_left, random_unseen, repaired
+from mqasearch.samplers.history import MASK_KEY, MaskTrial, mask_of, read_history
+from mqasearch.samplers.space import param_name, search_space
+
+_TRIES = 5
+
+
+class Outlook(Enum):
+    """What a selector would do with another trial."""
+
+    READY = "ready"
+    """There is a mask to propose now."""
+    WAIT = "wait"
+    """Whatever comes next depends on trials that are running."""
+    DONE = "done"
+    """Nothing is left to propose."""
+
+
+class MaskSampler(BaseSampler, abc.ABC):
+    """Base class of all selectors. A selector writes :meth:`propose`; the rest is done here.
+
+    **Lifetime.** A worker makes one instance per study and keeps it. For every trial:
+
+    1. :meth:`outlook`, asked by the worker before it starts a trial, as often as it likes. It gets
+       the history and touches nothing. READY starts a trial, WAIT is asked again later, DONE ends
+       the study for this worker.
+    2. :meth:`before_trial`, by Optuna, once. A trial enqueued with all its parameters gets its
+       mask's attribute here and is never asked for a proposal: what is enqueued is run as it is,
+       whatever the budget.
+    3. :meth:`infer_relative_search_space` and :meth:`sample_relative`, by Optuna, once, when the
+       objective asks for the first layer. :meth:`sample_relative` reads the history, calls
+       :meth:`propose` and writes the mask to the trial (``mqasearch:mask``) so that every other
+       worker sees it from then on. If an earlier trial turns out to have written the same mask
+       meanwhile, it proposes again: two workers that ask at once get two masks.
+    4. :meth:`sample_independent`, by Optuna, for parameters that are not layers: drawn at random.
+
+    **Memory.** The study is the only one. Instances hold their settings and nothing they have
+    seen, so any worker may die, join late or be a thread among others. Trials failed without
+    ``mqasearch:invalid`` are no part of a history, hence their masks are proposed again.
+
+    **Randomness.** The generator of a proposal is made from (seed, trial number): the same history
+    gives the same mask in any process, and workers that share a seed never share a stream.
+
+    Subclasses set :attr:`name` and :attr:`summary`, and take their own settings as keyword-only
+    arguments with a default and one of the types ``bool``, ``int``, ``float`` and ``Literal[...]``
+    of strings; the study file and the command line find them there.
+
+    Args:
+        n_layers: layers of the model.
+        n_converted: layers that a mask at the budget converts, 1 to ``n_layers``.
+        seed: ≥ 0.
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    name: ClassVar[str]
+    """How a study file calls it."""
+    summary: ClassVar[str]
+    """One line for the list of selectors."""
+    ends: ClassVar[bool] = False
+    """Whether it has a plan of its own that ends (else the number of trials ends the study)."""
+
+    def __init__(self, n_layers: int, n_converted: int, seed: int = 0) -> None:
+        if not 1 <= n_converted <= n_layers:
+            raise UserError(
+                f"a budget of {n_converted} layers does not fit a model of {n_layers}; "
+                f"choose 1 to {n_layers}"
+            )
+        if seed < 0:
+            raise UserError(f"seed {seed} is negative; choose 0 or more")
+        self.n_layers = n_layers
+        self.n_converted = n_converted
+        self.seed = seed
+        self._foreign = RandomSampler(seed)
+
+    @abc.abstractmethod
+    def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """The next mask to score.
+
+        Called once per trial, only for trials that were not enqueued. Converts at most
+        ``n_converted`` layers, and is neither finished nor running as long as any other mask is
+        left.
+
+        Args:
+            history: every other trial of the study, running ones included, by number.
+            rng: the only source of randomness.
+        """
+
+    def outlook(self, history: Sequence[MaskTrial]) -> Outlook:
+        """What :meth:`propose` would do now.
+
+        Here: READY as long as a mask at the budget is unseen, then WAIT until the last one is
+        finished (its worker may still die), then DONE.
+        """
+        if n_left(self.n_layers, self.n_converted, taken(history)):
+            return Outlook.READY
+        return Outlook.WAIT if any(not trial.finished for trial in history) else Outlook.DONE
+
+    def history(self, study: Study) -> list[MaskTrial]:
+        """All that the study knows about masks; cheap, and current at every call."""
+        return read_history(study, self.n_layers)
+
+    def random_mask(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """A random mask at the budget, unseen as long as any is.
+
+        When all are taken: unseen below the budget, the largest first; when nothing at all is
+        left, a repetition.
+        """
+        return self._random_unseen(range(self.n_converted, -1, -1), history, rng)
+
+    def random_probe(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """As :meth:`random_mask`, but below the budget as long as anything there is unseen."""
+        sizes = [*range(self.n_converted - 1, -1, -1), self.n_converted]
+        return self._random_unseen(sizes, history, rng)
+
+    def _random_unseen(
+        self, sizes: Sequence[int], history: Sequence[MaskTrial], rng: np.random.Generator
+    ) -> LayerMask:
+        seen = taken(history)
+        for size in sizes:
+            mask = random_unseen(self.n_layers, size, seen, rng)
+            if mask is not None:
+                return mask
+        valid = {t.mask for t in history if t.state != "invalid"}
+        repeated = sorted((m for m in valid if m.n_converted <= self.n_converted), key=str)
+        at_budget = [mask for mask in repeated if mask.n_converted == self.n_converted]
+        choice = at_budget or repeated or [LayerMask.empty(self.n_layers)]
+        return choice[rng.integers(len(choice))]
+
+    def draw(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        history: Sequence[MaskTrial],
+        rng: np.random.Generator,
+    ) -> LayerMask:
+        """:meth:`propose`, for a selector that wraps another Optuna sampler and needs the study."""
+        return self.propose(history, rng)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Publish the mask of an enqueued trial."""
+        mask = mask_of(trial, self.n_layers)
+        if mask is not None and MASK_KEY not in trial.user_attrs:
+            self._publish(study, trial, mask)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The layers' parameters, always."""
+        return search_space(self.n_layers)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The proposed mask as parameters; anything but layers is drawn at random.
+
+        Raises:
+            ValueError: the study has several objectives.
+        """
+        self._raise_error_if_multi_objective(study)
+        names = [param_name(layer) for layer in range(self.n_layers)]
+        if not search_space.keys() <= set(names):
+            return {
+                name: self._foreign.sample_independent(study, trial, name, distribution)
+                for name, distribution in search_space.items()
+            }
+        mask = mask_of(trial, self.n_layers) or self._proposed(study, trial)
+        flags = dict(zip(names, mask, strict=True))
+        return {name: flags[name] for name in search_space}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A parameter that is no layer of ours, at random.
+
+        Raises:
+            ValueError: the study has several objectives.
+        """
+        self._raise_error_if_multi_objective(study)
+        return self._foreign.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Masks need no reseeding (see Randomness); foreign parameters do."""
+        self._foreign.reseed_rng()
+
+    def _proposed(self, study: Study, trial: FrozenTrial) -> LayerMask:
+        rng = np.random.default_rng((self.seed, trial.number))
+        fixed = _fixed_flags(trial, self.n_layers)
+        history = read_history(study, self.n_layers, without=trial.number)
+        for _ in range(_TRIES):
+            mask = self.draw(study, trial, history, rng)
+            if fixed:
+                mask = repaired(mask, self.n_converted, rng, fixed=fixed)
+            self._publish(study, trial, mask)
+            if mask in taken(history):
+                break
+            history = read_history(study, self.n_layers, without=trial.number)
+            if all(other.mask != mask or other.number > trial.number for other in history):
+                break
+        return mask
+
+    def _publish(self, study: Study, trial: FrozenTrial, mask: LayerMask) -> None:
+        # A FrozenTrial cannot write itself; Optuna's own samplers go through the storage too.
+        study._storage.set_trial_user_attr(trial._trial_id, MASK_KEY, str(mask))
+
+
+def taken(history: Sequence[MaskTrial]) -> set[LayerMask]:
+    """The masks that are finished, running or invalid."""
+    return {trial.mask for trial in history}
+
+
+def _fixed_flags(trial: FrozenTrial, n_layers: int) -> Mapping[int, bool]:
+    """Layers whose flag an enqueued trial gives."""
+    params = trial.system_attrs.get("fixed_params", {})
+    names = {param_name(layer): layer for layer in range(n_layers)}
+    return {names[name]: bool(value) for name, value in params.items() if name in names}

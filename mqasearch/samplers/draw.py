@@ -1,0 +1,100 @@
+"""Random masks with a given number of converted layers, and masks brought to that number."""
+
+import itertools
+import math
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from mqasearch.mask import LayerMask
+
+_TRIES = 100
+
+
+def random_mask(n_layers: int, n_converted: int, rng: np.random.Generator) -> LayerMask:
+    """A mask with exactly ``n_converted`` layers, each such mask equally likely."""
+    layers = rng.choice(n_layers, size=n_converted, replace=False)
+    return LayerMask.of((int(layer) for layer in layers), n_layers)
+
+
+def random_unseen(
+    n_layers: int, n_converted: int, taken: Collection[LayerMask], rng: np.random.Generator
+) -> LayerMask | None:
+    """A random mask with exactly ``n_converted`` layers outside ``taken``; None if there is none.
+
+    Uniform over the masks that are left: by rejection, and once that fails often, which means
+    that few are left, by listing them.
+    """
+    for _ in range(_TRIES):
+        mask = random_mask(n_layers, n_converted, rng)
+        if mask not in taken:
+            return mask
+    if not n_left(n_layers, n_converted, taken):
+        return None
+    masks = (
+        LayerMask.of(c, n_layers) for c in itertools.combinations(range(n_layers), n_converted)
+    )
+    left = [mask for mask in masks if mask not in taken]
+    return left[rng.integers(len(left))]
+
+
+def n_left(n_layers: int, n_converted: int, taken: Collection[LayerMask]) -> int:
+    """How many masks with exactly ``n_converted`` layers are outside ``taken`` (no repeats in it).
+
+    Counts only; nothing is listed.
+    """
+    return math.comb(n_layers, n_converted) - sum(m.n_converted == n_converted for m in taken)
+
+
+def random_neighbour(
+    mask: LayerMask, taken: Collection[LayerMask], rng: np.random.Generator
+) -> LayerMask | None:
+    """A random mask outside ``taken`` that differs by one swap; None if all of them are taken.
+
+    A swap takes one layer out and another one in, so the number of converted layers stays.
+    """
+    inside = rng.permutation(mask.layers)
+    outside = rng.permutation([layer for layer, flag in enumerate(mask) if not flag])
+    pairs = list(itertools.product(inside, outside))
+    for index in rng.permutation(len(pairs)):
+        removed, added = pairs[index]
+        neighbour = swapped(mask, int(removed), int(added))
+        if neighbour not in taken:
+            return neighbour
+    return None
+
+
+def swapped(mask: LayerMask, removed: int, added: int) -> LayerMask:
+    """The mask with one layer taken out and another one put in."""
+    return LayerMask.of({*mask.layers, added} - {removed}, len(mask))
+
+
+def repaired(
+    mask: LayerMask,
+    n_converted: int,
+    rng: np.random.Generator,
+    weights: np.ndarray | None = None,
+    fixed: Mapping[int, bool] | None = None,
+) -> LayerMask:
+    """The mask brought to exactly ``n_converted`` layers by dropping or adding layers.
+
+    Args:
+        mask: with any number of converted layers.
+        n_converted: the number wanted.
+        rng: decides which layers go or come.
+        weights: ``[n_layers]`` log-odds of each layer being converted; a layer is added with
+            probability proportional to ``exp(weight)``, dropped with ``exp(-weight)``, without
+            replacement (the Gumbel-top-k trick). None: all equal.
+        fixed: layers whose flag is given and stays. Where these alone exceed the budget, or leave
+            too few layers for it, the result is as near to it as they allow.
+    """
+    fixed = fixed or {}
+    flags = np.array([fixed.get(layer, flag) for layer, flag in enumerate(mask)])
+    surplus = int(flags.sum()) - n_converted
+    log_odds = np.zeros(len(mask)) if weights is None else weights
+    keys = rng.gumbel(size=len(mask)) + np.where(flags, -log_odds, log_odds)
+    free = [layer for layer in range(len(mask)) if layer not in fixed]
+    candidates = [layer for layer in free if flags[layer] == (surplus > 0)]
+    for layer in sorted(candidates, key=lambda layer: -keys[layer])[: abs(surplus)]:
+        flags[layer] = not flags[layer]
+    return LayerMask(tuple(bool(flag) for flag in flags))

@@ -1,0 +1,49 @@
+"""Every mask at the budget."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask
+from mqasearch.samplers.base import MaskSampler, taken
+from mqasearch.samplers.history import MaskTrial
+
+LIMIT = 20_000
+"""More masks than this are refused."""
+
+
+class ExhaustiveSampler(MaskSampler):
+    """All masks at the budget, in lexicographic order of their layers; then it is done.
+
+    Neighbours in this order share most of their first layers, which suits a scorer that keeps
+    hidden states.
+
+    Raises:
+        UserError: more than ``LIMIT`` masks.
+    """
+
+    name: ClassVar[str] = "exhaustive"
+    summary: ClassVar[str] = f"all masks at the budget, where there are at most {LIMIT:,}"
+    ends: ClassVar[bool] = True
+
+    def __init__(self, n_layers: int, n_converted: int, seed: int = 0) -> None:
+        super().__init__(n_layers, n_converted, seed)
+        if (n_masks := math.comb(n_layers, n_converted)) > LIMIT:
+            raise UserError(
+                f"{n_converted} of {n_layers} layers make {n_masks:,} masks, more than the "
+                f"{LIMIT:,} that the selector 'exhaustive' takes on; choose 'greedy'"
+            )
+
+    def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """The first unseen one."""
+        seen = taken(history)
+        left = (mask for mask in self._masks() if mask not in seen)
+        return next(left, None) or self.random_mask(history, rng)
+
+    def _masks(self) -> Iterator[LayerMask]:
+        for layers in itertools.combinations(range(self.n_layers), self.n_converted):
+            yield LayerMask.of(layers, self.n_layers)

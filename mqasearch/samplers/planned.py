@@ -1,0 +1,106 @@
+"""Selectors that follow a plan: an algorithm written as though losses cost nothing."""
+
+import abc
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from mqasearch.mask import LayerMask
+from mqasearch.samplers.base import MaskSampler, Outlook
+from mqasearch.samplers.history import MaskTrial
+
+Losses = Mapping[LayerMask, float]
+"""Mask → loss. In a request: the masks needed, most wanted first, each with the loss expected of
+it (``inf`` where nothing is expected, which means: assume that it will not matter)."""
+
+T = TypeVar("T")
+Subplan = Generator[Losses, Losses, T]
+"""Yields requests, is sent the losses of the masks requested, returns what it concludes."""
+
+Plan = Subplan[None]
+
+
+class PlannedSampler(MaskSampler):
+    """A selector whose masks follow from the losses of earlier ones.
+
+    A subclass writes :meth:`plan` alone, as a generator that yields the masks whose losses it
+    needs next and is sent these losses. Nobody keeps the generator: at every proposal it is run
+    again from the start on the losses that the study knows, up to the first it does not know. So
+    there is no leader and no state to lose, and a worker that dies leaves a mask that the next
+    proposal finds missing.
+
+    **Several workers.** The masks of one request are independent, each goes to a worker of its
+    own. Once all of a request are running, the plan is run on with the losses it expects of them,
+    to see what it would ask for next, and a free worker scores that ahead of its time. Expected
+    losses decide only what is scored early, never what is chosen: the plan is sent nothing but
+    the losses of the masks it asks for. Masks at the budget are never scored ahead, so the study
+    ends with the same masks at the budget, hence the same best one, as with a single worker.
+
+    When there is nothing to score ahead the outlook is WAIT; a trial started all the same (two
+    workers were told READY and only one mask was left) gets a random mask below the budget, which
+    disturbs nothing. After the plan's end a trial gets a random unseen mask at the budget.
+    """
+
+    ends = True
+
+    @abc.abstractmethod
+    def plan(self) -> Plan:
+        """The algorithm, from the start; it ends when nothing further is needed.
+
+        Deterministic: what it yields depends on the losses it is sent alone. The loss of an
+        invalid mask is ``inf``. A request must not be empty.
+        """
+
+    def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """The most wanted mask that is neither known nor running; see the class."""
+        step = self._next_step(history)
+        if isinstance(step, LayerMask):
+            return step
+        if step == Outlook.WAIT:
+            return self.random_probe(history, rng)
+        return self.random_mask(history, rng)
+
+    def outlook(self, history: Sequence[MaskTrial]) -> Outlook:
+        """READY, WAIT or DONE as the class says.
+
+        A plan that ended without a valid mask at the budget goes on at random.
+        """
+        step = self._next_step(history)
+        if isinstance(step, LayerMask):
+            return Outlook.READY
+        if step == Outlook.DONE and not any(
+            trial.state != "invalid" and trial.mask.n_converted == self.n_converted
+            for trial in history
+        ):
+            return super().outlook(history)
+        return step
+
+    def _next_step(self, history: Sequence[MaskTrial]) -> LayerMask | Outlook:
+        """The mask to propose, or why there is none."""
+        known = {trial.mask: trial.loss for trial in history if trial.finished}
+        running = {trial.mask for trial in history if not trial.finished}
+        ahead = False
+        for missing in self._missing(known):
+            for mask in missing:
+                if mask not in running and not (ahead and mask.n_converted == self.n_converted):
+                    return mask
+            ahead = True
+        return Outlook.WAIT if ahead else Outlook.DONE
+
+    def _missing(self, known: Mapping[LayerMask, float]) -> Iterator[list[LayerMask]]:
+        """The unknown masks of each request that has some, in the order of the plan.
+
+        Requests after the first one yielded rest on expected losses.
+        """
+        plan = self.plan()
+        request = next(plan, None)
+        while request:
+            missing = [mask for mask in request if mask not in known]
+            if missing:
+                yield missing
+            losses = {mask: known.get(mask, expected) for mask, expected in request.items()}
+            try:
+                request = plan.send(losses)
+            except StopIteration:
+                return

@@ -1,0 +1,21 @@
+"""Random masks at the budget."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from mqasearch.mask import LayerMask
+from mqasearch.samplers.base import MaskSampler
+from mqasearch.samplers.history import MaskTrial
+
+
+class UniformSampler(MaskSampler):
+    """Every unseen mask at the budget is equally likely; what any search must beat."""
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "random masks at the budget, none twice"
+
+    def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+        """A random unseen mask at the budget."""
+        return self.random_mask(history, rng)
