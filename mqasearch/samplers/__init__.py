@@ -4,7 +4,7 @@ Made by :func:`sampler_of`; :class:`MaskSampler` is the seam for a new one.
 """
 
 from mqasearch.samplers.base import MaskSampler, Outlook
-from mqasearch.samplers.history import INVALID_KEY, MASK_KEY, MaskState, MaskTrial, read_history
+from mqasearch.samplers.history import INVALID_KEY, MASK_KEY, HistoryReader, MaskState, MaskTrial
 from mqasearch.samplers.planned import Plan, PlannedSampler
 from mqasearch.samplers.registry import (
     PLANNED,
@@ -20,6 +20,7 @@ __all__ = [
     "MASK_KEY",
     "PLANNED",
     "SELECTORS",
+    "HistoryReader",
     "MaskSampler",
     "MaskState",
     "MaskTrial",
@@ -30,7 +31,6 @@ __all__ = [
     "mask_params",
     "param_name",
     "parameters_of",
-    "read_history",
     "sampler_of",
     "search_space",
 ]

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers.draw import n_left, random_unseen, repaired
-from mqasearch.samplers.history import MASK_KEY, MaskTrial, mask_of, read_history
+from mqasearch.samplers.history import MASK_KEY, HistoryReader, MaskTrial, mask_of
 from mqasearch.samplers.space import param_name, search_space
 
 _TRIES = 5
@@ -49,8 +49,8 @@ class MaskSampler(BaseSampler, abc.ABC):
        meanwhile, it proposes again: two workers that ask at once get two masks.
     4. :meth:`sample_independent`, by Optuna, for parameters that are not layers: drawn at random.
 
-    **Memory.** The study is the only one. Instances hold their settings and nothing they have
-    seen, so any worker may die, join late or be a thread among others. Trials failed without
+    **Memory.** The study is the only one. Instances hold their settings and a cache of finished
+    trials, so any worker may die, join late or be a thread among others. Trials failed without
     ``mqasearch:invalid`` are no part of a history, hence their masks are proposed again.
 
     **Randomness.** The generator of a proposal is made from (seed, trial number): the same history
@@ -88,6 +88,7 @@ class MaskSampler(BaseSampler, abc.ABC):
         self.n_converted = n_converted
         self.seed = seed
         self._foreign = RandomSampler(seed)
+        self._reader = HistoryReader(n_layers)
 
     @abc.abstractmethod
     def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
@@ -114,7 +115,7 @@ class MaskSampler(BaseSampler, abc.ABC):
 
     def history(self, study: Study) -> list[MaskTrial]:
         """All that the study knows about masks; cheap, and current at every call."""
-        return read_history(study, self.n_layers)
+        return self._reader.read(study)
 
     def random_mask(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
         """A random mask at the budget, unseen as long as any is.
@@ -206,7 +207,7 @@ class MaskSampler(BaseSampler, abc.ABC):
     def _proposed(self, study: Study, trial: FrozenTrial) -> LayerMask:
         rng = np.random.default_rng((self.seed, trial.number))
         fixed = _fixed_flags(trial, self.n_layers)
-        history = read_history(study, self.n_layers, without=trial.number)
+        history = self._reader.read(study, without=trial.number)
         for _ in range(_TRIES):
             mask = self.draw(study, trial, history, rng)
             if fixed:
@@ -214,7 +215,7 @@ class MaskSampler(BaseSampler, abc.ABC):
             self._publish(study, trial, mask)
             if mask in taken(history):
                 break
-            history = read_history(study, self.n_layers, without=trial.number)
+            history = self._reader.read(study, without=trial.number)
             if all(other.mask != mask or other.number > trial.number for other in history):
                 break
         return mask

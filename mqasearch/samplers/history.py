@@ -12,7 +12,6 @@ Two user attributes of a trial carry what Optuna's own fields do not:
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from optuna.study import Study, StudyDirection
@@ -51,21 +50,52 @@ class MaskTrial:
         return self.state != "running"
 
 
-def read_history(study: Study, n_layers: int, *, without: int | None = None) -> list[MaskTrial]:
-    """Every trial of the study whose mask is known and counts, by number.
+class HistoryReader:
+    """Reads a study's history again and again at a cost that hardly grows with it.
 
-    Left out: failed trials that are not marked invalid, trials of another search space or number
-    of layers, and the trial numbered ``without`` (the one that asks). Costs one read of the
-    study's trials, without copies, and a few µs a trial.
+    Finished trials cannot change, and Optuna's storages hand out the same object for one at every
+    read; what was made of it is kept beside it. A cache and no memory: any other instance reads
+    the same history.
+
+    Args:
+        n_layers: of the masks; trials of another length are no part of the history.
     """
-    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    return [
-        MaskTrial(trial.number, mask, *found)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.number != without
-        and (found := _state_and_loss(trial, sign)) is not None
-        and (mask := mask_of(trial, n_layers)) is not None
-    ]
+
+    def __init__(self, n_layers: int) -> None:
+        self.n_layers = n_layers
+        self._finished: dict[int, tuple[FrozenTrial, MaskTrial | None]] = {}
+
+    def read(self, study: Study, *, without: int | None = None) -> list[MaskTrial]:
+        """Every trial of the study whose mask is known and counts, by number.
+
+        Left out: failed trials that are not marked invalid, trials of another search space or
+        number of layers, and the trial numbered ``without`` (the one that asks).
+        """
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        trials = [
+            self._trial(trial, sign)
+            for trial in study.get_trials(deepcopy=False)
+            if trial.number != without
+        ]
+        return [trial for trial in trials if trial is not None]
+
+    def _trial(self, frozen: FrozenTrial, sign: float) -> MaskTrial | None:
+        kept = self._finished.get(frozen._trial_id)
+        if kept is not None and kept[0] is frozen:
+            return kept[1]
+        trial = _mask_trial(frozen, self.n_layers, sign)
+        if frozen.state.is_finished():
+            self._finished[frozen._trial_id] = (frozen, trial)
+        return trial
+
+
+def _mask_trial(trial: FrozenTrial, n_layers: int, sign: float) -> MaskTrial | None:
+    """None for a trial that does not count."""
+    found = _state_and_loss(trial, sign)
+    mask = mask_of(trial, n_layers)
+    if found is None or mask is None:
+        return None
+    return MaskTrial(trial.number, mask, *found)
 
 
 def mask_of(trial: FrozenTrial, n_layers: int) -> LayerMask | None:
@@ -75,19 +105,13 @@ def mask_of(trial: FrozenTrial, n_layers: int) -> LayerMask | None:
     """
     text = trial.user_attrs.get(MASK_KEY)
     if isinstance(text, str):
-        return _parse(text) if len(text) == n_layers else None
+        return LayerMask.parse(text) if len(text) == n_layers else None
     params = trial.params or trial.system_attrs.get("fixed_params", {})
     flags = [params.get(param_name(layer)) for layer in range(n_layers)]
     return None if None in flags else LayerMask(tuple(map(bool, flags)))
 
 
-@lru_cache(maxsize=1 << 16)
-def _parse(text: str) -> LayerMask:
-    return LayerMask.parse(text)
-
-
 def _state_and_loss(trial: FrozenTrial, sign: float) -> tuple[MaskState, float] | None:
-    """None for a trial that does not count."""
     if trial.state in (TrialState.RUNNING, TrialState.WAITING):
         return "running", math.nan
     if trial.state == TrialState.FAIL:
