@@ -104,27 +104,25 @@ class Family(ABC):
         return self.unpack(attention, parameters)
 
     def stock_parameters(
-        self, attention: nn.Module, weights: AttentionWeights
+        self, weights: AttentionWeights, n_kv_heads: int, present: Mapping[str, nn.Parameter]
     ) -> dict[str, nn.Parameter]:
-        """Parameters of the stock shapes that make ``attention`` compute ``weights``.
+        """Parameters of the stock shapes that make a layer compute ``weights``.
 
-        Merged KV heads are repeated up to the number that the layer has. A parameter that would
-        hold the very memory that is already there is the layer's own, so nothing is stored twice.
+        Merged KV heads are repeated. Where a parameter would equal the one in ``present``, it is
+        that one, so nothing is stored twice.
+
+        Args:
+            weights: with ``n_kv_heads`` KV heads or a divisor of it.
+            n_kv_heads: KV heads of the stock layer.
+            present: the layer's ``parameters``; decide shapes, dtype and device.
 
         Raises:
             ValueError: ``weights`` does not fit the layer (heads, sizes, a bias it cannot hold).
         """
-        present = self.parameters(attention)
-        own = self.read(attention)
-        packed = self.pack(weights.replicated(own.n_kv_heads))
+        packed = self.pack(weights.replicated(n_kv_heads))
         if sizes(packed) != sizes(present):
             raise ValueError(f"weights of sizes {sizes(packed)} for a layer of {sizes(present)}")
-        return {
-            name: present[name]
-            if _same_memory(tensor, present[name])
-            else _like(tensor, present[name])
-            for name, tensor in packed.items()
-        }
+        return {name: _parameter(tensor, present[name]) for name, tensor in packed.items()}
 
     def install(self, attention: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         """Put these very parameter objects into the layer, by reference."""
@@ -140,7 +138,9 @@ class Family(ABC):
         Raises:
             ValueError: ``weights`` does not fit the layer.
         """
-        self.install(attention, self.stock_parameters(attention, weights))
+        n_kv_heads = self.read(attention).n_kv_heads
+        present = self.parameters(attention)
+        self.install(attention, self.stock_parameters(weights, n_kv_heads, present))
 
 
 def sizes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -158,16 +158,10 @@ def _submodule(module: nn.Module, path: str, owner: str) -> nn.Module:
         ) from None
 
 
-def _same_memory(tensor: Tensor, parameter: nn.Parameter) -> bool:
-    return (
-        tensor.dtype == parameter.dtype
-        and tensor.data_ptr() == parameter.data_ptr()
-        and tensor.stride() == parameter.stride()
-    )
-
-
-def _like(tensor: Tensor, parameter: nn.Parameter) -> nn.Parameter:
+def _parameter(tensor: Tensor, present: nn.Parameter) -> nn.Parameter:
+    cast = tensor.detach().to(dtype=present.dtype, device=present.device)
+    if torch.equal(cast, present):
+        return present
     # clone: a view would keep the whole of a larger tensor alive
-    moved = tensor.detach().to(dtype=parameter.dtype, device=parameter.device)
-    fresh = moved.clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(fresh, requires_grad=parameter.requires_grad)
+    fresh = cast.clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(fresh, requires_grad=present.requires_grad)

@@ -93,10 +93,14 @@ class AttentionWeights:
         named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def to(self, dtype: torch.dtype) -> "AttentionWeights":
-        """The same layer in another dtype; tensors already in it are shared, not copied."""
-        cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in self.tensors().items()}
-        return replace(self, **cast)
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "AttentionWeights":
+        """The same layer elsewhere; tensors that need no change are shared, not copied."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()
+        }
+        return replace(self, **moved)
 
     def replicated(self, n_kv_heads: int) -> "AttentionWeights":
         """The same function with every KV head repeated up to ``n_kv_heads`` (merging.md, law 9).

@@ -1,0 +1,16 @@
+"""Fewer KV heads without training: merges, the statistics they read, the convertible model."""
+
+from mqasearch.conversion.convertible import ConvertibleModel, divisors
+from mqasearch.conversion.merge import Merge
+from mqasearch.conversion.registry import MERGES, merge_of
+from mqasearch.conversion.statistics import LayerStatistics, Statistics
+
+__all__ = [
+    "MERGES",
+    "ConvertibleModel",
+    "LayerStatistics",
+    "Merge",
+    "Statistics",
+    "divisors",
+    "merge_of",
+]
