@@ -12,7 +12,7 @@ from typing import Literal
 
 from mqasearch.mask import KVHeads
 
-Split = Literal["search", "confirmation", "calibration"]
+Split = Literal["search", "confirmation", "calibration", "full"]
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "acc": True,
@@ -51,7 +51,7 @@ class Documents:
     a smaller ``limit`` is always a prefix of a larger one.
 
     Attributes:
-        split: search, confirmation or calibration; disjoint.
+        split: search, confirmation or calibration, which are disjoint; or full, all documents.
         limit: number of documents; None = the whole split.
         seed: of the order.
     """

@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from mqasearch.budget import Budget
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
-from mqasearch.score import HIGHER_IS_BETTER, TaskSpec
+from mqasearch.score import HIGHER_IS_BETTER, Split, TaskSpec
 
 MAX_SPEC_BYTES = 1_000_000
 """A study file larger than this is refused before it is parsed."""
@@ -128,9 +128,12 @@ class TaskEntry(_Strict):
 
 
 class DocumentsEntry(_Strict):
-    """How many documents of each split; None = all of it."""
+    """How many documents of each split; None = all of it.
 
-    search: int | None = Field(default=100, ge=2)
+    ``search: full`` scores every document unsplit, so that nothing is left to confirm on.
+    """
+
+    search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 100
     confirmation: int | None = Field(default=400, ge=2)
     calibration_tokens: int = Field(default=32_768, ge=1)
     seed: int = 0
@@ -215,16 +218,17 @@ class StudySpec(_Strict):
         return HIGHER_IS_BETTER.get(self.tasks[0].metric, True)
 
     @property
+    def search_split(self) -> Split:
+        """Which documents the search scores."""
+        return "full" if self.documents.search == "full" else "search"
+
+    @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
         """The tasks, with ``documents.search`` filled in where a task has no limit of its own."""
+        search = self.documents.search
+        default = None if search == "full" else search
         return tuple(
-            TaskSpec(
-                task.name,
-                task.metric,
-                task.num_fewshot,
-                self.documents.search if task.limit is None else task.limit,
-                task.weight,
-            )
+            TaskSpec(task.name, task.metric, task.num_fewshot, task.limit or default, task.weight)
             for task in self.tasks
         )
 

@@ -1,0 +1,82 @@
+"""``tasks``, ``families``, ``selectors``, ``merges``: what there is."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mqasearch.cli.options import Format, OutputFormat
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(tasks)
+    app.command()(families)
+    app.command()(selectors)
+    app.command()(merges)
+
+
+def tasks(
+    everything: Annotated[
+        bool, typer.Option("--all", help="lm-eval's own tasks too; they need a hub.")
+    ] = False,
+    format: OutputFormat = Format.TABLE,
+) -> None:
+    """List the tasks that can be scored."""
+    from mqasearch.evaluation.offline import all_task_names, offline_task_names
+
+    offline = set(offline_task_names())
+    names = sorted(all_task_names() if everything else offline)
+    _print(
+        ("task", "data"),
+        ((name, "offline" if name in offline else "hub") for name in names),
+        format,
+    )
+
+
+def families(format: OutputFormat = Format.TABLE) -> None:
+    """List the model types that can be converted."""
+    from mqasearch.families import FAMILIES
+
+    _print(("model type", "family"), sorted(_family_rows(FAMILIES)), format)
+
+
+def selectors(format: OutputFormat = Format.TABLE) -> None:
+    """List the selectors of layers."""
+    from mqasearch.samplers import SELECTORS, parameters_of
+
+    _print(
+        ("selector", "what it does", "parameters"),
+        (
+            (name, sampler.summary, _parameters(parameters_of(name)))
+            for name, sampler in SELECTORS.items()
+        ),
+        format,
+    )
+
+
+def merges(format: OutputFormat = Format.TABLE) -> None:
+    """List the ways to merge KV heads."""
+    from mqasearch.conversion import MERGES
+
+    _print(("merge", "what it does"), _described(MERGES), format)
+
+
+def _family_rows(known: Any) -> Iterable[tuple[str, str]]:
+    for model_type in known:
+        yield model_type, type(known[model_type]).__name__
+
+
+def _parameters(known: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name}={default}" for name, (_, default) in known.items())
+
+
+def _described(known: Any) -> Iterable[tuple[str, str]]:
+    for name, thing in known.items():
+        yield name, (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _print(headers: Sequence[str], rows: Iterable[Sequence[str]], format: Format) -> None:
+    from mqasearch.cli.tables import print_rows
+
+    print_rows(headers, rows, format)

@@ -1,0 +1,34 @@
+"""Options that several commands share, spelled once, with Optuna's names."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORAGE = "sqlite:///mqasearch.db"
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Storage = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        envvar="OPTUNA_STORAGE",
+        help="Database URL: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.",
+        show_envvar=True,
+    ),
+]
+StudyName = Annotated[
+    str,
+    typer.Option("--study-name", help="A comparison, or one of its selectors as NAME.SELECTOR."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N or mps.")]
+OutputFormat = Annotated[Format, typer.Option("-f", "--format", help="table or json.")]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]

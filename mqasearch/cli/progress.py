@@ -1,0 +1,102 @@
+"""One line of progress on a terminal, one log line a trial elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from mqasearch.search.compare import best_trial, finished
+from mqasearch.search.run import Watcher
+from mqasearch.search.worker import Selection
+
+log = logging.getLogger("mqasearch")
+
+
+class Progress:
+    """Selector, trial, best so far, difference to the original, time left.
+
+    The time left rests on this process's own pace and on how many trials the selector is expected
+    to need; a plan may turn out shorter or longer.
+    """
+
+    def __init__(self) -> None:
+        self.watcher = Watcher(self._start, self._trial, self._confirm)
+        self._scoring_seconds: list[float] = []
+        self._started = time.monotonic()
+        self._bars = Bars(
+            TextColumn("{task.fields[selector]:<12}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bars.add_task("", selector="", note="loading the model", total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def _start(self, selection: Selection) -> None:
+        done = len(finished(selection.study))
+        self._bars.update(
+            self._task,
+            selector=selection.facts.selector,
+            completed=done,
+            total=max(selection.expected_trials(), done + 1),
+        )
+
+    def _trial(self, selection: Selection) -> None:
+        rows = finished(selection.study)
+        if not rows:
+            return
+        last = rows[-1].facts
+        if not last.reused:
+            self._scoring_seconds.append(time.monotonic() - self._started)
+        self._started = time.monotonic()
+        best = best_trial(selection.study)
+        shown = (
+            f"best {best.facts.value:.4f} ({best.facts.delta:+.4f})"
+            if best
+            else f"probe {last.value:.4f} ({last.delta:+.4f})"
+        )
+        left = max(selection.expected_trials() - len(rows), 0)
+        note = f"{shown}  {self._left(left)}"
+        self._bars.update(self._task, completed=len(rows), note=note)
+        if self._bars.disable:
+            log.info(
+                "%s trial %d: %s %.4f (%+.4f)%s; %s",
+                selection.study.study_name,
+                rows[-1].number,
+                last.mask,
+                last.value,
+                last.delta,
+                " known" if last.reused else f" in {last.seconds:.1f} s",
+                note,
+            )
+
+    def _confirm(self, selection: Selection) -> None:
+        self._bars.update(self._task, note="confirming on held-out documents")
+        if self._bars.disable:
+            log.info("%s: confirming on held-out documents", selection.study.study_name)
+
+    def _left(self, trials: int) -> str:
+        if not self._scoring_seconds or not trials:
+            return ""
+        seconds = trials * sum(self._scoring_seconds) / len(self._scoring_seconds)
+        return (
+            f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+        )

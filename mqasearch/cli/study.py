@@ -1,0 +1,179 @@
+"""``demo, run, create, worker, status, compare, export``: the life of a study."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mqasearch.cli.options import (
+    DEFAULT_STORAGE,
+    Device,
+    Format,
+    OutputFormat,
+    Storage,
+    StudyFile,
+    StudyName,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (demo, run, create, worker, status, compare, export):
+        app.command()(command)
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo"),
+    device: Device = "auto",
+) -> None:
+    """Run the main job on the embedded model and benchmark."""
+    from importlib.resources import as_file, files
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with as_file(files("mqasearch.cli") / "demo.yaml") as study:
+        run(study, f"sqlite:///{output_dir / 'mqasearch.db'}", device, output_dir)
+
+
+def run(
+    study: StudyFile,
+    storage: Storage = DEFAULT_STORAGE,
+    device: Device = "auto",
+    output_dir: Annotated[Path, typer.Option(help="Where masks.json goes.")] = Path("."),
+) -> None:
+    """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
+    from mqasearch.cli.progress import Progress
+    from mqasearch.search.names import known_names
+    from mqasearch.search.run import create as create_all
+    from mqasearch.search.run import work
+    from mqasearch.search.storage import open_storage
+    from mqasearch.serving.export import export as export_masks
+    from mqasearch.serving.mask_json import write_masks
+    from mqasearch.spec import load_spec
+
+    spec = load_spec(study, known_names())
+    opened = open_storage(storage)
+    create_all(opened, spec)
+    with Progress() as progress:
+        work(opened, spec.name, device=device, watcher=progress.watcher)
+    for name in spec.comparisons():
+        target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
+        studies = _print_comparison(storage, name, Format.TABLE)
+        write_masks(export_masks(name, studies), target)
+        print(f"masks: {target}")
+    _print_next_steps(opened.url_hidden, spec.name)
+
+
+def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Create the studies of a study file, for workers to take up."""
+    from mqasearch.search.names import known_names
+    from mqasearch.search.run import create as create_all
+    from mqasearch.search.storage import open_storage
+    from mqasearch.spec import load_spec
+
+    for name in create_all(open_storage(storage), load_spec(study, known_names())):
+        print(name)
+
+
+def worker(
+    study_name: StudyName,
+    storage: Storage = DEFAULT_STORAGE,
+    device: Device = "auto",
+    n_trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Stop after seconds.")] = None,
+) -> None:
+    """Score trials of a study until none is left; start as many workers as you have devices."""
+    from mqasearch.cli.progress import Progress
+    from mqasearch.search.run import work
+    from mqasearch.search.storage import open_storage
+
+    opened = open_storage(storage, create=False)
+    with Progress() as progress:
+        done = work(
+            opened,
+            study_name,
+            device=device,
+            n_trials=n_trials,
+            timeout=timeout,
+            watcher=progress.watcher,
+        )
+    print(f"{done} trials done")
+
+
+def status(
+    storage: Storage = DEFAULT_STORAGE,
+    study_name: Annotated[str | None, typer.Option("--study-name", help="One only.")] = None,
+    format: OutputFormat = Format.TABLE,
+) -> None:
+    """Show every study: trials by state, and the best value so far."""
+    from mqasearch.cli.tables import print_rows
+    from mqasearch.search.status import STATUS_HEADERS, study_rows
+    from mqasearch.search.storage import open_storage
+
+    opened = open_storage(storage, create=False)
+    print_rows(STATUS_HEADERS, study_rows(opened.optuna, study_name), format)
+
+
+def compare(
+    study_name: StudyName, storage: Storage = DEFAULT_STORAGE, format: OutputFormat = Format.TABLE
+) -> None:
+    """Show the selectors of a comparison side by side."""
+    _print_comparison(storage, study_name, format)
+
+
+def export(
+    study_name: StudyName,
+    output: Output,
+    storage: Storage = DEFAULT_STORAGE,
+    selector: Annotated[str | None, typer.Option(help="This one's best mask only.")] = None,
+) -> None:
+    """Write the best mask of each selector, and the front over budgets, as JSON."""
+    from mqasearch.errors import UnknownNameError
+    from mqasearch.serving.export import export as export_masks
+    from mqasearch.serving.mask_json import write_masks
+
+    document = export_masks(study_name, _studies(storage, study_name))
+    if selector is not None:
+        masks = {mask["study"]["selector"]: mask for mask in document["masks"]}
+        if selector not in masks:
+            raise UnknownNameError("selector", selector, masks)
+        document = masks[selector]
+    write_masks(document, output)
+    print(output)
+
+
+def _studies(storage: str, name: str) -> "list[optuna.Study]":
+    import optuna
+
+    from mqasearch.search.storage import open_storage
+    from mqasearch.search.worker import find_studies
+
+    opened = open_storage(storage, create=False)
+    return [
+        optuna.load_study(study_name=study, storage=opened.optuna)
+        for study in find_studies(opened.optuna, name)
+    ]
+
+
+def _print_comparison(storage: str, name: str, format: Format) -> "list[optuna.Study]":
+    from dataclasses import asdict
+
+    from mqasearch.cli.tables import comparison_table, console, print_json
+    from mqasearch.search.compare import compare as compare_studies
+
+    studies = _studies(storage, name)
+    rows = compare_studies(studies)
+    if format is Format.JSON:
+        print_json([asdict(row) for row in rows])
+    else:
+        console().print(comparison_table(name, rows))
+    return studies
+
+
+def _print_next_steps(storage: str, name: str) -> None:
+    print(f"dashboard: mqasearch dashboard --storage {storage}")
+    print(f"another worker: mqasearch worker --storage {storage} --study-name {name}")

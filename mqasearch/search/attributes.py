@@ -1,0 +1,170 @@
+"""Every Optuna attribute that mqasearch writes, each with its getter and setter.
+
+Each attribute is a transaction of its own, so facts travel together: one attribute a study, one a
+trial (besides the mask, which the sampler writes first so that other workers see it at once).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from mqasearch.errors import ModelError
+from mqasearch.mask import LayerMask
+from mqasearch.samplers import MASK_KEY
+from mqasearch.spec import StudySpec, parse_spec
+
+STUDY_KEY = "mqasearch:study"
+CONFIRMATION_KEY = "mqasearch:confirmation"
+MODEL_KEY = "mqasearch:model"
+FACTS_KEY = "mqasearch:facts"
+Direction = Literal["minimize", "maximize"]
+ENQUEUED = "enqueued"
+"""What the sampler of a study that holds only masks enqueued by name is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """What a worker needs to know of an Optuna study; written once, by ``create``.
+
+    Attributes:
+        study: name in the study file.
+        comparison: name that the selectors of one budget share.
+        selector: this study's selector.
+        n_converted: layers that a mask at the budget converts.
+        n_layers: of the model.
+        shape: of the model, as plain data.
+        n_trials: at most; None where the selector's plan ends by itself.
+        direction: ``minimize`` or ``maximize``.
+        spec: the study file, as plain data.
+        versions: of the packages that scores depend on.
+    """
+
+    study: str
+    comparison: str
+    selector: str
+    n_converted: int
+    n_layers: int
+    shape: dict[str, int]
+    n_trials: int | None
+    direction: Direction
+    spec: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def study_spec(self) -> StudySpec:
+        """The spec, validated again: a stored study may come from anybody."""
+        return parse_spec(self.spec, f"the spec stored in study {self.comparison}.{self.selector}")
+
+
+def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
+    """Write a study's facts."""
+    study.set_user_attr(STUDY_KEY, asdict(facts))
+
+
+def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
+    """A study's facts; None for a study that mqasearch did not create."""
+    row = user_attrs.get(STUDY_KEY)
+    return StudyFacts(**row) if isinstance(row, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What every worker of a study must agree on; written by the first one.
+
+    Attributes:
+        fingerprint: of the original weights.
+        dtype: that scores are computed in.
+        merge: name and parameters, canonical.
+        calibration: digest of the calibration statistics; empty where the merge needs none.
+        versions: of the packages that scores depend on.
+    """
+
+    fingerprint: str
+    dtype: str
+    merge: str
+    calibration: str
+    versions: dict[str, str]
+
+
+def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:
+    """What the study's workers agreed on; None before the first one."""
+    row = user_attrs.get(MODEL_KEY)
+    return ModelFacts(**row) if isinstance(row, dict) else None
+
+
+def agree_on_model(study: optuna.Study, mine: ModelFacts) -> None:
+    """Record what this worker scores with, or check it against what others recorded.
+
+    Raises:
+        ModelError: this worker's scores would not be comparable, with what differs.
+    """
+    theirs = model_facts(study.user_attrs)
+    if theirs is None:
+        study.set_user_attr(MODEL_KEY, asdict(mine))
+        return
+    ours, others = asdict(mine), asdict(theirs)
+    if changes := [
+        f"{key}: {others[key]} → {ours[key]}" for key in ours if ours[key] != others[key]
+    ]:
+        raise ModelError(
+            f"this worker's scores would not be comparable with those of study "
+            f"{study.study_name!r} ({'; '.join(changes)}); use what the study uses, or create "
+            "another study"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFacts:
+    """What a finished trial found.
+
+    Attributes:
+        mask: the row of 0 and 1.
+        n_converted: converted layers.
+        kv_bytes_per_token: of the converted model.
+        value: the objective.
+        delta: value − the original model's.
+        seconds: that scoring took this trial; 0 where every score was already known.
+        reused: True where no new score was computed.
+        scores: task → metric → value.
+        name: of an enqueued mask.
+    """
+
+    mask: str
+    n_converted: int
+    kv_bytes_per_token: int
+    value: float
+    delta: float
+    seconds: float
+    reused: bool
+    scores: dict[str, dict[str, float]]
+    name: str | None = None
+
+
+def set_trial_facts(trial: optuna.Trial, facts: TrialFacts) -> None:
+    """Write a trial's facts."""
+    trial.set_user_attr(FACTS_KEY, asdict(facts))
+
+
+def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
+    """A trial's facts; None while it is not finished."""
+    row = trial.user_attrs.get(FACTS_KEY)
+    return TrialFacts(**row) if isinstance(row, dict) else None
+
+
+def trial_mask(trial: FrozenTrial) -> LayerMask | None:
+    """The mask a trial works on, as soon as its sampler has proposed it."""
+    text = trial.user_attrs.get(MASK_KEY)
+    return LayerMask.parse(text) if isinstance(text, str) else None
+
+
+def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:
+    """Write the held-out result of a study's best mask."""
+    study.set_user_attr(CONFIRMATION_KEY, row)
+
+
+def confirmation(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
+    """The held-out result of a study's best mask, if it was confirmed."""
+    row = user_attrs.get(CONFIRMATION_KEY)
+    return row if isinstance(row, dict) else None

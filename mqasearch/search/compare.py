@@ -1,0 +1,152 @@
+"""Selectors side by side at the budget, read from the database alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from mqasearch.mask import LayerMask
+from mqasearch.search.attributes import ENQUEUED, TrialFacts, confirmation, study_facts, trial_facts
+
+HEADLINES = ("acc_norm", "acc")
+"""The accuracy that a table shows, the first that a task has."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTrial:
+    """A trial that was scored."""
+
+    number: int
+    facts: TrialFacts
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One selector.
+
+    Attributes:
+        selector: its name, or that of an enqueued mask.
+        mask: the best mask at the budget; None before the first.
+        layers: its converted layers.
+        value: search objective of that mask.
+        delta: value − the original model's.
+        trial_number: of that mask.
+        n_trials: trials that were scored, probes included.
+        n_scored: those that were not in the database already.
+        n_failed: trials whose score was not a number, or whose worker died.
+        seconds: spent scoring.
+        confirmed: task → metric → held-out result; empty before confirmation.
+        kv_bytes_per_token: original and converted.
+    """
+
+    selector: str
+    mask: str | None
+    layers: tuple[int, ...]
+    value: float | None
+    delta: float | None
+    trial_number: int | None
+    n_trials: int
+    n_scored: int
+    n_failed: int
+    seconds: float
+    confirmed: dict[str, dict[str, Any]]
+    kv_bytes_per_token: int | None
+
+
+def best_trial(study: optuna.Study) -> FinishedTrial | None:
+    """The best mask at the budget; the earlier one of equals."""
+    complete = [
+        FinishedTrial(trial.number, facts)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if (facts := trial_facts(trial)) is not None
+    ]
+    if not complete:
+        return None
+    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+    return min(complete, key=lambda trial: (sign * trial.facts.value, trial.number))
+
+
+def finished(study: optuna.Study) -> list[FinishedTrial]:
+    """Every scored trial, probes included, in the order of their numbers."""
+    return [
+        FinishedTrial(trial.number, facts)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        and (facts := trial_facts(trial)) is not None
+    ]
+
+
+def compare(studies: Iterable[optuna.Study]) -> list[ComparisonRow]:
+    """One row per selector in the order given, and one per mask that was enqueued by name."""
+    rows = []
+    for study in studies:
+        facts = study_facts(study.user_attrs)
+        if facts is not None and facts.selector == ENQUEUED:
+            rows += [_named_row(trial) for trial in finished(study)]
+        else:
+            rows.append(_row(study))
+    return rows
+
+
+def _named_row(trial: FinishedTrial) -> ComparisonRow:
+    facts = trial.facts
+    return ComparisonRow(
+        selector=facts.name or facts.mask,
+        mask=facts.mask,
+        layers=LayerMask.parse(facts.mask).layers,
+        value=facts.value,
+        delta=facts.delta,
+        trial_number=trial.number,
+        n_trials=1,
+        n_scored=int(not facts.reused),
+        n_failed=0,
+        seconds=facts.seconds,
+        confirmed={},
+        kv_bytes_per_token=facts.kv_bytes_per_token,
+    )
+
+
+def _row(study: optuna.Study) -> ComparisonRow:
+    facts = study_facts(study.user_attrs)
+    assert facts is not None, "only mqasearch's own studies are compared"
+    rows = finished(study)
+    row = ComparisonRow(
+        selector=facts.selector,
+        mask=None,
+        layers=(),
+        value=None,
+        delta=None,
+        trial_number=None,
+        n_trials=len(rows),
+        n_scored=sum(not row.facts.reused for row in rows),
+        n_failed=len(study.get_trials(deepcopy=False, states=(TrialState.FAIL,))),
+        seconds=sum(row.facts.seconds for row in rows),
+        confirmed={},
+        kv_bytes_per_token=None,
+    )
+    best = best_trial(study)
+    return row if best is None else _with_best(row, best, confirmation(study.user_attrs))
+
+
+def _with_best(
+    row: ComparisonRow, best: FinishedTrial, held_out: dict[str, Any] | None
+) -> ComparisonRow:
+    is_current = held_out is not None and held_out["trial_number"] == best.number
+    return replace(
+        row,
+        mask=best.facts.mask,
+        layers=LayerMask.parse(best.facts.mask).layers,
+        value=best.facts.value,
+        delta=best.facts.delta,
+        trial_number=best.number,
+        confirmed=held_out["tasks"] if held_out is not None and is_current else {},
+        kv_bytes_per_token=best.facts.kv_bytes_per_token,
+    )
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The metric of a task that a table shows."""
+    return next((name for name in HEADLINES if name in metrics), next(iter(metrics)))

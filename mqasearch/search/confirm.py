@@ -1,0 +1,73 @@
+"""Held-out evidence: the best mask of each selector against the original model.
+
+The search picks the mask that looks best on the documents it saw, so that its value is biased
+(winner's curse). The confirmation documents were never seen; the difference is paired by document.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mqasearch.evaluation.statistics import paired_difference
+from mqasearch.mask import LayerMask
+from mqasearch.score import Score
+from mqasearch.search.attributes import confirmation, set_confirmation
+from mqasearch.search.compare import best_trial
+from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.worker import Selection
+
+
+def confirm(
+    selections: Sequence[Selection],
+    evaluator: Evaluator,
+    limit: int | None,
+    on_confirm: Callable[[Selection], None] = lambda _: None,
+) -> None:
+    """Score each selection's best mask on held-out documents and record it in the study.
+
+    Args:
+        selections: studies whose search has ended.
+        evaluator: scores and keeps scores; equal masks are scored once.
+        limit: confirmation documents per task; None = all.
+        on_confirm: called before a mask is scored.
+    """
+    for selection in selections:
+        best = best_trial(selection.study)
+        if best is None:
+            continue
+        known = confirmation(selection.study.user_attrs)
+        wanted = {"trial_number": best.number, "mask": best.facts.mask, "limit": limit}
+        if known is not None and {key: known.get(key) for key in wanted} == wanted:
+            continue
+        on_confirm(selection)
+        tasks = confirm_mask(LayerMask.parse(best.facts.mask), evaluator, limit)
+        set_confirmation(selection.study, {**wanted, "tasks": tasks})
+
+
+def confirm_mask(
+    mask: LayerMask, evaluator: Evaluator, limit: int | None
+) -> dict[str, dict[str, Any]]:
+    """Held-out scores of a mask: task → metric → value, the original's, and the paired difference.
+
+    Returns:
+        ``{task: {metric: {value, stderr, n_docs, original, delta: {value, ci95, p_value}}}}``.
+    """
+    original = evaluator.confirm(LayerMask.empty(len(mask)), limit).scores
+    converted = evaluator.confirm(mask, limit).scores
+    return {task: _against(converted[task], original[task]) for task in converted}
+
+
+def _against(converted: Score, original: Score) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for metric, value in converted.values.items():
+        row: dict[str, Any] = {
+            "value": value,
+            "stderr": converted.stderr.get(metric),
+            "n_docs": converted.n_docs,
+            "original": original.values[metric],
+        }
+        if metric in converted.documents:
+            difference = paired_difference(converted.documents[metric], original.documents[metric])
+            row["delta"] = asdict(difference)
+        rows[metric] = row
+    return rows

@@ -1,0 +1,183 @@
+"""From a study file to Optuna studies, one per selector and budget.
+
+Safe to call again and from several processes at once: the study's facts are written last, so a
+study without facts is one whose creator is still at work, or died; then the next caller finishes
+it.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from mqasearch.errors import MaskError, SpecError, UserError
+from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.samplers import SELECTORS, mask_params
+from mqasearch.search.attributes import (
+    ENQUEUED,
+    Direction,
+    StudyFacts,
+    set_study_facts,
+    study_facts,
+)
+from mqasearch.spec import StudySpec
+
+NAME_KEY = "mqasearch:name"
+SCORING_PACKAGES = ("mqasearch", "lm_eval", "transformers", "torch")
+_PATIENCE_SECONDS = 5.0
+
+
+def create_studies(storage: BaseStorage, spec: StudySpec, shape: ModelShape) -> list[str]:
+    """Create what is missing and return the names of the Optuna studies, in the spec's order.
+
+    Raises:
+        SpecError: the spec does not fit the model; all faults at once.
+        UserError: a study of that name exists with another spec.
+    """
+    check_fits(spec, shape)
+    names = []
+    for comparison, one in spec.comparisons().items():
+        for facts in _plan(spec.name, comparison, one, shape):
+            names.append(_create(storage, facts, _masks(facts, one)))
+    return names
+
+
+def check_fits(spec: StudySpec, shape: ModelShape) -> None:
+    """Check budgets, the target and enqueued masks against the model.
+
+    Raises:
+        SpecError: every fault at once.
+    """
+    faults = []
+    target = spec.target_kv_heads
+    if shape.n_kv_heads <= target:
+        faults.append(
+            f"target_kv_heads: the model has {shape.n_kv_heads} KV head(s) a layer already; "
+            f"nothing to merge to {target}"
+        )
+    elif shape.n_kv_heads % target:
+        faults.append(
+            f"target_kv_heads: {target} does not divide the model's {shape.n_kv_heads} KV heads"
+        )
+    else:
+        for entry in spec.budget:
+            if entry.budget.n_converted(shape, target) > shape.n_layers:
+                faults.append(
+                    f"budget: {entry.budget} cannot be met by a model of {shape.n_layers} layers; "
+                    f"choose at most {shape.n_layers} layers"
+                )
+    for name, layers in spec.enqueue.items():
+        try:
+            LayerMask.of(layers, shape.n_layers)
+        except MaskError as error:
+            faults.append(f"enqueue.{name}: {error}")
+    if faults:
+        raise SpecError(spec.name, faults)
+
+
+def versions() -> dict[str, str]:
+    """The packages that a score depends on."""
+    return {package: version(package) for package in SCORING_PACKAGES}
+
+
+def _plan(study: str, comparison: str, spec: StudySpec, shape: ModelShape) -> list[StudyFacts]:
+    target = spec.target_kv_heads
+    budget = spec.budget[0].budget.n_converted(shape, target)
+    rows: list[tuple[str, int, int | None]] = [
+        (
+            selector.name,
+            budget,
+            selector.n_trials or (None if SELECTORS[selector.name].ends else spec.n_trials),
+        )
+        for selector in spec.selectors
+    ]
+    if spec.enqueue:
+        largest = max(len(set(layers)) for layers in spec.enqueue.values())
+        rows.append((ENQUEUED, largest, None))
+    return [
+        StudyFacts(
+            study=study,
+            comparison=comparison,
+            selector=selector,
+            n_converted=n_converted,
+            n_layers=shape.n_layers,
+            shape=asdict(shape),
+            n_trials=n_trials,
+            direction="maximize" if spec.maximize else "minimize",
+            spec=spec.model_dump(mode="json"),
+            versions=versions(),
+        )
+        for selector, n_converted, n_trials in rows
+    ]
+
+
+def _masks(facts: StudyFacts, spec: StudySpec) -> dict[str, LayerMask]:
+    masks = {"original": LayerMask.empty(facts.n_layers)}
+    if facts.selector == ENQUEUED:
+        masks |= {
+            name: LayerMask.of(layers, facts.n_layers) for name, layers in spec.enqueue.items()
+        }
+    return masks
+
+
+def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMask]) -> str:
+    name = f"{facts.comparison}.{facts.selector}"
+    study, theirs = _open(storage, name, facts.direction)
+    if theirs is None:
+        present = {
+            trial.user_attrs.get(NAME_KEY)
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        }
+        for label, mask in masks.items():
+            if label not in present:
+                study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
+        set_study_facts(study, facts)
+    elif theirs.spec != facts.spec:
+        changes = "; ".join(_differences(theirs.spec, facts.spec))
+        raise UserError(
+            f"study {name!r} exists with another spec ({changes}); "
+            "choose another name in the study file, or another --storage"
+        )
+    return name
+
+
+def _open(
+    storage: BaseStorage, name: str, direction: Direction
+) -> tuple[optuna.Study, StudyFacts | None]:
+    """The study, and its facts unless it is ours to finish."""
+    try:
+        return optuna.create_study(study_name=name, storage=storage, direction=direction), None
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while (facts := study_facts(study.user_attrs)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if facts is None and _is_foreign(study):
+        raise UserError(
+            f"study {name!r} exists and was not made by mqasearch; "
+            "choose another name in the study file, or another --storage"
+        )
+    return study, facts
+
+
+def _is_foreign(study: optuna.Study) -> bool:
+    return any(NAME_KEY not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> list[str]:
+    """Each leaf that differs: ``key: stored → given``."""
+    rows = []
+    for key in dict.fromkeys([*theirs, *ours]):
+        before, after = theirs.get(key), ours.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            rows += _differences(before, after, f"{path}{key}.")
+        else:
+            rows.append(f"{path}{key}: {before!r} → {after!r}")
+    return rows

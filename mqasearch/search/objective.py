@@ -1,0 +1,66 @@
+"""The Optuna objective: a trial's mask in, its loss or accuracy out."""
+
+import optuna
+
+from mqasearch.errors import ScoreError
+from mqasearch.mask import LayerMask
+from mqasearch.samplers import INVALID_KEY, param_name
+from mqasearch.search.attributes import StudyFacts, TrialFacts, set_trial_facts
+from mqasearch.search.create import NAME_KEY
+from mqasearch.search.evaluator import Evaluation, Evaluator
+
+
+class Objective:
+    """Scores the mask a selector proposes.
+
+    A mask below the budget is a probe: its trial ends PRUNED with the value reported at step =
+    number of converted layers, so that the study's best trial is always a mask at the budget.
+    """
+
+    def __init__(self, facts: StudyFacts, evaluator: Evaluator) -> None:
+        self.n_layers = facts.n_layers
+        self.n_converted = facts.n_converted
+        self.evaluator = evaluator
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        mask = suggest_mask(trial, self.n_layers)
+        try:
+            original = self.evaluator.original_value()
+            evaluation = self.evaluator.evaluate(mask)
+        except ScoreError as error:
+            trial.set_user_attr(INVALID_KEY, str(error))
+            raise
+        facts = self._facts(trial, mask, evaluation, original)
+        set_trial_facts(trial, facts)
+        if mask.n_converted != self.n_converted:
+            trial.report(facts.value, step=mask.n_converted)
+            raise optuna.TrialPruned
+        return facts.value
+
+    def _facts(
+        self, trial: optuna.Trial, mask: LayerMask, evaluation: Evaluation, original: float
+    ) -> TrialFacts:
+        shape = self.evaluator.scorer.shape
+        value = self.evaluator.objective(evaluation.scores)
+        kv_heads = mask.kv_heads(shape, self.evaluator.target_kv_heads)
+        return TrialFacts(
+            mask=str(mask),
+            n_converted=mask.n_converted,
+            kv_bytes_per_token=shape.kv_bytes_per_token(kv_heads),
+            value=value,
+            delta=value - original,
+            seconds=evaluation.seconds,
+            reused=evaluation.reused,
+            scores={task: dict(score.values) for task, score in evaluation.scores.items()},
+            name=trial.user_attrs.get(NAME_KEY),
+        )
+
+
+def suggest_mask(trial: optuna.Trial, n_layers: int) -> LayerMask:
+    """Each layer's flag as one categorical parameter of the trial."""
+    return LayerMask(
+        tuple(
+            bool(trial.suggest_categorical(param_name(layer), (False, True)))
+            for layer in range(n_layers)
+        )
+    )

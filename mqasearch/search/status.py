@@ -1,0 +1,49 @@
+"""What is in the database: every study, its trials by state, its best value."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from mqasearch.mask import LayerMask
+from mqasearch.search.compare import best_trial
+from mqasearch.search.worker import find_studies, known_studies
+
+STATUS_HEADERS = (
+    "study",
+    "complete",
+    "probes",
+    "running",
+    "waiting",
+    "failed",
+    "best value",
+    "best layers",
+)
+_STATES = (
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.RUNNING,
+    TrialState.WAITING,
+    TrialState.FAIL,
+)
+
+
+def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[Any, ...]]:
+    """One row per Optuna study, as ``STATUS_HEADERS`` names it.
+
+    Trials whose worker has not been heard of for longer than the grace period are failed first.
+
+    Raises:
+        StorageError: ``name`` is given and there is no such study.
+    """
+    names = known_studies(storage) if name is None else find_studies(storage, name)
+    for study_name in names:
+        study = optuna.load_study(study_name=study_name, storage=storage)
+        optuna.storages.fail_stale_trials(study)
+        trials = study.get_trials(deepcopy=False)
+        counts = [sum(trial.state == state for trial in trials) for state in _STATES]
+        best = best_trial(study)
+        layers = best and ",".join(map(str, LayerMask.parse(best.facts.mask).layers))
+        yield (study_name, *counts, best and round(best.facts.value, 6), layers)

@@ -1,0 +1,177 @@
+"""The loop of one worker: take the next trial of any study that is ready, until all are done."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.errors import ScoreError, StorageError, unknown_name
+from mqasearch.samplers import INVALID_KEY, MASK_KEY, MaskSampler, Outlook, mask_params, sampler_of
+from mqasearch.search.attributes import StudyFacts, study_facts, trial_mask
+from mqasearch.search.create import NAME_KEY
+from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.objective import Objective
+
+POLL_SECONDS = 0.5
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One selector's Optuna study, with the sampler that proposes its masks."""
+
+    facts: StudyFacts
+    study: optuna.Study
+    sampler: MaskSampler
+
+    def outlook(self) -> Outlook:
+        """Whether a trial can be started now, must wait for running ones, or is not needed."""
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return Outlook.READY
+        if self.facts.n_trials is not None:
+            spent = sum(map(_counts, trials))
+            if spent >= self.facts.n_trials:
+                running = any(trial.state == TrialState.RUNNING for trial in trials)
+                return Outlook.WAIT if running else Outlook.DONE
+        return self.sampler.outlook(self.sampler.history(self.study))
+
+    def expected_trials(self) -> int:
+        """About how many trials the study will have; a plan may end earlier or later."""
+        if self.facts.n_trials is not None:
+            return self.facts.n_trials
+        layers, budget = self.facts.n_layers, self.facts.n_converted
+        return {
+            "alternating": 1 + budget,
+            "consecutive": 2 + budget.bit_length(),
+            "sensitivity": layers + budget,
+            "greedy": 1 + layers + 2 * (budget - 1),
+            "exhaustive": math.comb(layers, budget),
+        }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a trial counts against ``n_trials``: a killed worker's does not."""
+    return trial.state != TrialState.FAIL or INVALID_KEY in trial.user_attrs
+
+
+def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:
+    """Every Optuna study that mqasearch created, by name."""
+    return {
+        summary.study_name: facts
+        for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)
+        if (facts := study_facts(summary.user_attrs)) is not None
+    }
+
+
+def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, StudyFacts]:
+    """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    known = known_studies(storage)
+    for names in (
+        [n for n in known if n == name],
+        [n for n, facts in known.items() if facts.comparison == name],
+        [n for n, facts in known.items() if facts.study == name],
+    ):
+        if names:
+            return {n: known[n] for n in names}
+    if not known:
+        raise StorageError(
+            f"no study {name!r}: the database holds none; make one with "
+            "`mqasearch create STUDY.yaml --storage URL`"
+        )
+    offered = {facts.comparison for facts in known.values()} | set(known)
+    raise StorageError(unknown_name("study", name, offered))
+
+
+def open_selections(
+    storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
+) -> list[Selection]:
+    """Load each study with its sampler."""
+    return [_open_selection(storage, name, facts) for name, facts in studies.items()]
+
+
+def _open_selection(
+    storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
+) -> Selection:
+    spec = facts.study_spec
+    parameters = next((s.parameters for s in spec.selectors if s.name == facts.selector), {})
+    sampler = sampler_of(facts.selector, facts.n_layers, facts.n_converted, spec.seed, **parameters)
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    return Selection(facts, study, sampler)
+
+
+@dataclass
+class Worker:
+    """Scores trials of several studies, the first ready one first.
+
+    Attributes:
+        selections: in the order of the study file.
+        evaluator: shared by all of them, so that they share scores.
+        on_trial: called after every trial with its selection.
+        on_start: called before every trial with its selection.
+    """
+
+    selections: Sequence[Selection]
+    evaluator: Evaluator
+    on_trial: Callable[[Selection], None] = lambda _: None
+    on_start: Callable[[Selection], None] = lambda _: None
+    n_done: int = field(default=0, init=False)
+
+    def run(self, n_trials: int | None = None, timeout: float | None = None) -> int:
+        """Work until nothing is left, ``n_trials`` are done or ``timeout`` seconds have passed.
+
+        Returns:
+            The number of trials this worker ran.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for selection in self.selections:
+            optuna.storages.fail_stale_trials(selection.study)
+        while n_trials is None or self.n_done < n_trials:
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            outlooks = []
+            for selection in self.selections:
+                outlooks.append(selection.outlook())
+                if outlooks[-1] == Outlook.READY:
+                    self._run_trial(selection)
+                    break
+            else:
+                if all(outlook == Outlook.DONE for outlook in outlooks):
+                    break
+                time.sleep(POLL_SECONDS)
+        return self.n_done
+
+    def _run_trial(self, selection: Selection) -> None:
+        self.on_start(selection)
+        study = selection.study
+        objective = Objective(selection.facts, self.evaluator)
+        started: list[optuna.Trial] = []
+
+        def tracked(trial: optuna.Trial) -> float:
+            started.append(trial)
+            return objective(trial)
+
+        try:
+            study.optimize(tracked, n_trials=1, catch=(ScoreError,))
+        except (KeyboardInterrupt, SystemExit):
+            if started:
+                _give_back(study, started[0])
+            raise
+        self.n_done += 1
+        self.on_trial(selection)
+
+
+def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Queue an interrupted trial again: nobody has to find out first that it is gone."""
+    frozen = study.get_trials(deepcopy=False)[trial.number]
+    mask = trial_mask(frozen)
+    if frozen.state == TrialState.FAIL and mask is not None:
+        kept = {key: frozen.user_attrs[key] for key in (NAME_KEY,) if key in frozen.user_attrs}
+        study.enqueue_trial(mask_params(mask), user_attrs={MASK_KEY: str(mask), **kept})

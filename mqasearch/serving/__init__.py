@@ -1,0 +1,1 @@
+"""From a mask to something that serves: mask JSON, checkpoints, latency."""

@@ -1,0 +1,148 @@
+"""From the database to mask JSON: the best mask per selector, and the front over budgets."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+
+from mqasearch.errors import StorageError
+from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.search.attributes import (
+    StudyFacts,
+    TrialFacts,
+    confirmation,
+    model_facts,
+    study_facts,
+)
+from mqasearch.search.compare import FinishedTrial, best_trial, finished
+from mqasearch.serving.mask_json import SCHEMA_VERSION
+
+
+def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
+    """The document that ``mqasearch export`` writes.
+
+    Args:
+        name: of the comparison.
+        studies: its Optuna studies, all of one study file.
+
+    Raises:
+        StorageError: no study has a mask at its budget yet.
+    """
+    rows = [(facts, study) for study in studies if (facts := study_facts(study.user_attrs))]
+    bests = [
+        (best, facts, study) for facts, study in rows if (best := best_trial(study)) is not None
+    ]
+    if not bests:
+        raise StorageError(
+            f"study {name!r} has no scored mask at its budget yet; start a worker with "
+            f"`mqasearch worker --storage URL --study-name {name}`"
+        )
+    sign = -1.0 if bests[0][1].direction == "maximize" else 1.0
+    bests.sort(key=lambda row: sign * row[0].facts.value)
+    spec = bests[0][1].study_spec
+    every = [row.facts for _, study in rows for row in finished(study)]
+    original = next((row.value for row in every if row.n_converted == 0), None)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": name,
+        "objective": {
+            "direction": bests[0][1].direction,
+            "tasks": {task.name: task.metric for task in spec.tasks},
+            "original": original,
+        },
+        "masks": [mask_document(best, facts, study) for best, facts, study in bests],
+        "front": _front(every, bests[0][1], sign),
+    }
+
+
+def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -> dict[str, Any]:
+    """One mask JSON."""
+    spec = facts.study_spec
+    shape = ModelShape(**facts.shape)
+    model = model_facts(study.user_attrs)
+    scores, baseline, delta = _evidence(best, study)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "id": spec.model.name,
+            "fingerprint": model.fingerprint if model else None,
+            "n_layers": shape.n_layers,
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+        },
+        "merge": spec.merge.model_dump(mode="json"),
+        "calibration": (model.calibration if model else None) or None,
+        **_layers(best.facts, shape, spec.target_kv_heads),
+        "budget": spec.budget[0].model_dump(mode="json", exclude_none=True),
+        "kv_bytes_per_token": {
+            "original": shape.kv_bytes_per_token(shape.original),
+            "converted": best.facts.kv_bytes_per_token,
+        },
+        "scores": scores,
+        "baseline": baseline,
+        "delta": delta,
+        "study": {
+            "name": study.study_name,
+            "selector": facts.selector,
+            "trial_number": best.number,
+            "n_trials": len(finished(study)),
+        },
+        "versions": facts.versions,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _layers(facts: TrialFacts, shape: ModelShape, target: int) -> dict[str, Any]:
+    mask = LayerMask.parse(facts.mask)
+    return {
+        "mask": [int(flag) for flag in mask],
+        "mqa_layers": list(mask.layers),
+        "kv_heads": list(mask.kv_heads(shape, target)),
+    }
+
+
+def _evidence(
+    best: FinishedTrial, study: optuna.Study
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Scores, the original's, and the paired difference; held-out ones where they exist."""
+    held_out = confirmation(study.user_attrs)
+    if held_out is None or held_out["trial_number"] != best.number:
+        scores = {
+            task: {metric: {"value": value, "split": "search"} for metric, value in row.items()}
+            for task, row in best.facts.scores.items()
+        }
+        return scores, {}, {}
+    scores, baseline, delta = {}, {}, {}
+    for task, metrics in held_out["tasks"].items():
+        common = {
+            metric: {"n_docs": row["n_docs"], "split": "confirmation"}
+            for metric, row in metrics.items()
+        }
+        scores[task] = {
+            metric: {"value": row["value"], "stderr": row["stderr"], **common[metric]}
+            for metric, row in metrics.items()
+        }
+        baseline[task] = {
+            metric: {"value": row["original"], **common[metric]} for metric, row in metrics.items()
+        }
+        delta[task] = {metric: row["delta"] for metric, row in metrics.items() if "delta" in row}
+    return scores, baseline, delta
+
+
+def _front(every: Iterable[TrialFacts], facts: StudyFacts, sign: float) -> list[dict[str, Any]]:
+    """Masks that no other beats in both KV bytes and objective, largest cache first."""
+    shape, target = ModelShape(**facts.shape), facts.study_spec.target_kv_heads
+    front: list[TrialFacts] = []
+    for row in sorted(every, key=lambda row: (row.kv_bytes_per_token, sign * row.value)):
+        if not front or sign * row.value < sign * front[-1].value:
+            front.append(row)
+    return [
+        {
+            **_layers(row, shape, target),
+            "kv_bytes_per_token": row.kv_bytes_per_token,
+            "value": row.value,
+            "delta": row.delta,
+        }
+        for row in reversed(front)
+    ]

@@ -1,0 +1,146 @@
+"""Mask JSON: written for serving, read back with suspicion.
+
+``mask.schema.json`` and ``masks.schema.json`` beside this file are the published schemas. A file
+holds either one mask or what ``mqasearch export`` writes, the best mask of each selector.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import best_match
+from referencing import Registry, Resource
+
+from mqasearch.errors import MaskError, unknown_name
+from mqasearch.mask import LayerMask, ModelShape
+
+SCHEMA_VERSION = 1
+MAX_MASK_BYTES = 10_000_000
+
+
+def schema(name: str) -> dict[str, Any]:
+    """A published schema: ``mask`` or ``masks``."""
+    text = files("mqasearch.serving").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _validator(name: str) -> Draft202012Validator:
+    mask = Resource.from_contents(schema("mask"))
+    registry = Registry().with_resource("urn:mqasearch:mask:1", mask)
+    return Draft202012Validator(schema(name), registry=registry, format_checker=FormatChecker())
+
+
+def write_masks(document: Mapping[str, Any], path: Path) -> None:
+    """Write what ``export`` produced, validated, whole or not at all.
+
+    Raises:
+        MaskError: the folder cannot be written to.
+    """
+    kind = "masks" if "masks" in document else "mask"
+    _validator(kind).validate(document)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+        path.chmod(0o644)
+    except OSError as error:
+        raise MaskError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
+    """Read one mask: the file's only one, the best one, or a given selector's.
+
+    Raises:
+        MaskError: unreadable, not a mask JSON, inconsistent, or no such selector.
+    """
+    document = _read(path)
+    if "masks" not in document:
+        _check(document, "mask", path)
+        return _consistent(document, path)
+    _check(document, "masks", path)
+    masks = {row["study"]["selector"]: row for row in document["masks"] if "study" in row}
+    if not document["masks"]:
+        raise MaskError(f"{path}: holds no mask; the study had none at its budget yet")
+    if selector is None:
+        return _consistent(document["masks"][0], path)
+    if selector not in masks:
+        raise MaskError(f"{path}: {unknown_name('selector', selector, masks)}")
+    return _consistent(masks[selector], path)
+
+
+def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str) -> None:
+    """Check that a mask was made for this model.
+
+    Raises:
+        MaskError: another number of layers or heads, or other weights.
+    """
+    model = document["model"]
+    for key in ("n_layers", "n_heads", "n_kv_heads"):
+        if model[key] != getattr(shape, key):
+            raise MaskError(
+                f"the mask was made for {model['id']} with {key} {model[key]}, "
+                f"this model has {getattr(shape, key)}; use the model it was made for"
+            )
+    if model["fingerprint"] not in (None, fingerprint):
+        raise MaskError(
+            f"the mask was made for other weights of {model['id']} (fingerprint "
+            f"{model['fingerprint'][:12]}, this model {fingerprint[:12]}); "
+            "use the model it was made for, or search again"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_MASK_BYTES:
+            raise MaskError(f"{path}: larger than {MAX_MASK_BYTES:,} bytes, not a mask JSON")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MaskError(
+            f"{path}: no such file; write one with `mqasearch export --study-name NAME -o {path}`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MaskError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise MaskError(
+            f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+        ) from None
+    if not isinstance(document, dict):
+        raise MaskError(f"{path}: not a mask JSON: expected an object")
+    return document
+
+
+def _check(document: dict[str, Any], kind: str, path: Path) -> None:
+    if (found := document.get("schema_version")) != SCHEMA_VERSION:
+        raise MaskError(
+            f"{path}: schema_version {found!r}; this mqasearch reads version {SCHEMA_VERSION}"
+        )
+    fault = best_match(_validator(kind).iter_errors(document))
+    if fault is not None:
+        raise MaskError(f"{path}: {fault.json_path.removeprefix('$.')}: {fault.message:.200}")
+
+
+def _consistent(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The three ways of saying the same thing must agree."""
+    mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
+    n_layers, n_kv_heads = document["model"]["n_layers"], document["model"]["n_kv_heads"]
+    if len(mask) != n_layers or len(document["kv_heads"]) != n_layers:
+        raise MaskError(
+            f"{path}: mask has {len(mask)} flags and kv_heads {len(document['kv_heads'])} numbers, "
+            f"the model {n_layers} layers"
+        )
+    if list(mask.layers) != document["mqa_layers"]:
+        raise MaskError(f"{path}: mask and mqa_layers name different layers")
+    reduced = tuple(heads < n_kv_heads for heads in document["kv_heads"])
+    if reduced != mask.flags or any(n_kv_heads % heads for heads in document["kv_heads"]):
+        raise MaskError(f"{path}: kv_heads does not fit the mask and {n_kv_heads} KV heads a layer")
+    return document

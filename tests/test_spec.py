@@ -1,0 +1,129 @@
+"""The study file: friendly at the door, every fault at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqasearch.errors import SpecError, UnknownNameError, UserError
+from mqasearch.score import TaskSpec
+from mqasearch.spec import KnownNames, load_spec, parse_spec
+
+GOOD: dict[str, Any] = {
+    "name": "s",
+    "model": "smollm2-135m",
+    "budget": 2,
+    "tasks": ["hellaswag"],
+    "selectors": ["greedy"],
+}
+
+
+def faults(data: object, known: KnownNames | None = None) -> tuple[str, ...]:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(data, "s.yaml", known)
+    return caught.value.faults
+
+
+def test_bare_values_are_accepted_where_a_mapping_is_meant() -> None:
+    spec = parse_spec(GOOD, "s.yaml")
+    assert spec.model.name == "smollm2-135m"
+    assert spec.budget[0].n_layers == 2
+    assert spec.task_specs == (TaskSpec("hellaswag", limit=100),)
+    assert spec.merge.name == "mean"
+
+
+def test_a_stored_spec_reads_back_as_itself() -> None:
+    data = GOOD | {"selectors": [{"name": "greedy", "lazy": False, "n_trials": 3}]}
+    spec = parse_spec(data, "s.yaml")
+    again = parse_spec(spec.model_dump(mode="json"), "stored")
+    assert again == spec
+    assert again.selectors[0].parameters == {"lazy": False}
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    data = GOOD | {"budgets": 3, "seed": "x", "tasks": [{"name": "piqa", "limits": 5}]}
+    rows = faults(data)
+    assert len(rows) == 3
+    assert any("unknown key 'budgets': did you mean 'budget'?" in row for row in rows)
+    assert any("unknown key 'limits': did you mean 'limit'?" in row for row in rows)
+    assert any(row.startswith("seed: ") and "'x'" in row for row in rows)
+
+
+def test_unknown_names_are_answered_with_the_nearest_one() -> None:
+    def task(name: str, metric: str) -> None:
+        raise UnknownNameError("task", name, ["hellaswag"])
+
+    def model(name: str) -> None:
+        raise UserError(f"no model {name}")
+
+    def parameters(given: object) -> None:
+        if given:
+            raise UnknownNameError("parameter", "lasy", ["lazy"])
+
+    known = KnownNames(model, task, {"greedy": parameters}, {"mean": parameters})
+    data = GOOD | {
+        "tasks": ["helaswag"],
+        "selectors": ["gready", {"name": "greedy", "lasy": True}],
+        "merge": "meen",
+    }
+    text = "\n".join(faults(data, known))
+    for nearest in ("no model smollm2-135m", "'hellaswag'", "'greedy'", "'lazy'", "'mean'"):
+        assert nearest in text
+    assert len(faults(data, known)) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 0}, "budget.0.n_layers"),
+        ({"budget": {"n_layers": 2, "kv_bytes_fraction": 0.5}}, "exactly one"),
+        ({"budget": [2, 2]}, "n2 given twice"),
+        ({"selectors": []}, "at least one selector"),
+        ({"selectors": ["greedy", "greedy"]}, "greedy given twice"),
+        ({"name": "a b"}, "name"),
+        ({"tasks": []}, "tasks"),
+        (
+            {"tasks": ["piqa", {"name": "hellaswag", "metric": "acc"}]},
+            "one objective cannot both rise and fall",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_line_that_says_where(change: dict[str, Any], message: str) -> None:
+    rows = faults(GOOD | change)
+    assert len(rows) == 1
+    assert message in rows[0]
+    assert "\n" not in rows[0]
+
+
+def test_several_budgets_are_one_comparison_each() -> None:
+    spec = parse_spec(GOOD | {"budget": [2, {"kv_bytes_fraction": 0.5}]}, "s.yaml")
+    assert list(spec.comparisons()) == ["s-n2", "s-kv50"]
+    assert [one.budget for one in spec.comparisons().values()] == [[b] for b in spec.budget]
+
+
+def test_full_documents_leave_nothing_to_confirm_on() -> None:
+    spec = parse_spec(GOOD | {"documents": {"search": "full"}}, "s.yaml")
+    assert spec.search_split == "full"
+    assert spec.task_specs[0].limit is None
+
+
+def test_a_file_that_is_not_yaml_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: [\n")
+    with pytest.raises(SpecError, match=r"line 2, column 1: not YAML"):
+        load_spec(path)
+    with pytest.raises(SpecError, match=r"did you mean .*s\.yaml"):
+        load_spec(tmp_path / "t.yaml")
+    path.write_text("just text")
+    with pytest.raises(SpecError, match="expected keys"):
+        load_spec(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['true']", "a: !!python/name:os.system"]
+)
+def test_yaml_cannot_run_code(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="not YAML"):
+        load_spec(path)
