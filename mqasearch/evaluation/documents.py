@@ -48,7 +48,11 @@ def chosen(hashes: Sequence[str], documents: Documents) -> list[int]:
         seeded = f"{documents.seed}:{hashes[index]}"
         return hashlib.sha256(seeded.encode()).hexdigest(), index
 
-    members = [index for index, digest in enumerate(hashes) if split_of(digest) == documents.split]
+    members = [
+        index
+        for index, digest in enumerate(hashes)
+        if documents.split in ("full", split_of(digest))
+    ]
     return sorted(members, key=place)[: documents.limit]
 
 
