@@ -1,0 +1,230 @@
+"""The main job on the fake scorer: create, work, confirm, and again."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from studies_on_fake import run_study, spec_of, storage_in, studies_of
+
+from mqasearch.errors import ModelError, SpecError, StorageError, UserError
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.mask import LayerMask
+from mqasearch.search.attributes import confirmation, trial_facts
+from mqasearch.search.compare import best_trial, compare, finished
+from mqasearch.search.create import create_studies
+from mqasearch.search.run import Watcher
+from mqasearch.search.storage import Storage
+from mqasearch.search.worker import Selection, find_studies
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    opened = storage_in(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_every_selector_ends_with_a_mask_at_the_budget_that_beats_no_better_one(
+    storage: Storage,
+) -> None:
+    scorer = FakeScorer(8)
+    run_study(storage, spec_of(), scorer)
+    for row, study in zip(compare(studies_of(storage)), studies_of(storage), strict=True):
+        assert len(row.layers) == 3
+        assert row.value is not None
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+        assert row.value == min(trial.value or math.nan for trial in complete)
+        assert study.best_value == row.value
+        assert sum(t.state == TrialState.COMPLETE for t in complete) == len(complete)
+
+
+def test_probes_are_pruned_at_the_step_of_their_number_of_layers(storage: Storage) -> None:
+    run_study(storage, spec_of(selectors=["greedy"]), FakeScorer(6))
+    (study,) = studies_of(storage)
+    for trial in study.trials:
+        facts = trial_facts(trial)
+        assert facts is not None
+        if facts.n_converted == 3:
+            assert trial.state == TrialState.COMPLETE
+        else:
+            assert trial.state == TrialState.PRUNED
+            assert trial.intermediate_values == {facts.n_converted: facts.value}
+
+
+def test_the_original_is_scored_first_and_every_trial_knows_its_difference(
+    storage: Storage,
+) -> None:
+    run_study(storage, spec_of(), FakeScorer(6))
+    for study in studies_of(storage):
+        rows = finished(study)
+        assert rows[0].facts.n_converted == 0
+        assert rows[0].facts.delta == 0
+        assert all(
+            row.facts.delta == pytest.approx(row.facts.value - rows[0].facts.value) for row in rows
+        )
+
+
+def test_no_mask_is_scored_twice_by_any_selector(storage: Storage) -> None:
+    scorer = FakeScorer(6)
+    run_study(storage, spec_of(documents={"search": "full"}), scorer)
+    masks = {row.facts.mask for study in studies_of(storage) for row in finished(study)}
+    assert scorer.n_scored == len(masks)
+
+
+def test_greedy_pays_nothing_for_what_sensitivity_scored(storage: Storage) -> None:
+    run_study(storage, spec_of(selectors=["sensitivity", "greedy"]), FakeScorer(8))
+    sensitivity, greedy = (finished(study) for study in studies_of(storage))
+    known = {row.facts.mask for row in sensitivity}
+    assert all(row.facts.reused for row in greedy if row.facts.mask in known)
+    assert sum(row.facts.reused for row in greedy) >= 9
+
+
+class Stop(KeyboardInterrupt):
+    """Ctrl-C."""
+
+
+def test_an_interrupted_run_goes_on_without_scoring_anything_twice(tmp_path: Path) -> None:
+    whole, parts = storage_in(tmp_path), None
+    (tmp_path / "parts").mkdir()
+    parts = storage_in(tmp_path / "parts")
+    run_study(whole, spec_of(), FakeScorer(6))
+
+    scorer = FakeScorer(6)
+    for stop_after in (1, 5, 9):
+        seen: list[Selection] = []
+
+        def interrupt(
+            selection: Selection, seen: list[Selection] = seen, stop_after: int = stop_after
+        ) -> None:
+            seen.append(selection)
+            if len(seen) == stop_after:
+                raise Stop
+
+        with pytest.raises(Stop):
+            run_study(parts, spec_of(), scorer, watcher=Watcher(on_trial=interrupt))
+    run_study(parts, spec_of(), scorer)
+    assert scorer.n_scored == len(
+        {r.facts.mask for s in studies_of(parts) for r in finished(s)}
+    ) + len({r.mask for r in compare(studies_of(parts))} | {str(LayerMask.empty(6))})
+    assert [r.mask for r in compare(studies_of(parts))] == [
+        r.mask for r in compare(studies_of(whole))
+    ]
+    whole.close()
+    parts.close()
+
+
+def test_an_interrupt_while_scoring_gives_the_mask_back(storage: Storage) -> None:
+    class Interrupted(FakeScorer):
+        def score(self, kv_heads, task, documents):  # type: ignore[no-untyped-def]
+            if self.n_scored == 4:
+                self.n_scored += 1
+                raise Stop
+            return super().score(kv_heads, task, documents)
+
+    spec = spec_of(selectors=["greedy"])
+    with pytest.raises(Stop):
+        run_study(storage, spec, Interrupted(6))
+    (study,) = studies_of(storage)
+    failed, waiting = (study.get_trials(states=(s,)) for s in (TrialState.FAIL, TrialState.WAITING))
+    assert len(failed) == len(waiting) == 1
+    run_study(storage, spec, FakeScorer(6))
+    assert failed[0].user_attrs["mqasearch:mask"] in {r.facts.mask for r in finished(study)}
+
+
+def test_a_score_that_is_not_a_number_fails_the_trial_and_the_study_goes_on(
+    storage: Storage,
+) -> None:
+    run_study(storage, spec_of(), FakeScorer(6, diverging=(4,)))
+    for row, study in zip(compare(studies_of(storage)), studies_of(storage), strict=True):
+        assert row.mask is None or row.mask[4] == "0"
+        for trial in study.get_trials(states=(TrialState.FAIL,)):
+            assert trial.user_attrs["mqasearch:mask"][4] == "1"
+            assert "nan" in trial.user_attrs["mqasearch:invalid"]
+    assert compare(studies_of(storage))[1].layers != ()
+
+
+def test_the_best_masks_are_confirmed_on_documents_the_search_never_saw(storage: Storage) -> None:
+    run_study(storage, spec_of(), FakeScorer(6))
+    for study in studies_of(storage):
+        best, held_out = best_trial(study), confirmation(study.user_attrs)
+        assert best is not None
+        assert held_out is not None
+        assert held_out["mask"] == best.facts.mask
+        for row in held_out["tasks"]["hellaswag"].values():
+            assert row["n_docs"] == 80
+            low, high = row["delta"]["ci95"]
+            assert low <= row["delta"]["value"] <= high
+            assert row["delta"]["value"] == pytest.approx(row["value"] - row["original"])
+
+
+def test_creating_again_changes_nothing(storage: Storage) -> None:
+    shape = FakeScorer(6).shape
+    names = create_studies(storage.optuna, spec_of(), shape)
+    before = [len(study.trials) for study in studies_of(storage)]
+    assert create_studies(storage.optuna, spec_of(), shape) == names
+    assert [len(study.trials) for study in studies_of(storage)] == before == [1] * 4
+
+
+def test_another_spec_under_the_same_name_is_refused_with_the_difference(storage: Storage) -> None:
+    shape = FakeScorer(6).shape
+    create_studies(storage.optuna, spec_of(), shape)
+    with pytest.raises(UserError, match=r"another spec .*seed: 0 → 1") as caught:
+        create_studies(storage.optuna, spec_of(seed=1), shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_of_somebody_else_is_left_alone(storage: Storage) -> None:
+    study = optuna.create_study(study_name="s.greedy", storage=storage.optuna)
+    study.enqueue_trial({"x": 1.0})
+    with pytest.raises(UserError, match="not made by mqasearch"):
+        create_studies(storage.optuna, spec_of(selectors=["greedy"]), FakeScorer(6).shape)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 7}, "7 layers cannot be met by a model of 6 layers"),
+        ({"target_kv_heads": 3}, "3 does not divide"),
+        ({"target_kv_heads": 4}, "4 KV head"),
+        ({"enqueue": {"odd": [1, 9]}}, r"enqueue.odd: layers \[9\]"),
+    ],
+)
+def test_a_spec_that_does_not_fit_the_model_is_refused(
+    storage: Storage, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        create_studies(storage.optuna, spec_of(**changes), FakeScorer(6).shape)
+
+
+def test_masks_enqueued_by_name_are_scored_under_their_names(storage: Storage) -> None:
+    masks = {"first": [0], "last-two": [4, 5]}
+    run_study(storage, spec_of(selectors=[], enqueue=masks), FakeScorer(6))
+    rows = {row.selector: row for row in compare(studies_of(storage))}
+    assert {name: list(row.layers) for name, row in rows.items()} == {"original": []} | masks
+
+
+def test_one_comparison_per_budget_shares_every_score(storage: Storage) -> None:
+    scorer = FakeScorer(6)
+    spec = spec_of(budget=[2, 3], selectors=["sensitivity"], documents={"search": "full"})
+    run_study(storage, spec, scorer)
+    assert sorted(find_studies(storage.optuna, "s")) == ["s-n2.sensitivity", "s-n3.sensitivity"]
+    assert list(find_studies(storage.optuna, "s-n3")) == ["s-n3.sensitivity"]
+    masks = {row.facts.mask for study in studies_of(storage) for row in finished(study)}
+    assert scorer.n_scored == len(masks)
+
+
+def test_an_unknown_study_is_answered_with_the_nearest_name(storage: Storage) -> None:
+    with pytest.raises(StorageError, match="holds none"):
+        find_studies(storage.optuna, "s")
+    create_studies(storage.optuna, spec_of(), FakeScorer(6).shape)
+    with pytest.raises(StorageError, match=r"did you mean 's\.greedy'"):
+        find_studies(storage.optuna, "s.gredy")
+
+
+def test_a_worker_with_another_model_is_refused(storage: Storage) -> None:
+    run_study(storage, spec_of(), FakeScorer(6), n_trials=1)
+    with pytest.raises(ModelError, match="fingerprint: fake:6"):
+        run_study(storage, spec_of(), FakeScorer(6, seed=1))

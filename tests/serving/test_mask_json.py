@@ -1,0 +1,134 @@
+"""Mask JSON: what is exported reads back; what does not fit is refused in one line."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies_on_fake import run_study, spec_of, storage_in, studies_of
+
+from mqasearch.errors import MaskError, StorageError
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.score import Documents, TaskSpec
+from mqasearch.search.compare import compare
+from mqasearch.search.create import create_studies
+from mqasearch.search.storage import Storage
+from mqasearch.serving.export import export
+from mqasearch.serving.mask_json import check_model, read_mask, write_masks
+
+SCORER = FakeScorer(6)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    opened = storage_in(tmp_path_factory.mktemp("db"))
+    run_study(opened, spec_of(), SCORER)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def masks(storage: Storage, tmp_path: Path) -> Path:
+    path = tmp_path / "masks.json"
+    write_masks(export("s", studies_of(storage)), path)
+    return path
+
+
+def test_every_selectors_best_mask_reads_back(storage: Storage, masks: Path) -> None:
+    for row in compare(studies_of(storage)):
+        document = read_mask(masks, row.selector)
+        assert "".join(map(str, document["mask"])) == row.mask
+        assert document["mqa_layers"] == list(row.layers)
+        assert document["kv_bytes_per_token"]["converted"] == row.kv_bytes_per_token
+
+
+def test_the_first_mask_is_the_best(storage: Storage, masks: Path) -> None:
+    values = [row.value for row in compare(studies_of(storage)) if row.value is not None]
+    best = next(r for r in compare(studies_of(storage)) if r.value == min(values))
+    assert read_mask(masks)["mqa_layers"] == list(best.layers)
+
+
+def test_a_mask_read_back_and_applied_scores_the_same(masks: Path) -> None:
+    document = read_mask(masks, "greedy")
+    documents = Documents("confirmation", 80)
+    kv_heads = tuple(document["kv_heads"])
+    score = FakeScorer(6).score(kv_heads, TaskSpec("hellaswag"), documents)
+    stored = document["scores"]["hellaswag"]
+    assert {metric: row["value"] for metric, row in stored.items()} == dict(score.values)
+
+
+def test_no_point_of_the_front_is_beaten_by_another(masks: Path) -> None:
+    front = json.loads(masks.read_text())["front"]
+    assert front[0]["mqa_layers"] == []
+    sizes = [point["kv_bytes_per_token"] for point in front]
+    values = [point["value"] for point in front]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert values == sorted(set(values))
+
+
+def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    document = read_mask(path)
+    edit(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d.update(schema_version=2), "schema_version 2"),
+        (lambda d: d.update(extra=1), "extra"),
+        (lambda d: d.pop("mask"), "mask"),
+        (lambda d: d["mask"].append(1), "7 flags"),
+        (lambda d: d["mqa_layers"].pop(), "different layers"),
+        (lambda d: d.update(kv_heads=[4] * 6), "kv_heads does not fit"),
+        (lambda d: d["mask"].__setitem__(0, 2), "mask"),
+    ],
+)
+def test_a_mask_that_does_not_hold_together_is_refused(
+    masks: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(MaskError, match=message) as caught:
+        read_mask(edited(masks, edit))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_mask_json_is_refused(tmp_path: Path, masks: Path) -> None:
+    with pytest.raises(MaskError, match=r"no such file.*mqasearch export"):
+        read_mask(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("{")
+    with pytest.raises(MaskError, match="line 1, column 2: not JSON"):
+        read_mask(tmp_path / "text.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(MaskError, match="expected an object"):
+        read_mask(tmp_path / "list.json")
+    with pytest.raises(MaskError, match="did you mean 'greedy'"):
+        read_mask(masks, "gredy")
+
+
+def test_a_mask_of_another_model_is_refused(masks: Path) -> None:
+    document = read_mask(masks)
+    check_model(document, SCORER.shape, SCORER.model)
+    with pytest.raises(MaskError, match="other weights"):
+        check_model(document, SCORER.shape, "another")
+    longer = ModelShape(7, 8, 4, 16, 128, 2)
+    with pytest.raises(MaskError, match="n_layers 6, this model has 7"):
+        check_model(document, longer, SCORER.model)
+
+
+def test_there_is_nothing_to_export_before_a_mask_is_at_the_budget(tmp_path: Path) -> None:
+    opened = storage_in(tmp_path)
+    create_studies(opened.optuna, spec_of(), SCORER.shape)
+    with pytest.raises(StorageError, match="no scored mask at its budget yet; start a worker"):
+        export("s", studies_of(opened))
+    opened.close()
+
+
+def test_a_mask_in_a_file_of_its_own_reads_back(masks: Path, tmp_path: Path) -> None:
+    document = read_mask(masks, "alternating")
+    write_masks(document, tmp_path / "one.json")
+    assert read_mask(tmp_path / "one.json") == document
+    mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
+    assert tuple(document["kv_heads"]) == mask.kv_heads(SCORER.shape)
