@@ -4,7 +4,7 @@ import pytest
 
 from mqasearch.mask import ModelShape
 
-pytest_plugins: list[str] = []
+pytest_plugins = ["postgres"]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Alembic's environment; :mod:`mqasearch.results.schema` drives it."""

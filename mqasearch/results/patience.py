@@ -1,0 +1,120 @@
+"""Waiting for a database that is away for a while.
+
+A worker that has scored for minutes must not lose its result because the database restarts just
+then. What may pass by itself is tried again for :attr:`Patience.seconds`; what cannot (a missing
+table, a read-only database) fails at once.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import exc
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
+from tenacity import wait_random_exponential as random_exponential
+
+from mqasearch.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+SECONDS = 900.0
+"""How long an outage may last: a restart, a failover, a machine that comes back."""
+
+LONGEST_PAUSE = 5.0
+"""Seconds between two attempts, at most."""
+
+SQLITE_PASSING = ("locked", "busy", "full", "disk i/o error", "unable to open")
+"""In SQLite's messages: what another process, or somebody who frees some space, may cure."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same operation may succeed later.
+
+    Looks through the exceptions that Optuna wraps round SQLAlchemy's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, exc.TimeoutError):  # no connection of the pool came free
+            return True
+        if isinstance(cause, exc.DBAPIError):
+            return _is_passing_dbapi(cause)
+        cause = cause.__cause__
+    return False
+
+
+def _is_passing_dbapi(error: exc.DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, exc.OperationalError | exc.InterfaceError):
+        return False
+    if type(error.orig).__module__.startswith("sqlite3"):
+        return any(sign in str(error.orig).lower() for sign in SQLITE_PASSING)
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """What the database itself said, on one line, without the statement and its parameters."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, exc.DBAPIError):
+        cause = cause.__cause__
+    words = str(cause.orig if isinstance(cause, exc.DBAPIError) else error).split()
+    return " ".join(words) or type(error).__name__
+
+
+class Patience:
+    """Tries again while the fault may pass.
+
+    Once patience has run out, operations are tried only once until one succeeds: whoever cleans
+    up after the first failure would otherwise wait as long again at each step.
+
+    Attributes:
+        seconds: how long one operation may be tried.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self._exhausted = False
+
+    def __call__(self, operation: Callable[[], Answer]) -> Answer:
+        """What ``operation`` returns, tried until it succeeds.
+
+        ``operation`` must be idempotent: an attempt whose commit reached the database and whose
+        answer was lost is made again.
+
+        Raises:
+            StorageError: the database stayed away.
+        """
+        attempts = Retrying(
+            retry=retry_if_exception(is_passing),
+            stop=stop_after_delay(0 if self._exhausted else self.seconds),
+            wait=random_exponential(multiplier=0.1, max=LONGEST_PAUSE),
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        try:
+            answer = attempts(operation)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            self._exhausted = True
+            raise StorageError(
+                f"the database did not answer for {self.seconds:.0f} s ({one_line(error)}); "
+                "start it again, then run the same command again: finished trials are kept"
+            ) from error
+        self._exhausted = False
+        return answer
+
+    @staticmethod
+    def _tell(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        level = logging.WARNING if state.attempt_number in (1, 10, 100) else logging.DEBUG
+        logger.log(
+            level,
+            "the database does not answer (attempt %d): %s; trying again",
+            state.attempt_number,
+            one_line(error),
+        )

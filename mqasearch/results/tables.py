@@ -1,0 +1,62 @@
+"""The tables of mqasearch. Optuna owns the plain names; ours begin with ``mqasearch_``."""
+
+from datetime import datetime
+
+from sqlalchemy import JSON, DateTime, Double, LargeBinary, MetaData, String, Text, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+PREFIX = "mqasearch_"
+
+DIGEST_LENGTH = 64
+"""Hexadecimal digits of SHA-256."""
+
+BLOB_BYTES = 2**24 - 1
+"""MySQL's BLOB ends at 64 kB, which the values of a full benchmark exceed; other databases do not
+look at the length."""
+
+
+class Base(DeclarativeBase):
+    """Constraints are named by rule, since a migration can only drop what has a name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map = {float: Double}  # noqa: RUF012 - SQLAlchemy's declared form
+
+
+class ScoreRow(Base):
+    """One :class:`~mqasearch.score.Score` under its :class:`~mqasearch.score.ScoreKey`.
+
+    Each field of the key is a column, for people who query the table by hand; the digest decides.
+    """
+
+    __tablename__ = "mqasearch_score"
+
+    score_id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(DIGEST_LENGTH), unique=True)
+
+    model: Mapped[str] = mapped_column(String(255))
+    dtype: Mapped[str] = mapped_column(String(32))
+    merge: Mapped[str] = mapped_column(Text)
+    calibration: Mapped[str] = mapped_column(String(255))
+    kv_heads: Mapped[str] = mapped_column(Text)
+    """Heads per layer, layer 0 first, separated by commas."""
+    task: Mapped[str] = mapped_column(String(255))
+    task_version: Mapped[str] = mapped_column(String(64))
+    num_fewshot: Mapped[int]
+    documents: Mapped[str] = mapped_column(String(255))
+    seed: Mapped[int]
+    lm_eval: Mapped[str] = mapped_column(String(64))
+
+    metrics: Mapped[dict[str, float]] = mapped_column(JSON)
+    stderr: Mapped[dict[str, float | None]] = mapped_column(JSON)
+    """Null where there is none: a single document has no standard error."""
+    n_docs: Mapped[int]
+    seconds: Mapped[float]
+    per_document: Mapped[bytes] = mapped_column(LargeBinary(BLOB_BYTES))
+    """zlib of JSON: metric → list of one value per document."""
+    created_at: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())

@@ -1,0 +1,213 @@
+"""The door to the database: Optuna's tables and ours, opened together."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages._rdb import models
+from sqlalchemy import URL, Engine, create_engine, exc, text
+from sqlalchemy.pool import NullPool
+
+from mqasearch.errors import StorageError
+from mqasearch.results import Patience, schema
+from mqasearch.results.patience import one_line
+from mqasearch.search.storage_engine import engine_settings, reading
+from mqasearch.search.storage_optuna import SharedStorage
+from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS, requeue
+from mqasearch.search.storage_url import for_optuna, hidden, parse, sqlite_file
+
+LOCK = 7_305_216_802
+"""PostgreSQL's advisory lock under which one process makes the tables."""
+
+
+OPENING_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An open database.
+
+    Attributes:
+        optuna: for ``optuna.load_study`` and its like.
+        engine: for our own tables; the connections are shared with ``optuna``.
+        patience: for whatever else talks to the database.
+        url_hidden: the URL as it may be shown.
+    """
+
+    optuna: SharedStorage
+    engine: Engine
+    patience: Patience
+    url_hidden: str
+
+    def close(self) -> None:
+        """Close the connections. What is open elsewhere stays open."""
+        self.optuna.flush()
+        self.optuna.remove_session()
+        self.engine.dispose()
+
+
+def open_storage(
+    url: str,
+    *,
+    create: bool = True,
+    read_only: bool = False,
+    patience: Patience | None = None,
+    heartbeat: int = HEARTBEAT_SECONDS,
+    grace: int = GRACE_SECONDS,
+) -> Storage:
+    """Open a database for studies, or say within seconds why that is impossible.
+
+    Only what happens later, when work may be lost, waits for a database that is away.
+
+    Args:
+        url: ``sqlite:///FILE``, ``postgresql://…`` or ``mysql://…``.
+        create: make the tables, and SQLite's file, if there are none.
+        read_only: for those who only look; the database need not be writable.
+        patience: with a database that is away, from the second connection on.
+        heartbeat: seconds between two signs of life of a running trial.
+        grace: seconds of silence after which a trial is failed and its mask queued again.
+
+    Raises:
+        StorageError: the URL does not parse; the database is unreachable, read-only, or of
+            another schema. One line, without a password.
+    """
+    parsed = parse(url)
+    shown = hidden(parsed)
+    create = create and not read_only
+    _check_file(parsed, shown, create)
+    with _faults_of(parsed, shown):
+        first = _first_engine(parsed)
+        _check_access(first, shown, read_only)
+        patience = patience or Patience()
+        with _one_at_a_time(first):
+            if create and schema.current(first) is None:
+                models.BaseModel.metadata.create_all(first)
+                schema.upgrade(first)  # last: where there is ours, there is Optuna's
+            schema.check(first)
+            shared = _shared_storage(parsed, patience, heartbeat, grace)
+    return Storage(shared, shared.engine, patience, shown)
+
+
+def upgrade_storage(url: str) -> None:
+    """Bring the tables of an older mqasearch and an older Optuna up to the installed versions.
+
+    Raises:
+        StorageError: the URL does not parse; the database is unreachable or read-only.
+    """
+    parsed = parse(url)
+    shown = hidden(parsed)
+    _check_file(parsed, shown, create=True)
+    with _faults_of(parsed, shown):
+        first = _first_engine(parsed)
+        _check_access(first, shown, read_only=False)
+        with _one_at_a_time(first):
+            schema.upgrade(first)
+            shared = optuna.storages.RDBStorage(
+                for_optuna(parsed),
+                engine_kwargs=engine_settings(parsed),
+                skip_compatibility_check=True,
+            )
+            shared.upgrade()
+            shared.engine.dispose()
+
+
+def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) -> SharedStorage:
+    def once() -> SharedStorage:
+        return SharedStorage(
+            for_optuna(url),
+            patience,
+            engine_kwargs=engine_settings(url),
+            skip_table_creation=True,
+            heartbeat_interval=heartbeat,
+            grace_period=grace,
+            heartbeat_stale_trial_callback=requeue,
+        )
+
+    with warnings.catch_warnings(), reading():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
+        try:
+            # Optuna asks on one connection while it holds another: with SQLite's write lock taken
+            # it would wait for itself. Without, two processes may meet, and one tries again.
+            return Patience(OPENING_SECONDS)(once)
+        except RuntimeError as error:  # Optuna's word for tables of another Optuna
+            raise StorageError(
+                f"{hidden(url)} was made by another Optuna than {optuna.__version__}; bring it up: "
+                f"mqasearch db upgrade --storage {hidden(url)}"
+            ) from error
+
+
+def _first_engine(url: URL) -> Engine:
+    """For the questions asked before anything else; keeps no connection."""
+    settings = engine_settings(url)
+    return create_engine(
+        url,
+        poolclass=NullPool,
+        plugins=settings["plugins"],
+        connect_args=settings["connect_args"],
+    )
+
+
+def _check_file(url: URL, shown: str, create: bool) -> None:
+    path = sqlite_file(url)
+    if path is None or path.exists():
+        return
+    if not path.absolute().parent.is_dir():
+        raise StorageError(f"{shown}: there is no folder {path.parent}; make it first")
+    if not create:
+        raise StorageError(
+            f"{shown}: there is no such file; make a study in it with "
+            f"`mqasearch create STUDY.yaml --storage {shown}`"
+        )
+
+
+def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
+    """Connects for the first time; asks for the write lock where that tells."""
+    with reading() if read_only else nullcontext(), engine.begin() as connection:
+        if read_only or connection.dialect.name != "postgresql":
+            return
+        if connection.execute(text("SHOW transaction_read_only")).scalar_one() == "on":
+            raise StorageError(
+                f"{shown} is read-only (a standby server, or set so); use the primary server"
+            )
+
+
+@contextmanager
+def _one_at_a_time(engine: Engine) -> Iterator[None]:
+    """One process makes or changes tables. SQLite's write lock does that by itself."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        yield
+
+
+@contextmanager
+def _faults_of(url: URL, shown: str) -> Iterator[None]:
+    """What drivers and databases say, as one line that tells what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (ImportError, exc.NoSuchModuleError):
+        driver = url.drivername.partition("+")[2] or url.drivername
+        raise StorageError(
+            f"{shown} needs the database driver {driver!r}; install it: pip install {driver}"
+        ) from None
+    except (exc.SQLAlchemyError, StorageInternalError) as error:
+        said = one_line(error)
+        raise StorageError(f"{shown}: {said}; {_advice(url, said)}") from error
+
+
+def _advice(url: URL, said: str) -> str:
+    if "readonly" in said or "read-only" in said:
+        return "make it writable, or give another --storage"
+    if "permission denied" in said:
+        return "ask for the rights that the README lists for workers"
+    if sqlite_file(url) is not None:
+        return "give another --storage if this is not an SQLite database you may write"
+    return "see that the server runs, and that host, port, database, user and password are right"

@@ -1,0 +1,145 @@
+"""How connections are made: the same for Optuna's tables and for ours.
+
+Optuna makes its engine itself and uses it at once, so what has to happen on each connection comes
+as an SQLAlchemy plugin, which runs when any engine is created that names it.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from sqlite3 import Connection as SqliteConnection
+from typing import Any
+
+import psycopg
+from psycopg.abc import RV, PQGen
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+PLUGIN = "mqasearch"
+
+CONNECT_SECONDS = 5
+"""For one host to accept a connection."""
+
+STATEMENT_SECONDS = 60
+"""After which the server gives a statement up; ours take milliseconds."""
+
+ANSWER_SECONDS = STATEMENT_SECONDS + 30
+"""After which a connection that says nothing is given up, whatever keeps it open between here and
+the server."""
+
+SQLITE_BUSY_SECONDS = 60
+
+POOL = {"pool_size": 1, "max_overflow": 2, "pool_recycle": 1800, "pool_pre_ping": True}
+"""A worker uses one connection, and one more now and then for a heartbeat and a claim. 32 workers
+fit PostgreSQL's default of 100 connections even if all of them do everything at once."""
+
+
+def engine_settings(url: URL) -> dict[str, Any]:
+    """Keyword arguments of ``sqlalchemy.create_engine`` for a database."""
+    connect: dict[str, Any] = {}
+    match url.get_backend_name():
+        case "sqlite":
+            connect = {"timeout": SQLITE_BUSY_SECONDS}
+        case "postgresql":
+            connect = _postgresql_settings(url)
+        case "mysql":
+            connect = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
+    return {**POOL, "connect_args": connect, "plugins": [PLUGIN]}
+
+
+def _postgresql_settings(url: URL) -> dict[str, Any]:
+    """Of libpq. What the URL says itself is left alone."""
+    ours = {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "mqasearch",
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,  # milliseconds
+        "options": (
+            f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS // 2}s "
+            f"-c idle_in_transaction_session_timeout={STATEMENT_SECONDS}s"
+        ),
+    }
+    return {name: value for name, value in ours.items() if name not in url.query}
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that does not wait for ever.
+
+    libpq notices a peer that is gone, but not one that is connected and silent: a proxy whose
+    server has vanished, a paused virtual machine behind a load balancer.
+    """
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Psycopg's own wait, with a limit."""
+        try:
+            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # an answer may still come, for somebody else's question
+            raise
+
+
+class EnginePlugin(CreateEnginePlugin):
+    """Attaches the events of a database to a new engine."""
+
+    def update_url(self, url: URL) -> URL:
+        """Nothing of ours is in the URL."""
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Called by SQLAlchemy before the engine's first connection."""
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
+            event.listen(engine, "do_connect", _connect_patiently)
+
+
+plugins.register(PLUGIN, __name__, EnginePlugin.__name__)
+
+
+class _Reading(threading.local):
+    """Whether this thread's next transactions only read."""
+
+    now = False
+
+
+_reading = _Reading()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Transactions begun here only read: on SQLite they then wait for nobody."""
+    before, _reading.now = _reading.now, True
+    try:
+        yield
+    finally:
+        _reading.now = before
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    """WAL lets readers and one writer work at once; NORMAL may lose the last transactions when
+    the machine (not the process) dies, never the database."""
+    assert isinstance(connection, SqliteConnection)
+    connection.isolation_level = None  # Python would begin transactions late, and unasked
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock first: a transaction that reads, then writes, fails at once instead of
+    waiting when another one has written in between, and Optuna hands one waiting trial to two
+    workers."""
+    connection.exec_driver_sql("BEGIN" if _reading.now else "BEGIN IMMEDIATE")
+
+
+def _connect_patiently(
+    _dialect: object, _record: object, arguments: list[Any], settings: dict[str, Any]
+) -> DBAPIConnection:
+    connection: Any = PatientConnection.connect(*arguments, **settings)
+    return connection  # type: ignore[no-any-return]

@@ -1,0 +1,313 @@
+"""Optuna's storage for a database that many workers share and that may be away for a while.
+
+What is added to ``RDBStorage``, which stays in charge of the tables:
+
+Patience
+    Every operation is tried again while the database is away. Optuna's heartbeat thread would die
+    of the first failure, and ``tell`` would lose the result.
+
+Lost answers
+    An operation whose commit arrived but whose answer did not is made again, and must then find
+    its own work done: a state already set to the same values is success, an enqueued trial is not
+    enqueued twice. A *running* trial whose creation is in doubt is left to go stale.
+
+No running trial without a heartbeat
+    Optuna never fails a trial whose worker died before its first heartbeat. Here the first one is
+    written before, or in the same transaction as, the state.
+
+Parameters at once
+    Optuna commits each parameter by itself. Here they are kept until something else is asked of
+    the trial, or :meth:`SharedStorage.flush` is called, and are then written in one transaction.
+    Optuna's own cache promises no more: what precedes a change of state is written before it.
+
+Reading waits for nobody
+    On SQLite, what only reads does not take the write lock.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+)
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from mqasearch.results import Patience
+from mqasearch.results.insert import insert_if_absent
+from mqasearch.search.storage_engine import reading
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Parameters = dict[str, tuple[float, BaseDistribution]]
+"""Name → Optuna's internal value (for a categorical parameter the index of the choice)."""
+
+
+def _read(
+    method: Callable[Concatenate[RDBStorage, P], T],
+) -> Callable[Concatenate[RDBStorage, P], T]:
+    """A method of ``RDBStorage`` that only reads."""
+
+    def once(self: RDBStorage, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with reading():
+            return method(self, *args, **kwargs)
+
+    once.__name__ = method.__name__
+    return _write(once)
+
+
+def _write(
+    method: Callable[Concatenate[RDBStorage, P], T],
+) -> Callable[Concatenate[RDBStorage, P], T]:
+    """A method of ``RDBStorage`` that may be called twice for the same effect."""
+
+    def patient(self: RDBStorage, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        assert isinstance(self, SharedStorage)
+        self.flush()
+        return self.patience(lambda: method(self, *args, **kwargs))
+
+    patient.__name__ = method.__name__
+    return patient
+
+
+class SharedStorage(RDBStorage):
+    """See the module.
+
+    Args:
+        url: as Optuna takes it.
+        patience: how long to wait for a database that is away.
+        settings: further keyword arguments of ``RDBStorage``.
+    """
+
+    def __init__(self, url: str, patience: Patience, **settings: Any) -> None:
+        self.patience = patience
+        self._start_sharing()
+        super().__init__(url, **settings)
+
+    def _start_sharing(self) -> None:
+        self._running: set[int] = set()
+        """Trials that this process runs."""
+        self._pending: dict[int, Parameters] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        self.flush()
+        state = super().__getstate__()
+        for name in ("_running", "_pending", "_lock"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self._start_sharing()
+        super().__setstate__(state)
+
+    create_new_study = _write(RDBStorage.create_new_study)
+    delete_study = _write(RDBStorage.delete_study)
+    set_study_user_attr = _write(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _write(RDBStorage.set_study_system_attr)
+    get_study_id_from_name = _read(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _read(RDBStorage.get_study_name_from_id)
+    get_study_directions = _read(RDBStorage.get_study_directions)
+    get_study_user_attrs = _read(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _read(RDBStorage.get_study_system_attrs)
+    get_all_studies = _read(RDBStorage.get_all_studies)
+
+    set_trial_param = _write(RDBStorage.set_trial_param)
+    set_trial_intermediate_value = _write(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _write(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _write(RDBStorage.set_trial_system_attr)
+    get_trial = _read(RDBStorage.get_trial)
+    get_trial_param = _read(RDBStorage.get_trial_param)
+    get_trial_user_attrs = _read(RDBStorage.get_trial_user_attrs)
+    get_trial_system_attrs = _read(RDBStorage.get_trial_system_attrs)
+    get_trial_id_from_study_id_trial_number = _read(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
+    _get_trials = _read(RDBStorage._get_trials)
+    _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """From a thread of its own, so it leaves the parameters to the trial's thread."""
+        self.patience(lambda: RDBStorage.record_heartbeat(self, trial_id))
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """None for a while after the server started: nobody could be heard before."""
+
+        def once() -> list[int]:
+            with reading():
+                stale = RDBStorage._get_stale_trial_ids(self, study_id)
+                return [] if stale and self._just_started() else stale
+
+        return self.patience(once)
+
+    def _just_started(self) -> bool:
+        if self.engine.dialect.name != "postgresql" or self.grace_period is None:
+            return False
+        uptime = func.extract("epoch", func.now() - func.pg_postmaster_start_time())
+        with self.engine.connect() as connection:
+            return float(connection.execute(select(uptime)).scalar_one()) < self.grace_period
+
+    def flush(self) -> None:
+        """Write the parameters that are kept back."""
+        if not self._pending:
+            return
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        for trial_id, parameters in pending.items():
+            rows = [
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": value,
+                    "distribution_json": distribution_to_json(distribution),
+                }
+                for name, (value, distribution) in parameters.items()
+            ]
+            self.patience(partial(self._insert, trial_id, rows))
+
+    def _insert(self, trial_id: int, rows: list[dict[str, Any]]) -> None:
+        with _create_scoped_session(self.scoped_session) as session:
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            if not trial.state.is_finished():  # else it was failed as stale; telling it will fail
+                insert_if_absent(session.connection(), models.TrialParamModel.__table__, rows)
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        """Kept back for a trial of ours, when there is nothing that only the database can check."""
+        if trial_id not in self._running or previous_distribution is None:
+            args = (trial_id, param_name, param_value_internal, distribution)
+            return _write(RDBStorage._set_trial_param)(self, *args, previous_distribution)
+        check_distribution_compatibility(previous_distribution, distribution)
+        with self._lock:
+            parameters = self._pending.setdefault(trial_id, {})
+            parameters.setdefault(param_name, (param_value_internal, distribution))
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's. An earlier attempt whose answer was lost counts as success."""
+        self.flush()
+        if state == TrialState.RUNNING:
+            self.record_heartbeat(trial_id)
+        attempts = 0
+
+        def once() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if attempts > 1 and self._agrees(trial_id, state, values):
+                    return True
+                raise
+
+        changed = self.patience(once)
+        if state == TrialState.RUNNING and changed:
+            self._running.add(trial_id)
+        elif state.is_finished():
+            self._running.discard(trial_id)
+        return changed
+
+    def _agrees(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        trial = self.get_trial(trial_id)
+        return trial.state == state and trial.values == (None if values is None else list(values))
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
+        """As Optuna's, which would retry by itself without looking for its own work."""
+        self.flush()
+        newest = -1 if template_trial is None else self.patience(self._newest_trial_id)
+        attempts = 0
+
+        def once() -> FrozenTrial:
+            nonlocal attempts
+            attempts += 1
+            with _create_scoped_session(self.scoped_session) as session:
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+                if template_trial is not None and attempts > 1:
+                    made = self._find_made(session, study_id, template_trial, newest)
+                    if made is not None:
+                        return made
+                trial = self._get_prepared_new_trial(study_id, template_trial, session)
+                return _frozen(trial, template_trial)
+
+        frozen = self.patience(once)
+        if frozen.state == TrialState.RUNNING:
+            self._running.add(frozen._trial_id)
+        return frozen
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> "models.TrialModel":
+        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if trial.state == TrialState.RUNNING:
+            session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
+        return trial
+
+    def _newest_trial_id(self) -> int:
+        with reading(), self.engine.connect() as connection:
+            newest = connection.execute(select(func.max(models.TrialModel.trial_id))).scalar_one()
+            return -1 if newest is None else cast(int, newest)
+
+    def _find_made(
+        self, session: Session, study_id: int, template: FrozenTrial, newest: int
+    ) -> FrozenTrial | None:
+        """A trial like the template that is newer than ``newest``."""
+        query = select(models.TrialModel).where(
+            models.TrialModel.study_id == study_id, models.TrialModel.trial_id > newest
+        )
+        for trial in session.execute(query).scalars():
+            made = self._build_frozen_trial_from_trial_model(trial)
+            if (
+                template.params.items() <= made.params.items()
+                and _contains(made.system_attrs, template.system_attrs)
+                and _contains(made.user_attrs, template.user_attrs)
+            ):
+                return made
+        return None
+
+
+def _contains(attributes: dict[str, Any], some: dict[str, Any]) -> bool:
+    return all(name in attributes and attributes[name] == value for name, value in some.items())
+
+
+def _frozen(trial: Any, template: FrozenTrial | None) -> FrozenTrial:
+    """What was just made, without reading it back."""
+    if template is None:
+        return FrozenTrial(
+            number=trial.number,
+            state=trial.state,
+            value=None,
+            values=None,
+            datetime_start=trial.datetime_start,
+            datetime_complete=None,
+            params={},
+            distributions={},
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
+            trial_id=trial.trial_id,
+        )
+    frozen = deepcopy(template)
+    frozen.number = trial.number
+    frozen.datetime_start = trial.datetime_start
+    frozen._trial_id = trial.trial_id
+    return frozen
