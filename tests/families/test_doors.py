@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny import GROUPED, HEAD_DIM, MODEL_TYPES, N_HEADS, logits, tiny_model, tiny_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mqasearch.errors import ModelError, UnknownNameError
 from mqasearch.families import FAMILIES, AttentionWeights, RopeLayout, family_of
+from tests.tiny import GROUPED, HEAD_DIM, MODEL_TYPES, N_HEADS, logits, tiny_model, tiny_tokens
 
 LAYOUTS = [(model_type, N_HEADS) for model_type in MODEL_TYPES] + [
     (model_type, 2) for model_type in GROUPED
