@@ -18,6 +18,8 @@ from mqasearch.cli.options import (
 if TYPE_CHECKING:
     import optuna
 
+    from mqasearch.search.storage import Storage as OpenStorage
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
 
 
@@ -50,13 +52,12 @@ def run(
     from mqasearch.search.names import known_names
     from mqasearch.search.run import create as create_all
     from mqasearch.search.run import work
-    from mqasearch.search.storage import open_storage
     from mqasearch.serving.export import export as export_masks
     from mqasearch.serving.mask_json import write_masks
     from mqasearch.spec import load_spec
 
     spec = load_spec(study, known_names())
-    opened = open_storage(storage)
+    opened = _open(storage)
     create_all(opened, spec)
     with Progress() as progress:
         work(opened, spec.name, device=device, watcher=progress.watcher)
@@ -72,10 +73,9 @@ def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:
     """Create the studies of a study file, for workers to take up."""
     from mqasearch.search.names import known_names
     from mqasearch.search.run import create as create_all
-    from mqasearch.search.storage import open_storage
     from mqasearch.spec import load_spec
 
-    for name in create_all(open_storage(storage), load_spec(study, known_names())):
+    for name in create_all(_open(storage), load_spec(study, known_names())):
         print(name)
 
 
@@ -89,9 +89,8 @@ def worker(
     """Score trials of a study until none is left; start as many workers as you have devices."""
     from mqasearch.cli.progress import Progress
     from mqasearch.search.run import work
-    from mqasearch.search.storage import open_storage
 
-    opened = open_storage(storage, create=False)
+    opened = _open(storage, create=False)
     with Progress() as progress:
         done = work(
             opened,
@@ -112,9 +111,8 @@ def status(
     """Show every study: trials by state, and the best value so far."""
     from mqasearch.cli.tables import print_rows
     from mqasearch.search.status import STATUS_HEADERS, study_rows
-    from mqasearch.search.storage import open_storage
 
-    opened = open_storage(storage, create=False)
+    opened = _open(storage, create=False)
     print_rows(STATUS_HEADERS, study_rows(opened.optuna, study_name), format)
 
 
@@ -146,13 +144,21 @@ def export(
     print(output)
 
 
-def _studies(storage: str, name: str) -> "list[optuna.Study]":
+def _open(storage: str, *, create: bool = True) -> "OpenStorage":
     import optuna
 
     from mqasearch.search.storage import open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own log says more, in one line
+    return open_storage(storage, create=create)
+
+
+def _studies(storage: str, name: str) -> "list[optuna.Study]":
+    import optuna
+
     from mqasearch.search.worker import find_studies
 
-    opened = open_storage(storage, create=False)
+    opened = _open(storage, create=False)
     return [
         optuna.load_study(study_name=study, storage=opened.optuna)
         for study in find_studies(opened.optuna, name)

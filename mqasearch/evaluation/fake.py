@@ -21,7 +21,7 @@ from mqasearch.errors import MaskError, ScoreError
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
-_SPLIT_SIZES = {"search": 400, "confirmation": 400, "calibration": 200}
+_SPLIT_SIZES = {"search": 400, "confirmation": 400, "calibration": 200, "full": 1000}
 
 
 class FakeScorer:

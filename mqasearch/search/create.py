@@ -156,12 +156,12 @@ def _open(
         study = optuna.load_study(study_name=name, storage=storage)
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while (facts := study_facts(study.user_attrs)) is None and time.monotonic() < deadline:
+        if _is_foreign(study):
+            raise UserError(
+                f"study {name!r} exists and was not made by mqasearch; "
+                "choose another name in the study file, or another --storage"
+            )
         time.sleep(0.1)
-    if facts is None and _is_foreign(study):
-        raise UserError(
-            f"study {name!r} exists and was not made by mqasearch; "
-            "choose another name in the study file, or another --storage"
-        )
     return study, facts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mqasearch.conversion import MERGES, merge_of
 from mqasearch.evaluation.metrics import check_metric
-from mqasearch.models import check_name
+from mqasearch.search.scoring import check_model_name
 from mqasearch.samplers import SELECTORS, check_parameters
 from mqasearch.spec import KnownNames
 
@@ -14,7 +14,7 @@ from mqasearch.spec import KnownNames
 def known_names() -> KnownNames:
     """Checks of models, tasks with metrics, selectors and merges with parameters."""
     return KnownNames(
-        model=check_name,
+        model=check_model_name,
         task=check_metric,
         selectors={name: partial(check_parameters, name) for name in SELECTORS},
         merges={name: _merge_check(name) for name in MERGES},

@@ -1,14 +1,19 @@
 """From a spec to a scorer: the model loaded once, calibrated once, every layer merged once."""
 
+import re
 from dataclasses import dataclass
 
 from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.errors import ModelError
+from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.evaluation.harness import HarnessScorer
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.families import family_of
 from mqasearch.mask import ModelShape
-from mqasearch.models import load_model, load_shape
+from mqasearch.models import check_name, load_model, load_shape
 from mqasearch.spec import StudySpec
+
+_FAKE = re.compile(r"fake(?::(?P<layers>[1-9][0-9]{0,3})(?::(?P<seconds>[0-9]+(\.[0-9]+)?))?)?")
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,35 @@ class Scoring:
     calibration: str
 
 
+def check_model_name(name: str) -> None:
+    """Check a model's name as far as that goes without loading it.
+
+    ``fake``, ``fake:LAYERS`` or ``fake:LAYERS:SECONDS`` is a scorer without a model, for trying a
+    database, a cluster or a selector.
+
+    Raises:
+        ModelError: no such model.
+    """
+    if name.startswith("fake:") and not _FAKE.fullmatch(name):
+        raise ModelError(f"model {name!r}: write fake:LAYERS or fake:LAYERS:SECONDS, as in fake:12")
+    if not _FAKE.fullmatch(name):
+        check_name(name)
+
+
 def model_shape(spec: StudySpec) -> ModelShape:
     """Sizes of the spec's model, from its config alone.
 
     Raises:
         ModelError: no such model, or a model type that cannot be converted.
     """
+    if (fake := _fake(spec.model.name)) is not None:
+        return fake.shape
+    entry = spec.model
     model_type, shape = load_shape(
-        spec.model.name,
-        dtype=spec.model.dtype,
-        revision=spec.model.revision,
-        trust_remote_code=spec.model.trust_remote_code,
+        entry.name,
+        dtype=entry.dtype,
+        revision=entry.revision,
+        trust_remote_code=entry.trust_remote_code,
     )
     family_of(model_type)
     return shape
@@ -53,6 +76,8 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         ModelError: no such model or device, or a model that cannot be converted.
         AssetError: offline data cannot be fetched.
     """
+    if (fake := _fake(spec.model.name)) is not None:
+        return Scoring(fake, fake.model, "float32", spec.merge.name, "")
     entry = spec.model
     loaded = load_model(
         entry.name,
@@ -72,3 +97,10 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         merge=convertible.merge_name,
         calibration=convertible.calibration,
     )
+
+
+def _fake(name: str) -> FakeScorer | None:
+    match = _FAKE.fullmatch(name)
+    if match is None:
+        return None
+    return FakeScorer(int(match["layers"] or 12), seconds=float(match["seconds"] or 0))

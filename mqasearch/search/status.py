@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.search.compare import best_trial
-from mqasearch.search.worker import find_studies, known_studies
+from mqasearch.search.worker import fail_stale_trials, find_studies, known_studies
 
 STATUS_HEADERS = (
     "study",
@@ -41,7 +41,7 @@ def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[
     names = known_studies(storage) if name is None else find_studies(storage, name)
     for study_name in names:
         study = optuna.load_study(study_name=study_name, storage=storage)
-        optuna.storages.fail_stale_trials(study)
+        fail_stale_trials(study)
         trials = study.get_trials(deepcopy=False)
         counts = [sum(trial.state == state for trial in trials) for state in _STATES]
         best = best_trial(study)

@@ -1,7 +1,9 @@
 """The loop of one worker: take the next trial of any study that is ready, until all are done."""
 
+import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,11 +11,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.errors import ScoreError, StorageError, unknown_name
-from mqasearch.samplers import INVALID_KEY, MASK_KEY, MaskSampler, Outlook, mask_params, sampler_of
-from mqasearch.search.attributes import StudyFacts, study_facts, trial_mask
-from mqasearch.search.create import NAME_KEY
+from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
+from mqasearch.search.attributes import StudyFacts, study_facts
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
+from mqasearch.search.storage_stale import requeue
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -132,7 +136,7 @@ class Worker:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         for selection in self.selections:
-            optuna.storages.fail_stale_trials(selection.study)
+            fail_stale_trials(selection.study)
         while n_trials is None or self.n_done < n_trials:
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -156,7 +160,11 @@ class Worker:
 
         def tracked(trial: optuna.Trial) -> float:
             started.append(trial)
-            return objective(trial)
+            try:
+                return objective(trial)
+            except ScoreError as error:
+                log.warning("%s trial %d failed: %s", study.study_name, trial.number, error)
+                raise
 
         try:
             study.optimize(tracked, n_trials=1, catch=(ScoreError,))
@@ -171,7 +179,12 @@ class Worker:
 def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
     """Queue an interrupted trial again: nobody has to find out first that it is gone."""
     frozen = study.get_trials(deepcopy=False)[trial.number]
-    mask = trial_mask(frozen)
-    if frozen.state == TrialState.FAIL and mask is not None:
-        kept = {key: frozen.user_attrs[key] for key in (NAME_KEY,) if key in frozen.user_attrs}
-        study.enqueue_trial(mask_params(mask), user_attrs={MASK_KEY: str(mask), **kept})
+    if frozen.state == TrialState.FAIL:
+        requeue(study, frozen)
+
+
+def fail_stale_trials(study: optuna.Study) -> None:
+    """Fail the running trials whose worker has not been heard of for the grace period."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
