@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import optuna
@@ -105,13 +105,15 @@ def upgrade_storage(url: str) -> None:
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
             schema.upgrade(first)
-            shared = optuna.storages.RDBStorage(
-                for_optuna(parsed),
-                engine_kwargs=engine_settings(parsed),
-                skip_compatibility_check=True,
-            )
-            shared.upgrade()
-            shared.engine.dispose()
+            with reading():  # as in _shared_storage
+                shared = optuna.storages.RDBStorage(
+                    for_optuna(parsed),
+                    engine_kwargs=engine_settings(parsed),
+                    skip_compatibility_check=True,
+                )
+                if shared.get_current_version() != shared.get_head_version():
+                    shared.upgrade()
+                shared.engine.dispose()
 
 
 def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) -> SharedStorage:
@@ -164,14 +166,19 @@ def _check_file(url: URL, shown: str, create: bool) -> None:
 
 
 def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
-    """Connects for the first time; asks for the write lock where that tells."""
-    with reading() if read_only else nullcontext(), engine.begin() as connection:
-        if read_only or connection.dialect.name != "postgresql":
+    """Connects for the first time, and finds out whether it may write."""
+    with reading(), engine.connect() as connection:
+        if read_only:
             return
-        if connection.execute(text("SHOW transaction_read_only")).scalar_one() == "on":
-            raise StorageError(
-                f"{shown} is read-only (a standby server, or set so); use the primary server"
-            )
+        if connection.dialect.name == "sqlite":
+            version = connection.execute(text("PRAGMA user_version")).scalar_one()
+            connection.execute(text(f"PRAGMA user_version = {version}"))  # undone with the block
+        if connection.dialect.name == "postgresql":
+            setting = connection.execute(text("SHOW transaction_read_only")).scalar_one()
+            if setting == "on":
+                raise StorageError(
+                    f"{shown} is read-only (a standby server, or set so); use the primary server"
+                )
 
 
 @contextmanager

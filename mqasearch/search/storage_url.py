@@ -62,8 +62,9 @@ def hidden(url: URL) -> str:
 
 
 def for_optuna(url: URL) -> str:
-    """The URL as Optuna takes it: with its password, and as a template of ``str.format``."""
-    return url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    """The URL as Optuna takes it: with its password, and without a brace, which Optuna would take
+    for a field of a template (SQLAlchemy encodes them)."""
+    return url.render_as_string(hide_password=False)
 
 
 def sqlite_file(url: URL) -> Path | None:

@@ -1,0 +1,124 @@
+"""A database that cannot be used is answered in one line, in seconds."""
+
+import socket
+import sqlite3
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from postgres import Postgres
+from sqlalchemy import create_engine, text
+
+from mqasearch.errors import StorageError
+from mqasearch.results import schema
+from mqasearch.search.storage import open_storage, upgrade_storage
+
+CANARY = "s3cr3t-canary"
+
+
+def fault(url: str, **settings: bool) -> str:
+    start = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        open_storage(url, **settings)
+    assert time.monotonic() - start < 15
+    message = str(caught.value)
+    assert "\n" not in message
+    assert CANARY not in message
+    return message
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    message = fault(f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies")
+    assert "refused" in message
+    assert f"127.0.0.1:{port}" in message
+
+
+def test_somebody_listens_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert "timeout" in fault(f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies")
+
+
+def test_no_such_database(postgres_server: Postgres) -> None:
+    assert '"nowhere" does not exist' in fault(postgres_server.address("nowhere"))
+
+
+def test_a_driver_that_is_not_installed() -> None:
+    message = fault(f"postgresql+psycopg2://worker:{CANARY}@127.0.0.1/studies")
+    assert message.endswith("pip install psycopg2")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert "no folder" in fault(f"sqlite:///{tmp_path}/nowhere/study.db")
+
+
+def test_looking_makes_no_file(tmp_path: Path) -> None:
+    assert "no such file" in fault(f"sqlite:///{tmp_path}/study.db", create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("This is the story of a file that was no database. " * 50)
+    assert "not a database" in fault(f"sqlite:///{tmp_path}/study.db")
+
+
+def test_a_read_only_file(tmp_path: Path) -> None:
+    open_storage(f"sqlite:///{tmp_path}/study.db").close()
+    message = fault(f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true")
+    assert "readonly" in message
+    assert "make it writable" in message
+
+
+def test_a_standby_server(postgres_server: Postgres, postgres_url: str) -> None:
+    open_storage(postgres_url).close()
+    name = postgres_url.rpartition("/")[2]
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "read-only" in fault(postgres_url)
+    open_storage(postgres_url, read_only=True).close()
+
+
+def test_an_empty_database_is_only_made_when_asked(postgres_url: str) -> None:
+    message = fault(postgres_url, create=False)
+    assert "mqasearch db upgrade --storage postgresql" in message
+
+
+def test_a_newer_schema_asks_for_a_newer_program(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    storage = open_storage(url)
+    with storage.engine.begin() as connection:
+        connection.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'"))
+    storage.close()
+    message = fault(url)
+    assert "newer mqasearch" in message
+    assert "pip install --upgrade mqasearch" in message
+
+
+def test_another_optuna_is_answered_with_the_cure(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_storage(url).close()
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    connection.close()
+    assert fault(url).endswith(f"mqasearch db upgrade --storage {url}")
+
+
+def test_upgrading_an_empty_database_makes_all_tables(tmp_path: Path, postgres_url: str) -> None:
+    for url in (f"sqlite:///{tmp_path}/study.db", postgres_url):
+        upgrade_storage(url)
+        upgrade_storage(url)
+        open_storage(url, create=False).close()
+
+
+def test_an_optuna_database_gets_our_tables_beside_its_own(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(study_name="theirs", storage=url)
+    storage = open_storage(url)
+    assert [study.study_name for study in storage.optuna.get_all_studies()] == ["theirs"]
+    storage.close()
+    engine = create_engine(url)
+    schema.check(engine)
+    engine.dispose()
