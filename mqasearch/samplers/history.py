@@ -116,8 +116,8 @@ def _state_and_loss(trial: FrozenTrial, sign: float) -> tuple[MaskState, float] 
         return "running", math.nan
     if trial.state == TrialState.FAIL:
         return ("invalid", math.inf) if trial.user_attrs.get(INVALID_KEY) else None
-    state: MaskState = "complete" if trial.state == TrialState.COMPLETE else "pruned"
-    # Optuna itself copies a pruned trial's last report to its value.
-    if trial.value is None:
-        return None
-    return state, sign * trial.value
+    if trial.state == TrialState.COMPLETE:
+        return None if trial.value is None else ("complete", sign * trial.value)
+    # Optuna copies a pruned trial's last report to its value, but not for trials added as a whole.
+    reports = trial.intermediate_values
+    return ("pruned", sign * reports[max(reports)]) if reports else None
