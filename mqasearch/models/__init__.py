@@ -1,0 +1,20 @@
+"""Models by name, on a device, in a dtype, and what identifies them."""
+
+from mqasearch.models.fingerprint import fingerprint_of
+from mqasearch.models.loading import LoadedModel, load_model, load_shape
+from mqasearch.models.precision import DTYPES, device_of, dtype_of
+from mqasearch.models.shape import shape_of
+from mqasearch.models.source import EMBEDDED, check_name
+
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "LoadedModel",
+    "check_name",
+    "device_of",
+    "dtype_of",
+    "fingerprint_of",
+    "load_model",
+    "load_shape",
+    "shape_of",
+]

@@ -1,0 +1,199 @@
+"""Models and their tokenizers, by name."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
+
+from mqasearch.errors import ModelError
+from mqasearch.mask import ModelShape
+from mqasearch.models.fingerprint import fingerprint_of
+from mqasearch.models.precision import device_of, dtype_of
+from mqasearch.models.progress import progress_bars
+from mqasearch.models.shape import shape_of
+from mqasearch.models.source import EMBEDDED, Source, resolve
+
+logger = logging.getLogger(__name__)
+
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, hub.HFValidationError)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model ready to be scored.
+
+    Attributes:
+        model: in eval mode, on its device.
+        tokenizer: its own.
+        name: by which it was asked for.
+        fingerprint: of the weights as stored and the config; the same for every device and dtype.
+        device: where it is.
+        dtype: of its weights and its KV cache.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that decide the KV cache."""
+        return shape_of(self.model, self.dtype)
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model for scoring.
+
+    Weights are read from safetensors only, never from pickles.
+
+    Args:
+        name: ``smollm2-135m``, a folder, a GGUF file, or a hub id.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        dtype: ``auto`` (bfloat16 where the hardware computes in it, else float32) or a name.
+        revision: of a hub id: branch, tag or commit.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ModelError: no such model, device or dtype; an incomplete checkpoint; not enough memory.
+        AssetError: the embedded model cannot be fetched.
+    """
+    place = device_of(device)
+    precision = dtype_of(dtype, place)
+    source = resolve(name)
+    config = _config(name, source, revision, trust_remote_code)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _explained(name, source, revision), progress_bars(source.is_hub):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            config=config,
+            dtype=precision,
+            device_map={"": place},
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"the checkpoint of {name} lacks {len(missing)} of the model's weights, {missing[0]} "
+            "among them: it is incomplete, or of another model type than its config says"
+        )
+    return LoadedModel(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        name=name,
+        fingerprint=fingerprint_of(_folder(source, revision), model.config),
+        device=place,
+        dtype=precision,
+    )
+
+
+def load_shape(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[str, ModelShape]:
+    """A model's type and sizes, by its config alone; see ``load_model``."""
+    source = resolve(name)
+    config = _config(name, source, revision, trust_remote_code)
+    return config.model_type, shape_of(config, dtype_of(dtype, device_of(device)))
+
+
+def _config(
+    name: str, source: Source, revision: str | None, trust_remote_code: bool
+) -> PreTrainedConfig:
+    if source.is_hub:
+        logger.info("asking the hub for %s", name)
+    with _explained(name, source, revision):
+        config = AutoConfig.from_pretrained(
+            source.location, revision=revision, trust_remote_code=trust_remote_code
+        )
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _folder(source: Source, revision: str | None) -> Path:
+    """The folder of the checkpoint's files; of a hub id its snapshot, which is there by now."""
+    if not source.is_hub:
+        return Path(source.location)
+    config = cached_file(source.location, "config.json", revision=revision, local_files_only=True)
+    assert config is not None
+    return Path(config).parent
+
+
+@contextlib.contextmanager
+def _explained(name: str, source: Source, revision: str | None) -> Iterator[None]:
+    """Turn whatever transformers and the hub raise into one line; without the hub's retries."""
+    retries = logging.getLogger("huggingface_hub")
+    level = retries.level
+    retries.setLevel(logging.ERROR)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"not enough memory on the device for {name}: {_line(error)}") from error
+    except _LOADING_ERRORS as error:
+        reason = _reason(error, revision) if source.is_hub else None
+        raise ModelError(f"cannot load {name}: {reason or _line(error)}") from error
+    finally:
+        retries.setLevel(level)
+
+
+def _reason(error: BaseException, revision: str | None) -> str | None:
+    """What the hub meant, and what to do; None where it had no part in the failure."""
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if caused_by(hub.GatedRepoError):
+        return "its owner asks for an agreement: accept it on its hub page, then 'hf auth login'"
+    if caused_by(hub.RevisionNotFoundError):
+        return f"it has no revision {revision!r} on the hub"
+    if caused_by(hub.RepositoryNotFoundError):
+        return "the hub has no such model, or it is private: check the id, or 'hf auth login'"
+    if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        return (
+            "the hub cannot be reached, and the model is not in its cache; "
+            f"a folder, a .gguf file and {', '.join(EMBEDDED)} need no hub"
+        )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,23 @@
+"""transformers' progress bars, on or off for a while."""
+
+import contextlib
+from collections.abc import Iterator
+
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
+
+
+@contextlib.contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show transformers' progress bars only if ``shown`` and nobody has turned them off."""
+    before = is_progress_bar_enabled()
+    if not shown:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if before:
+            enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,73 @@
+"""What a model's name stands for: the embedded one, a GGUF file, a local folder, or a hub id."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+
+from mqasearch.assets import smollm2_gguf
+from mqasearch.errors import ModelError, UnknownNameError
+from mqasearch.models.gguf import converted
+
+EMBEDDED: Mapping[str, Callable[[], Path]] = MappingProxyType({"smollm2-135m": smollm2_gguf})
+"""Names of the models that need no hub → their GGUF file."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FORMS = "a hub id (owner/name), a folder or a .gguf file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where transformers finds a model.
+
+    Attributes:
+        location: a folder, or a hub id.
+        is_hub: which of the two.
+    """
+
+    location: str
+    is_hub: bool
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that can stand for no model. Quick: nothing is loaded, no hub is asked.
+
+    Raises:
+        UnknownNameError: close to an embedded model's name, but not it.
+        ModelError: a file or folder that is not there or holds no model.
+    """
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"folder {name} holds no model: it has no config.json")
+        return
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {name}")
+        return
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"there is no model {name!r}: give {', '.join(EMBEDDED)}, {_FORMS}")
+    if "/" not in name and get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.75):
+        raise UnknownNameError("model", name, EMBEDDED, f"or give {_FORMS}")
+
+
+def resolve(name: str) -> Source:
+    """What ``name`` stands for; the embedded model is fetched and a GGUF file converted.
+
+    Raises:
+        ModelError: see ``check_name``; or a GGUF file that cannot be read.
+        AssetError: the embedded model cannot be fetched.
+    """
+    check_name(name)
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return Source(str(converted(EMBEDDED[name]())), is_hub=False)
+    if path.is_dir():
+        return Source(str(path), is_hub=False)
+    if path.suffix == ".gguf":
+        return Source(str(converted(path)), is_hub=False)
+    return Source(name, is_hub=True)
