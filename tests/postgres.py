@@ -139,9 +139,13 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Postgres) -> str:
+def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """A fresh, empty database."""
-    return postgres_server.new_database()
+    url = postgres_server.new_database()
+    yield url
+    if postgres_server.process is not None:
+        name = url.rpartition("/")[2]
+        postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _free_port() -> int:

@@ -105,7 +105,7 @@ def upgrade_storage(url: str) -> None:
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
             schema.upgrade(first)
-            with reading():  # as in _shared_storage
+            with reading():  # see storage_optuna._opening
                 shared = optuna.storages.RDBStorage(
                     for_optuna(parsed),
                     engine_kwargs=engine_settings(parsed),
@@ -128,11 +128,10 @@ def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) ->
             heartbeat_stale_trial_callback=requeue,
         )
 
-    with warnings.catch_warnings(), reading():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
         try:
-            # Optuna asks on one connection while it holds another: with SQLite's write lock taken
-            # it would wait for itself. Without, two processes may meet, and one tries again.
+            # Two processes that open a new SQLite file at once may meet; one tries again.
             return Patience(OPENING_SECONDS)(once)
         except RuntimeError as error:  # Optuna's word for tables of another Optuna
             raise StorageError(

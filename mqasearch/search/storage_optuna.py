@@ -81,6 +81,11 @@ def _write(
     return patient
 
 
+_opening = reading
+"""Optuna, while it opens a database, asks on one connection while it holds another: with SQLite's
+write lock taken it would wait for itself."""
+
+
 class SharedStorage(RDBStorage):
     """See the module.
 
@@ -93,7 +98,8 @@ class SharedStorage(RDBStorage):
     def __init__(self, url: str, patience: Patience, **settings: Any) -> None:
         self.patience = patience
         self._start_sharing()
-        super().__init__(url, **settings)
+        with _opening():
+            super().__init__(url, **settings)
 
     def _start_sharing(self) -> None:
         self._running: set[int] = set()
@@ -110,7 +116,8 @@ class SharedStorage(RDBStorage):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self._start_sharing()
-        super().__setstate__(state)
+        with _opening():
+            super().__setstate__(state)
 
     create_new_study = _write(RDBStorage.create_new_study)
     delete_study = _write(RDBStorage.delete_study)
