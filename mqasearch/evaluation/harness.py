@@ -1,0 +1,165 @@
+"""lm-eval's own scoring of a model that stays in memory while its layers are swapped."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mqasearch.conversion import ConvertibleModel
+from mqasearch.evaluation.metrics import score_of
+from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
+from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+
+_LM_EVAL = version("lm_eval")
+
+TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+"""lm-eval's: the texts (None in rolling requests), context tokens, continuation tokens."""
+
+
+class ResidentLM(HFLM):  # type: ignore[misc]
+    """HFLM round a model that is already loaded, which tokenises each pair of texts once.
+
+    The softmax is taken in float32 (``softmax_dtype``, an option of HFLM): in bfloat16 the sum of
+    an answer's log-probabilities would come in steps of a half.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> None:
+        with _quiet():
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                softmax_dtype="float32",
+            )
+        self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        pair = (context, continuation)
+        if pair not in self._pairs:
+            self._pairs[pair] = super()._encode_pair(context, continuation)
+        return self._pairs[pair]
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
+    ) -> list[tuple[float, bool]]:
+        """As HFLM, without a progress bar: one for every mask would bury the search's own."""
+        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            requests, disable_tqdm=True, **options
+        )
+        return answers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """HFLM warns that a model which is passed in must be used by one process: it is."""
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class HarnessScorer:
+    """Scores masks as lm-eval does: its prompts, its HFLM, its metrics; nothing of it is cached.
+
+    The reference that every faster scorer is held to.
+    """
+
+    def __init__(
+        self,
+        convertible: ConvertibleModel,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: str,
+        dtype: torch.dtype | str,
+        *,
+        batch_size: int = 16,
+        library: TaskLibrary | None = None,
+    ) -> None:
+        """
+        Args:
+            convertible: the model; only ``converted`` ever changes it.
+            tokenizer: of the model. lm-eval gives it a pad token where it has none.
+            fingerprint: of the original weights.
+            dtype: of the weights.
+            batch_size: rows that HFLM runs at once.
+            library: prepared tasks to share with another scorer.
+        """
+        self.convertible = convertible
+        self.model = fingerprint
+        self.dtype = str(dtype).removeprefix("torch.")
+        self.library = library or TaskLibrary()
+        self.lm = self._language_model(tokenizer, batch_size)
+
+    def _language_model(self, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+        return ResidentLM(self.convertible.model, tokenizer, batch_size)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes of the original model."""
+        return self.convertible.shape
+
+    def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
+        """The key under which ``score``'s answer may be shared; never runs the model."""
+        loaded = self.library.task(task, documents)
+        return ScoreKey(
+            model=self.model,
+            dtype=self.dtype,
+            merge=self.convertible.merge_name,
+            calibration=self.convertible.calibration,
+            kv_heads=kv_heads,
+            task=task.name,
+            task_version=loaded.version,
+            num_fewshot=task.num_fewshot,
+            documents=loaded.digest(documents),
+            seed=documents.seed,
+            lm_eval=_LM_EVAL,
+        )
+
+    def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
+        """Score the model with ``kv_heads`` per layer on the chosen documents.
+
+        Raises:
+            MaskError: ``kv_heads`` does not fit the model.
+            ScoreError: a log-likelihood or a metric is NaN or infinite.
+        """
+        prepared = self.library.task(task, documents).prepare(documents)
+        started = time.perf_counter()
+        responses = self.responses(kv_heads, prepared)
+        return score_of(prepared, responses, time.perf_counter() - started)
+
+    def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
+        """What the model with ``kv_heads`` per layer answers: per document, per request.
+
+        ``(log-likelihood, is greedy)``, a log-likelihood (rolling) or a text (generation).
+
+        Raises:
+            MaskError: ``kv_heads`` does not fit the model.
+        """
+        with self.convertible.converted(kv_heads):
+            answers = iter(self._respond(prepared.instances))
+        return [[next(answers) for _ in document.instances] for document in prepared.documents]
+
+    def _respond(self, instances: Sequence[Instance]) -> list[Any]:
+        """What the model as it now is answers to lm-eval's requests, in their order."""
+        by_type: dict[str, list[int]] = {}
+        for index, instance in enumerate(instances):
+            by_type.setdefault(instance.request_type, []).append(index)
+        responses: list[Any] = [None] * len(instances)
+        for request_type, indices in by_type.items():
+            ask = getattr(self.lm, request_type)
+            answers = ask([instances[index] for index in indices], disable_tqdm=True)
+            for index, answer in zip(indices, answers, strict=True):
+                responses[index] = answer
+        return responses

@@ -1,0 +1,207 @@
+"""From a model's responses to a score: lm-eval's own metrics, and two continuous ones of ours.
+
+Accuracy on a few hundred documents cannot tell masks apart (its standard error is 3.5 points at
+200 documents). Wherever there is a right answer we add
+
+``bits_per_byte``
+    −log₂ p(right answer | context) over the answer's UTF-8 bytes.
+``choice_cross_entropy``
+    −ln of the probability of the right answer under a softmax over the choices' log-likelihoods
+    per byte: the smooth form of lm-eval's ``acc_bytes``. Multiple choice only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+
+from mqasearch.errors import ScoreError, UnknownNameError
+from mqasearch.evaluation.offline import load_task
+from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask
+from mqasearch.score import HIGHER_IS_BETTER, Score
+
+Responses = Sequence[Sequence[Any]]
+"""Per document, per request: ``(log-likelihood, is greedy)``, a log-likelihood, or a text."""
+
+_OURS = {
+    "multiple_choice": ("bits_per_byte", "choice_cross_entropy"),
+    "loglikelihood": ("bits_per_byte",),
+}
+_JACKKNIFE_GROUPS = 100
+
+
+def check_metric(task_name: str, metric: str) -> None:
+    """Refuse a metric that a task does not have.
+
+    Raises:
+        UnknownNameError: no such task, or no such metric on it.
+    """
+    known = metrics_of(load_task(task_name, 0, 0)[0])
+    if metric not in known:
+        raise UnknownNameError(f"metric of {task_name}", metric, known)
+
+
+def higher_is_better(task_name: str, metric: str) -> bool:
+    """Direction of a metric on a task.
+
+    Raises:
+        UnknownNameError: no such task, or no such metric on it.
+    """
+    check_metric(task_name, metric)
+    return bool({**load_task(task_name, 0, 0)[0].higher_is_better(), **HIGHER_IS_BETTER}[metric])
+
+
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """Names of all metrics on a task: lm-eval's own first."""
+    return tuple(dict.fromkeys([*task.aggregation(), *_OURS.get(task.OUTPUT_TYPE, ())]))
+
+
+def score_of(prepared: PreparedTask, responses: Responses, seconds: float) -> Score:
+    """The score that a model's responses amount to.
+
+    Args:
+        prepared: the documents.
+        responses: of every document, in the same order.
+        seconds: that the model took.
+
+    Raises:
+        ScoreError: a log-likelihood or the mean of a metric is NaN or infinite.
+    """
+    rows = [
+        _document_metrics(prepared.name, document, answers)
+        for document, answers in zip(prepared.documents, responses, strict=True)
+    ]
+    aggregations = prepared.documents[0].task.aggregation() if rows else {}
+    values: dict[str, float] = {}
+    stderr: dict[str, float] = {}
+    per_document: dict[str, tuple[float, ...]] = {}
+    for metric in rows[0] if rows else ():
+        items = [row[metric] for row in rows]
+        aggregate = aggregations.get(metric.split(",")[0], mean)
+        value, error = _aggregated(items, aggregate)
+        if not math.isfinite(value):
+            raise ScoreError(f"{prepared.name}: {metric} is {value}")
+        values[metric], stderr[metric] = value, error
+        if (singles := _per_document(items, aggregate)) is not None:
+            per_document[metric] = singles
+    return Score(values, stderr, len(rows), seconds, per_document)
+
+
+def _document_metrics(
+    name: str, document: PreparedDocument, responses: Sequence[Any]
+) -> dict[str, Any]:
+    """Every metric of one document; lm-eval's may be tuples that its aggregation understands."""
+    _check_finite(name, responses)
+    task = document.task
+    metrics: dict[str, Any] = {}
+    for filter_name, filtered in _filtered(document, responses).items():
+        results = task.process_results(document.document, filtered)
+        for metric, value in results.items():
+            metrics.setdefault(metric, value)
+            if filter_name != "none":
+                metrics[f"{metric},{filter_name}"] = value
+    if task.OUTPUT_TYPE == "loglikelihood":
+        target = document.instances[0].args[1]
+        metrics.setdefault("bits_per_byte", _bits_per_byte(responses[0][0], target))
+    elif task.OUTPUT_TYPE == "multiple_choice":
+        for metric, value in _choice_metrics(document, responses).items():
+            metrics.setdefault(metric, value)
+    return metrics
+
+
+def _check_finite(name: str, responses: Sequence[Any]) -> None:
+    for response in responses:
+        likelihood = response[0] if isinstance(response, tuple) else response
+        if isinstance(likelihood, Real) and not math.isfinite(float(likelihood)):
+            raise ScoreError(f"{name}: a log-likelihood is {likelihood}")
+
+
+def _filtered(document: PreparedDocument, responses: Sequence[Any]) -> dict[str, list[Any]]:
+    """Filter name → responses, by lm-eval's filters (which read and write the instances)."""
+    instances = list(document.instances)
+    for instance, response in zip(instances, responses, strict=True):
+        instance.resps = [response] * (instance.repeats or 1)
+        instance.filtered_resps = {}
+    document.task._instances = instances
+    document.task.apply_filters()
+    names = instances[0].filtered_resps
+    return {name: [instance.filtered_resps[name] for instance in instances] for name in names}
+
+
+def gold_choices(document: PreparedDocument) -> list[int]:
+    """Indices of the right answers among the choices; empty where the document names none."""
+    task = document.task
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return []
+    choices = task.doc_to_choice(document.document)
+    gold = (task.doc_to_text if task.multiple_input else task.doc_to_target)(document.document)
+    if isinstance(gold, str):
+        gold = choices.index(gold) if gold in choices else -1
+    golds = gold if isinstance(gold, list) else [gold]
+    return [index for index in golds if 0 <= index < len(choices)]
+
+
+def _choice_metrics(document: PreparedDocument, responses: Sequence[Any]) -> dict[str, float]:
+    """Our metrics of a multiple-choice document; none where it names no right answer."""
+    right = gold_choices(document)
+    if not right:
+        return {}
+    task = document.task
+    answers = task.doc_to_choice(document.document)
+    if task.multiple_input:  # the choices are contexts, and all are followed by the same text
+        answers = [task.doc_to_target(document.document)] * len(answers)
+    likelihoods = np.array([response[0] for response in responses[: len(answers)]], dtype=float)
+    per_byte = likelihoods / np.array([_n_bytes(answer) for answer in answers])
+    log_total = np.logaddexp.reduce(per_byte)
+    return {
+        "bits_per_byte": float(min(-per_byte[right])) / math.log(2),
+        "choice_cross_entropy": float(log_total - np.logaddexp.reduce(per_byte[right])),
+    }
+
+
+def _bits_per_byte(likelihood: float, answer: str) -> float:
+    return -likelihood / math.log(2) / _n_bytes(answer)
+
+
+def _n_bytes(answer: str) -> int:
+    return max(1, len(answer.encode()))
+
+
+def _aggregated(
+    items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]
+) -> tuple[float, float]:
+    """lm-eval's aggregate and its standard error.
+
+    Of a mean the usual one; of anything else the grouped jackknife (Efron & Tibshirani 1993,
+    ch. 11): lm-eval's bootstrap draws from a global random state and takes seconds.
+    """
+    value = float(aggregate(items))
+    if len(items) < 2:
+        return value, 0.0
+    if aggregate is mean:
+        return value, float(np.std(items, ddof=1)) / math.sqrt(len(items))
+    n_groups = min(_JACKKNIFE_GROUPS, len(items))
+    without = np.array(
+        [
+            aggregate([item for i, item in enumerate(items) if i % n_groups != group])
+            for group in range(n_groups)
+        ]
+    )
+    variance = (n_groups - 1) / n_groups * float(((without - without.mean()) ** 2).sum())
+    return value, math.sqrt(variance)
+
+
+def _per_document(
+    items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]
+) -> tuple[float, ...] | None:
+    """The metric of every document by itself; None where a single document has none."""
+    if all(isinstance(item, Real) for item in items) and aggregate is mean:
+        return tuple(float(item) for item in items)
+    singles = [aggregate([item]) for item in items]
+    if all(isinstance(single, Real) and math.isfinite(float(single)) for single in singles):
+        return tuple(float(single) for single in singles)
+    return None
