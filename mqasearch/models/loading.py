@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,7 +30,15 @@ from mqasearch.models.source import EMBEDDED, Source, resolve
 
 logger = logging.getLogger(__name__)
 
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, hub.HFValidationError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    KeyError,
+    SafetensorError,
+    hub.HFValidationError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +103,13 @@ def load_model(
             device_map={"": place},
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in one line
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelError(
-            f"the checkpoint of {name} lacks {len(missing)} of the model's weights, {missing[0]} "
-            "among them: it is incomplete, or of another model type than its config says"
-        )
+    _check_complete(name, loading)
+    with _explained(f"the tokenizer of {name}", source, revision):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     return LoadedModel(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
@@ -111,6 +118,18 @@ def load_model(
         device=place,
         dtype=precision,
     )
+
+
+def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose gaps transformers has filled with random weights."""
+    absent = sorted(loading["missing_keys"])
+    other = sorted(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"])
+    if absent or other:
+        fault = "lacks" if absent else "has in other sizes than its config says"
+        raise ModelError(
+            f"the checkpoint of {name} {fault} {len(absent or other)} of the model's weights, "
+            f"{(absent or other)[0]} among them: fetch it again, or mend its config.json"
+        )
 
 
 def load_shape(
@@ -137,6 +156,12 @@ def _config(
             source.location, revision=revision, trust_remote_code=trust_remote_code
         )
     assert isinstance(config, PreTrainedConfig)
+    if quantization := getattr(config, "quantization_config", None):
+        method = dict(quantization).get("quant_method", "some method")
+        raise ModelError(
+            f"the weights of {name} are quantized ({method}), and only plain ones can be merged: "
+            "give the original checkpoint, or a .gguf file, which is turned back into plain weights"
+        )
     return config
 
 
@@ -151,10 +176,11 @@ def _folder(source: Source, revision: str | None) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: str, source: Source, revision: str | None) -> Iterator[None]:
-    """Turn whatever transformers and the hub raise into one line; without the hub's retries."""
-    retries = logging.getLogger("huggingface_hub")
-    level = retries.level
-    retries.setLevel(logging.ERROR)
+    """Turn whatever transformers and the hub raise into one line, without their own comments."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
+    levels = [noisy.level for noisy in loggers]
+    for noisy in loggers:
+        noisy.setLevel(logging.ERROR)
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -163,7 +189,8 @@ def _explained(name: str, source: Source, revision: str | None) -> Iterator[None
         reason = _reason(error, revision) if source.is_hub else None
         raise ModelError(f"cannot load {name}: {reason or _line(error)}") from error
     finally:
-        retries.setLevel(level)
+        for noisy, level in zip(loggers, levels, strict=True):
+            noisy.setLevel(level)
 
 
 def _reason(error: BaseException, revision: str | None) -> str | None:
@@ -195,5 +222,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
+    """The first line of a message; a headline that ends in a colon says too little alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]
