@@ -1,0 +1,340 @@
+"""What the figures and pages show, as plain data, read from the Optuna storage.
+
+Everything comes from two calls, all studies and one study's trials, so a database role with SELECT
+alone is enough. Studies that mqasearch did not create, and trials without a mask, are left out; so
+is whatever an attribute of another version lacks: one odd study must not hide all others.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.samplers import INVALID_KEY, MASK_KEY
+from mqasearch.search.attributes import CONFIRMATION_KEY, FACTS_KEY, STUDY_KEY
+
+State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
+"""``pruned`` is a probe: a mask below the budget that was scored. ``invalid``: no finite score."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial.
+
+    Attributes:
+        number: of the trial in its study.
+        mask: a row of 0 and 1, layer 0 first.
+        n_converted: ones in the mask.
+        value: of the objective; None while unknown.
+        state: see ``State``.
+        delta: value − the original model's value.
+        selector: that proposed the mask.
+        evaluations: masks that the selector had scored when this trial ended, this one included,
+            whether the score was computed or found in the database; None before the end.
+        kv_bytes: of KV cache a token takes.
+        seconds: that scoring took.
+        reused: whether the score was found in the database.
+        label: name that the study file gives to an enqueued mask.
+    """
+
+    number: int
+    mask: str
+    n_converted: int
+    value: float | None
+    state: State
+    delta: float | None
+    selector: str
+    evaluations: int | None
+    kv_bytes: int | None = None
+    seconds: float | None = None
+    reused: bool = False
+    label: str = ""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The converted layers, ascending, 0-based."""
+        return tuple(layer for layer, flag in enumerate(self.mask) if flag == "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """One held-out result of a study's best mask.
+
+    Attributes:
+        task: lm-eval's name.
+        metric: of the task.
+        mask: that was confirmed.
+        value: of the mask.
+        original: value of the original model on the same documents.
+        delta: mean paired difference, mask − original.
+        low: lower end of its 95 % interval.
+        high: upper end.
+    """
+
+    task: str
+    metric: str
+    mask: str
+    value: float
+    original: float
+    delta: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRows:
+    """One selector's study.
+
+    Attributes:
+        study_id: Optuna's number of it, for links to Optuna's own dashboard.
+        name: of the Optuna study, ``<comparison>.<selector>``.
+        comparison: that the study belongs to.
+        selector: that proposes its masks.
+        n_converted: layers that a mask at the budget converts.
+        n_layers: of the model.
+        maximize: whether a larger value is better.
+        metric: what the value is, for axis titles.
+        group: equal for comparisons that differ in nothing but name and budget.
+        n_trials: planned at most; None where the selector's plan ends by itself.
+        confirmed: held-out results; empty before the search has ended.
+        trials: in the order of their numbers.
+    """
+
+    study_id: int
+    name: str
+    comparison: str
+    selector: str
+    n_converted: int
+    n_layers: int
+    maximize: bool
+    metric: str
+    group: str
+    n_trials: int | None
+    confirmed: tuple[Confirmed, ...]
+    trials: tuple[TrialRow, ...]
+
+    def loss(self, row: TrialRow) -> float:
+        """The value with its sign turned so that lower is better; infinite while unknown."""
+        if row.value is None:
+            return math.inf
+        return -row.value if self.maximize else row.value
+
+    def is_at_budget(self, row: TrialRow) -> bool:
+        """Whether the row's mask converts exactly as many layers as the budget asks for."""
+        return row.n_converted == self.n_converted
+
+    @property
+    def scored(self) -> tuple[TrialRow, ...]:
+        """The rows that have a value, in the order in which they ended."""
+        rows = [row for row in self.trials if row.value is not None and row.evaluations]
+        return tuple(sorted(rows, key=lambda row: row.evaluations or 0))
+
+    @property
+    def original(self) -> TrialRow | None:
+        """The unconverted model's row."""
+        return next((row for row in self.scored if row.n_converted == 0), None)
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The best mask at the budget."""
+        rows = [row for row in self.scored if self.is_at_budget(row)]
+        return min(rows, key=self.loss, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The selectors of one study file at one budget, side by side."""
+
+    name: str
+    studies: tuple[StudyRows, ...]
+
+    @property
+    def best(self) -> tuple[StudyRows, TrialRow] | None:
+        """The best mask at the budget over all selectors, with its study."""
+        rows = [(study, study.best) for study in self.studies]
+        found = [(study, row) for study, row in rows if row is not None]
+        return min(found, key=lambda pair: pair[0].loss(pair[1]), default=None)
+
+
+def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
+    """Every comparison of the storage, newest first.
+
+    Args:
+        storage: wrap an ``RDBStorage`` by ``optuna.storages.get_storage`` when reading repeatedly;
+            finished trials are then fetched once.
+    """
+    by_name: dict[str, list[StudyRows]] = {}
+    for frozen in storage.get_all_studies():
+        attributes = _ours(frozen.user_attrs.get(STUDY_KEY))
+        if attributes is None:
+            continue
+        study = _study(
+            frozen._study_id,
+            frozen.study_name,
+            frozen.directions[0] == StudyDirection.MAXIMIZE,
+            attributes,
+            _confirmed(frozen.user_attrs.get(CONFIRMATION_KEY)),
+            storage.get_all_trials(frozen._study_id, deepcopy=False),
+        )
+        by_name.setdefault(study.comparison, []).append(study)
+    comparisons = [Comparison(name, tuple(studies)) for name, studies in by_name.items()]
+    return tuple(sorted(comparisons, key=lambda c: -c.studies[-1].study_id))
+
+
+def siblings(comparison: Comparison, all_of_them: Iterable[Comparison]) -> tuple[Comparison, ...]:
+    """Comparisons that differ from this one in the budget alone, itself included."""
+    group = comparison.studies[0].group
+    return tuple(other for other in all_of_them if other.studies[0].group == group)
+
+
+def _ours(attributes: object) -> Mapping[str, Any] | None:
+    """The study's attributes if mqasearch wrote them."""
+    wanted = {"comparison": str, "selector": str, "n_converted": int, "n_layers": int}
+    if not isinstance(attributes, Mapping):
+        return None
+    sound = all(isinstance(attributes.get(key), kind) for key, kind in wanted.items())
+    return attributes if sound else None
+
+
+def _study(
+    study_id: int,
+    name: str,
+    maximize: bool,
+    attributes: Mapping[str, Any],
+    confirmed: tuple[Confirmed, ...],
+    trials: Sequence[FrozenTrial],
+) -> StudyRows:
+    spec = _mapping(attributes.get("spec"))
+    return StudyRows(
+        study_id=study_id,
+        name=name,
+        comparison=attributes["comparison"],
+        selector=attributes["selector"],
+        n_converted=attributes["n_converted"],
+        n_layers=attributes["n_layers"],
+        maximize=maximize,
+        metric=_metric(spec),
+        group=_group(spec, attributes["comparison"]),
+        n_trials=attributes.get("n_trials"),
+        confirmed=confirmed,
+        trials=_rows(trials, attributes["selector"], attributes["n_layers"]),
+    )
+
+
+def _confirmed(attribute: object) -> tuple[Confirmed, ...]:
+    """The held-out results that are complete: task, metric, value, original and interval."""
+    found = []
+    confirmation = _mapping(attribute)
+    for task, metrics in _mapping(confirmation.get("tasks")).items():
+        for metric, values_of_it in _mapping(metrics).items():
+            row = _mapping(values_of_it)
+            delta = _mapping(row.get("delta"))
+            ends = delta.get("ci95")
+            low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+            numbers = (row.get("value"), row.get("original"), delta.get("value"), low, high)
+            known = [value for value in map(_number, numbers) if value is not None]
+            if len(known) == len(numbers):
+                found.append(Confirmed(task, metric, str(confirmation.get("mask", "")), *known))
+    return tuple(found)
+
+
+def _metric(spec: Mapping[str, Any]) -> str:
+    """``bits_per_byte on hellaswag`` for one task, the number of tasks for several."""
+    tasks = spec.get("tasks")
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str) or not tasks:
+        return "value"
+    metrics = {str(task.get("metric", "value")) for task in tasks if isinstance(task, Mapping)}
+    metric = metrics.pop() if len(metrics) == 1 else "value"
+    if len(tasks) > 1 or not isinstance(tasks[0], Mapping):
+        return f"{metric}, weighted over {len(tasks)} tasks"
+    return f"{metric} on {tasks[0].get('name', 'its task')}"
+
+
+def _group(spec: Mapping[str, Any], comparison: str) -> str:
+    if not spec:
+        return comparison
+    rest = {key: value for key, value in spec.items() if key not in ("name", "budget")}
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def _rows(trials: Sequence[FrozenTrial], selector: str, n_layers: int) -> tuple[TrialRow, ...]:
+    ours = [trial for trial in trials if _has_mask(trial, n_layers)]
+    ended = sorted(
+        (trial for trial in ours if trial.state.is_finished() and _value(trial) is not None),
+        key=lambda trial: (trial.datetime_complete or datetime.max, trial.number),
+    )
+    order = {trial.number: place for place, trial in enumerate(ended, start=1)}
+    rows = [_row(trial, selector, order.get(trial.number)) for trial in ours]
+    reference = next((row.value for row in rows if row.n_converted == 0), None)
+    return tuple(_with_delta(row, reference) for row in rows)
+
+
+def _has_mask(trial: FrozenTrial, n_layers: int) -> bool:
+    mask = trial.user_attrs.get(MASK_KEY)
+    return isinstance(mask, str) and len(mask) == n_layers and not set(mask) - {"0", "1"}
+
+
+def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow:
+    facts = _mapping(trial.user_attrs.get(FACTS_KEY))
+    mask = trial.user_attrs[MASK_KEY]
+    kv_bytes = _number(facts.get("kv_bytes_per_token"))
+    return TrialRow(
+        number=trial.number,
+        mask=mask,
+        n_converted=mask.count("1"),
+        value=_value(trial),
+        state=_state(trial),
+        delta=_number(facts.get("delta")),
+        selector=selector,
+        evaluations=evaluations,
+        kv_bytes=None if kv_bytes is None else int(kv_bytes),
+        seconds=_number(facts.get("seconds")),
+        reused=facts.get("reused") is True,
+        label=str(facts.get("name") or ""),
+    )
+
+
+def _with_delta(row: TrialRow, reference: float | None) -> TrialRow:
+    """The row with its difference to the original, where the trial did not record one."""
+    if row.delta is not None or row.value is None or reference is None:
+        return row
+    return replace(row, delta=row.value - reference)
+
+
+def _state(trial: FrozenTrial) -> State:
+    if trial.state == TrialState.FAIL:
+        return "invalid" if trial.user_attrs.get(INVALID_KEY) else "failed"
+    names: dict[TrialState, State] = {
+        TrialState.WAITING: "waiting",
+        TrialState.RUNNING: "running",
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+    }
+    return names[trial.state]
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The objective: of a probe the value that it reported before it was pruned."""
+    if trial.state == TrialState.COMPLETE:
+        return _number(trial.values[0]) if trial.values else None
+    if trial.state == TrialState.PRUNED and trial.intermediate_values:
+        return _number(trial.intermediate_values[max(trial.intermediate_values)])
+    return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None: JSON has no NaN, and a figure no place for it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None

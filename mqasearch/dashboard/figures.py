@@ -1,0 +1,307 @@
+"""The figures of a comparison: plain rows in, Plotly figures out.
+
+Only long-known trace types and plain lists are used, since Optuna's dashboard draws with plotly.js
+2.35. Layers are categories: a label such as ``12`` on a number axis would be a place, not a name.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+import plotly.graph_objects as go
+
+from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
+from mqasearch.dashboard.heatmap import masks_by_trial
+from mqasearch.dashboard.style import (
+    COLOURS,
+    FAINT,
+    SYMBOLS,
+    described,
+    finish,
+    format_bytes,
+    line_style,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Titled:
+    """A figure with what a reader needs beside it.
+
+    Attributes:
+        key: a valid HTML id, the figure's name wherever it is stored.
+        title: a few words.
+        caption: how to read it, and what it must not be taken for.
+        figure: the figure itself, without a title of its own.
+    """
+
+    key: str
+    title: str
+    caption: str
+    figure: go.Figure
+
+
+def selectors_by_evaluations(comparison: Comparison) -> go.Figure:
+    """Best value of a mask at the budget against the number of masks scored, one line a selector.
+
+    Every scored mask counts, probes and masks whose score another selector had paid for included:
+    what is compared is how much a selector has to know, not which one ran first.
+    """
+    figure = go.Figure()
+    for place, study in enumerate(comparison.studies):
+        x, y, text = _best_so_far(study)
+        note = "" if x else f": {len(study.scored)} scored, none at the budget yet"
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                text=text,
+                name=study.selector + note,
+                mode="lines+markers",
+                line={"shape": "hv", "width": 2.5, **line_style(place)},
+                marker={"size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
+                hovertemplate="%{text}<br>best %{y:.5g} after %{x} masks",
+            )
+        )
+    _add_original(figure, comparison.studies)
+    figure.update_xaxes(title_text="masks scored", rangemode="tozero")
+    figure.update_yaxes(title_text=f"best {comparison.studies[0].metric}")
+    return finish(figure, height=420)
+
+
+def layer_sensitivity(comparison: Comparison) -> go.Figure:
+    """Per layer: the loss that it adds alone, and what it goes with in masks at the budget.
+
+    Bars: loss of the mask with that layer alone − the original's. Points: mean loss of the masks at
+    the budget that convert the layer − mean of those that do not, with a 95 % interval (normal,
+    unequal variances) where both sides have two masks or more. Selectors choose their masks, so the
+    points describe what was tried; they are no estimate of a cause.
+    """
+    first = comparison.studies[0]
+    layers = [str(layer) for layer in range(first.n_layers)]
+    alone = _losses_alone(comparison)
+    figure = go.Figure(
+        go.Bar(
+            x=layers,
+            y=[alone.get(layer) for layer in range(first.n_layers)],
+            name="this layer alone",
+            marker={"color": COLOURS[0]},
+            hovertemplate="layer %{x} alone: %{y:+.5g}<extra></extra>",
+        )
+    )
+    with_without = _with_against_without(comparison)
+    figure.add_trace(
+        go.Scatter(
+            x=[str(layer) for layer in with_without],
+            y=[mean for mean, _, _ in with_without.values()],
+            error_y={
+                "type": "data",
+                "array": [1.96 * error for _, error, _ in with_without.values()],
+                "color": COLOURS[1],
+                "thickness": 1.2,
+                "width": 3,
+            },
+            text=[counts for _, _, counts in with_without.values()],
+            name=f"with − without, masks of {first.n_converted} layers",
+            mode="markers",
+            marker={"color": COLOURS[1], "size": 7, "symbol": "diamond"},
+            hovertemplate="layer %{x}, with − without: %{y:+.5g}<br>%{text}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(
+        title_text="layer",
+        type="category",
+        categoryorder="array",
+        categoryarray=layers,
+        showgrid=False,
+    )
+    figure.update_yaxes(title_text=f"loss added ({first.metric})", zerolinecolor=FAINT)
+    return finish(figure, height=400)
+
+
+def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
+    """Best value against the number of converted layers, over all selectors and budgets.
+
+    Args:
+        comparisons: of one model and one set of tasks, one per budget; probes count too.
+    """
+    best: dict[int, tuple[StudyRows, TrialRow]] = {}
+    for study in (study for comparison in comparisons for study in comparison.studies):
+        for row in study.scored:
+            known = best.get(row.n_converted)
+            if known is None or study.loss(row) < known[0].loss(known[1]):
+                best[row.n_converted] = (study, row)
+    points = [best[n] for n in sorted(best)]
+    figure = go.Figure(
+        go.Scatter(
+            x=[row.n_converted for _, row in points],
+            y=[row.value for _, row in points],
+            text=[f"{study.comparison}, {described(row)}" for study, row in points],
+            mode="lines+markers",
+            line={"color": COLOURS[0], "width": 2},
+            marker={"size": 8},
+            hovertemplate="%{x} layers: %{y:.5g}<br>%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    _mark_budgets(figure, comparisons, best)
+    ticks = _spread([row for _, row in points], 16)
+    figure.update_xaxes(
+        title_text="converted layers, KV cache per token",
+        tickvals=[row.n_converted for row in ticks],
+        ticktext=[_with_bytes(row) for row in ticks],
+        tickangle=0,
+    )
+    figure.update_yaxes(title_text=f"best {comparisons[0].studies[0].metric}")
+    return finish(figure, height=400)
+
+
+def comparison_figures(comparison: Comparison, related: Sequence[Comparison]) -> tuple[Titled, ...]:
+    """All figures of a comparison: those of the whole of it, and the masks of each selector.
+
+    Args:
+        comparison: what is shown.
+        related: comparisons that differ from it in the budget alone, itself included.
+    """
+    masks = tuple(masks_figure(study) for study in comparison.studies)
+    return shared_figures(comparison, related) + masks
+
+
+def shared_figures(comparison: Comparison, related: Sequence[Comparison]) -> tuple[Titled, ...]:
+    """The figures that belong to no selector in particular; arguments as above."""
+    return (
+        Titled(
+            "mqasearch-selectors",
+            "Selectors against evaluations",
+            "Best mask at the budget so far, against the number of masks scored; probes count, and "
+            "so do masks that another selector had scored already.",
+            selectors_by_evaluations(comparison),
+        ),
+        Titled(
+            "mqasearch-sensitivity",
+            "Layer sensitivity",
+            "Bars: loss that a layer adds when it is the only one converted. Points: masks at the "
+            "budget with the layer against those without it, with 95 % intervals; selectors choose "
+            "their masks, so points describe what was tried and do not prove a cause.",
+            layer_sensitivity(comparison),
+        ),
+        Titled(
+            "mqasearch-front",
+            "Value against budget",
+            "The best mask known for each number of converted layers, over all selectors and "
+            "budgets of this study file. Diamonds: the budgets themselves.",
+            budget_front(related),
+        ),
+    )
+
+
+def masks_figure(study: StudyRows) -> Titled:
+    """The heatmap of one study with its title."""
+    return Titled(
+        f"mqasearch-masks-{study.study_id}",
+        f"Masks by trial: {study.selector}",
+        "Columns are trials, best first. Dark: converted, mask at the budget; pale: converted, "
+        "probe below the budget; orange: being scored now.",
+        masks_by_trial(study),
+    )
+
+
+def _best_so_far(study: StudyRows) -> tuple[list[int], list[float], list[str]]:
+    """Each improvement, and where the selector stands now: evaluations, value, mask."""
+    points: list[tuple[int, TrialRow]] = []
+    for row in study.scored:
+        if study.is_at_budget(row) and (not points or study.loss(row) < study.loss(points[-1][1])):
+            points.append((row.evaluations or 0, row))
+    if points and len(study.scored) > points[-1][0]:
+        points.append((len(study.scored), points[-1][1]))
+    return (
+        [evaluations for evaluations, _ in points],
+        [row.value for _, row in points if row.value is not None],
+        [described(row) for _, row in points],
+    )
+
+
+def _add_original(figure: go.Figure, studies: Iterable[StudyRows]) -> None:
+    """A dotted line at the original model's value."""
+    studies = tuple(studies)
+    original = next((study.original for study in studies if study.original), None)
+    if original is None:
+        return
+    end = max(len(study.scored) for study in studies)
+    figure.add_trace(
+        go.Scatter(
+            x=[0, end],
+            y=[original.value] * 2,
+            name="original model",
+            mode="lines",
+            line={"color": FAINT, "dash": "dot", "width": 1.5},
+            hovertemplate="original model: %{y:.5g}<extra></extra>",
+        )
+    )
+
+
+def _distinct(comparison: Comparison) -> dict[str, tuple[StudyRows, TrialRow]]:
+    """One row per scored mask; selectors that met the same mask have the same score of it."""
+    return {row.mask: (study, row) for study in comparison.studies for row in study.scored}
+
+
+def _losses_alone(comparison: Comparison) -> dict[int, float]:
+    """Layer → loss of the mask with that layer alone − the original's, where both are known."""
+    return {
+        row.layers[0]: -row.delta if study.maximize else row.delta
+        for study, row in _distinct(comparison).values()
+        if row.n_converted == 1 and row.delta is not None
+    }
+
+
+def _with_against_without(comparison: Comparison) -> dict[int, tuple[float, float, str]]:
+    """Layer → difference of mean losses, its standard error, and the two counts in words."""
+    masks = [
+        (row.mask, study.loss(row))
+        for study, row in _distinct(comparison).values()
+        if study.is_at_budget(row)
+    ]
+    found = {}
+    for layer in range(comparison.studies[0].n_layers):
+        sides = [[loss for mask, loss in masks if mask[layer] == flag] for flag in "10"]
+        if min(map(len, sides)) < 2:
+            continue
+        converted, kept = sides
+        error = (variance(converted) / len(converted) + variance(kept) / len(kept)) ** 0.5
+        counts = f"{len(converted)} masks with it, {len(kept)} without"
+        found[layer] = (fmean(converted) - fmean(kept), error, counts)
+    return found
+
+
+def _mark_budgets(
+    figure: go.Figure,
+    comparisons: Sequence[Comparison],
+    best: Mapping[int, tuple[StudyRows, TrialRow]],
+) -> None:
+    budgets = sorted({comparison.studies[0].n_converted for comparison in comparisons} & set(best))
+    figure.add_trace(
+        go.Scatter(
+            x=budgets,
+            y=[best[n][1].value for n in budgets],
+            mode="markers",
+            marker={"size": 14, "symbol": "diamond-open", "color": COLOURS[1]},
+            hoverinfo="skip",
+            name="budget",
+            showlegend=bool(budgets),
+        )
+    )
+
+
+def _spread(rows: Sequence[TrialRow], at_most: int) -> list[TrialRow]:
+    """At most so many of the rows, evenly spread, the first and the last included."""
+    if len(rows) <= at_most:
+        return list(rows)
+    step = (len(rows) - 1) / (at_most - 1)
+    return [rows[round(place * step)] for place in range(at_most)]
+
+
+def _with_bytes(row: TrialRow) -> str:
+    return (
+        str(row.n_converted)
+        if row.kv_bytes is None
+        else (f"{row.n_converted}<br>{format_bytes(row.kv_bytes)}")
+    )

@@ -1,0 +1,148 @@
+"""The heatmap of masks: which layers each trial of one study converts."""
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from mqasearch.dashboard.data import StudyRows, TrialRow
+from mqasearch.dashboard.style import described, finish
+
+MAX_COLUMNS = 150
+"""Trials of the heatmap: more are thinner than a pixel or two, and none can be told apart."""
+
+SHADES = KEPT, PROBE, AT_BUDGET, RUNNING = "#f1f3f6", "#a6cbe3", "#0b5394", "#f0b429"
+"""Of a cell, by the number that stands for it in the heatmap."""
+
+
+def masks_by_trial(study: StudyRows, limit: int = MAX_COLUMNS) -> go.Figure:
+    """Layer × trial: which layers each mask converts, best mask first, and above it its value.
+
+    Masks at the budget are dark, probes pale, running ones orange. A button orders the same
+    columns by trial number.
+
+    Args:
+        study: one selector's rows.
+        limit: columns at most; the best masks at the budget are kept.
+    """
+    rows = _best_first(study)[:limit]
+    by_value = [str(row.number) for row in rows]
+    by_number = [str(number) for number in sorted(row.number for row in rows)]
+    figure = go.Figure([_heatmap(study, rows), *_value_traces(study, rows)])
+    # one x axis for both panels: plotly.js does not reorder the categories of axes that match
+    figure.update_xaxes(
+        title_text="trial",
+        type="category",
+        categoryorder="array",
+        categoryarray=by_value,
+        nticks=30,
+        showgrid=False,
+    )
+    finish(figure, height=max(420, 190 + 13 * study.n_layers))
+    figure.update_layout(
+        yaxis={
+            "title": {"text": "layer"},
+            "type": "category",
+            "autorange": "reversed",
+            "showgrid": False,
+            "domain": [0, 0.7],
+        },
+        yaxis2={"title": {"text": "value"}, "nticks": 5, "domain": [0.73, 1]},
+        updatemenus=[_order_buttons({"best first": by_value, "by trial": by_number})],
+    )
+    return figure
+
+
+def _best_first(study: StudyRows) -> list[TrialRow]:
+    """Masks at the budget by loss, then running ones, then probes, the original last."""
+    shown = [row for row in study.trials if row.value is not None or row.state == "running"]
+
+    def rank(row: TrialRow) -> tuple[int, float, int]:
+        if row.state == "running":
+            return 1, 0.0, row.number
+        place = 0 if study.is_at_budget(row) else 2 if row.n_converted else 3
+        return place, study.loss(row), row.number
+
+    return sorted(shown, key=rank)
+
+
+def _heatmap(study: StudyRows, rows: Sequence[TrialRow]) -> go.Heatmap:
+    shades = [_shade(study, row) for row in rows]
+    return go.Heatmap(
+        x=[str(row.number) for row in rows],
+        y=[str(layer) for layer in range(study.n_layers)],
+        z=[
+            [
+                shade if row.mask[layer] == "1" else 0
+                for row, shade in zip(rows, shades, strict=True)
+            ]
+            for layer in range(study.n_layers)
+        ],
+        zmin=0,
+        zmax=len(SHADES) - 1,
+        colorscale=[(place / (len(SHADES) - 1), colour) for place, colour in enumerate(SHADES)],
+        showscale=False,
+        xgap=1 if len(rows) <= 80 else 0,
+        ygap=1,
+        hovertemplate="trial %{x}, layer %{y}<extra></extra>",
+    )
+
+
+def _shade(study: StudyRows, row: TrialRow) -> int:
+    """Place in ``SHADES`` of the row's converted cells."""
+    if row.state == "running":
+        return 3
+    return 2 if study.is_at_budget(row) else 1
+
+
+def _value_traces(study: StudyRows, rows: Sequence[TrialRow]) -> list[go.Scatter]:
+    groups = {
+        "mask at the budget": [r for r in rows if r.value is not None and study.is_at_budget(r)],
+        "probe": [r for r in rows if r.value is not None and not study.is_at_budget(r)],
+    }
+    colours = {"mask at the budget": AT_BUDGET, "probe": PROBE}
+    traces = [
+        go.Scatter(
+            x=[str(row.number) for row in members],
+            y=[row.value for row in members],
+            yaxis="y2",
+            text=[described(row) for row in members],
+            name=name,
+            mode="markers",
+            marker={"size": 6, "color": colours[name]},
+            hovertemplate="%{y:.5g}<br>%{text}<extra></extra>",
+        )
+        for name, members in groups.items()
+    ]
+    # the heatmap has no legend of its own: its third colour is explained by a square
+    traces.append(
+        go.Scatter(
+            x=[None],
+            y=[None],
+            yaxis="y2",
+            name="being scored",
+            mode="markers",
+            marker={"size": 9, "symbol": "square", "color": RUNNING},
+        )
+    )
+    return traces
+
+
+def _order_buttons(orders: Mapping[str, list[str]]) -> dict[str, object]:
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "pad": {"t": 0, "b": 4},
+        "font": {"size": 11},
+        "buttons": [
+            {
+                "label": label,
+                "method": "relayout",
+                "args": [{"xaxis.categoryarray": order}],
+            }
+            for label, order in orders.items()
+        ],
+    }

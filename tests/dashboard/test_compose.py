@@ -1,0 +1,90 @@
+"""docker-compose.yml, held to what its readers rely on."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+
+from mqasearch.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = sorted(set(SERVICES) - {"db"})
+VARIABLES = re.findall(r"\$\{(\w+)(:[-?][^}]*)?\}", TEXT)
+
+
+def _substituted(word: str) -> str:
+    """With the defaults of variables, as compose does it."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word)
+
+
+def test_services() -> None:
+    assert {"db", "migrate", "create", "dashboard", "worker", "worker-gpu"} == set(SERVICES)
+    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+    devices = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices[0]["capabilities"] == ["gpu"]
+    # what is scaled can have neither a fixed name nor a fixed port
+    assert not {"container_name", "ports"} & set(SERVICES["worker"])
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_secrets_come_from_the_environment_without_a_default() -> None:
+    secrets = [(name, rest) for name, rest in VARIABLES if re.search("PASSWORD|AUTH", name)]
+    assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "DASHBOARD_AUTH_FILE"}
+    assert all(rest.startswith(":?") for _, rest in secrets)
+    assert "trust" not in TEXT  # POSTGRES_HOST_AUTH_METHOD
+
+
+def test_no_command_or_url_holds_the_password() -> None:
+    for service in SERVICES.values():
+        words = [*service.get("command", ()), *service.get("healthcheck", {}).get("test", ())]
+        assert not any("PASSWORD" in word for word in words)
+    url = SERVICES["worker"]["environment"]["OPTUNA_STORAGE"]
+    assert re.fullmatch(r"postgresql://\w+@db:5432/\w+", url)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_commands_parse(name: str) -> None:
+    """Every command line is one that the CLI takes, options and arguments included."""
+    words = [_substituted(word) for word in SERVICES[name]["command"]]
+    command: click.Command = typer.main.get_command(app)
+    context = command.make_context("mqasearch", list(words), resilient_parsing=True)
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)  # type: ignore[assignment]
+        assert command is not None
+        if isinstance(command, click.Group):
+            context = command.make_context(command.name, list(words), parent=context)
+    command.make_context(command.name, words, parent=context)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_order_privileges_and_ends(name: str) -> None:
+    service = SERVICES[name]
+    conditions = {d["condition"] for d in service["depends_on"].values()}
+    assert conditions <= {"service_healthy", "service_completed_successfully"}
+    assert service["cap_drop"] == ["ALL"]
+    assert service["init"] is True  # SIGTERM reaches the process
+    if name.startswith("worker"):
+        assert service["stop_grace_period"] == "2m"
+
+
+def test_the_image_is_built_from_files_that_exist() -> None:
+    build = SERVICES["worker"]["build"]
+    dockerfile = (ROOT / build["dockerfile"]).read_text(encoding="utf-8")
+    assert "USER mqasearch" in dockerfile
+    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, flags=re.MULTILINE)
+    kept = (ROOT / f"{build['dockerfile']}.dockerignore").read_text(encoding="utf-8").splitlines()
+    for path in " ".join(copied).split():
+        assert (ROOT / path).exists()
+        assert f"!{path}" in kept

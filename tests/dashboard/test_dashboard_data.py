@@ -1,0 +1,148 @@
+"""Rows as the figures need them, from studies as workers leave them."""
+
+import math
+
+import optuna
+import pytest
+from dashboard.sample_studies import (
+    HARM,
+    N_LAYERS,
+    SPEC,
+    add_study,
+    make_trial,
+    masks_of,
+    probes,
+    value_of,
+)
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from mqasearch.dashboard.data import StudyRows, read_comparisons, siblings
+from mqasearch.mask import LayerMask
+
+
+def _study(storage: BaseStorage, selector: str = "s") -> StudyRows:
+    studies = [study for one in read_comparisons(storage) for study in one.studies]
+    return next(study for study in studies if study.selector == selector)
+
+
+def test_a_comparison_is_its_selectors_and_nothing_else(memory: BaseStorage) -> None:
+    (comparison,) = read_comparisons(memory)
+    assert comparison.name == "demo"
+    assert [study.selector for study in comparison.studies] == ["sensitivity", "alternating", "tpe"]
+    assert {study.metric for study in comparison.studies} == {"bits_per_byte on hellaswag"}
+
+
+def test_rows_are_the_trials_whose_mask_is_known(memory: BaseStorage) -> None:
+    study = _study(memory, "tpe")
+    assert [row.state for row in study.trials] == (
+        ["pruned"] + ["complete"] * 6 + ["running", "invalid"]  # the waiting one has no mask yet
+    )
+    for row in study.scored:
+        mask = LayerMask.parse(row.mask)
+        assert row.value == pytest.approx(value_of(mask))
+        assert row.delta == pytest.approx(value_of(mask) - 1)
+        assert (row.layers, row.n_converted) == (mask.layers, mask.n_converted)
+    assert all(row.value is None for row in study.trials if row.state in ("running", "invalid"))
+
+
+def test_the_best_is_at_the_budget_however_good_a_probe_is(memory: BaseStorage) -> None:
+    (comparison,) = read_comparisons(memory)
+    assert comparison.best is not None
+    study, row = comparison.best
+    assert row.n_converted == study.n_converted
+    assert row.value == min(
+        value_of(LayerMask.parse(r.mask))
+        for s in comparison.studies
+        for r in s.scored
+        if r.n_converted == 3
+    )
+
+
+def test_evaluations_count_in_the_order_in_which_trials_ended() -> None:
+    storage = InMemoryStorage()
+    masks = masks_of([0, 1, 2], [7, 8, 9], [3, 4, 5])
+    places = [2, 0, 1]
+    add_study(storage, "s", [make_trial(m, 3, p) for m, p in zip(masks, places, strict=True)])
+    study = _study(storage)
+    assert [row.evaluations for row in study.trials] == [3, 1, 2]
+    assert [row.number for row in study.scored] == [1, 2, 0]
+
+
+def test_where_larger_is_better_loss_turns_the_sign() -> None:
+    storage = InMemoryStorage()
+    trials = [make_trial(mask, 3, i, sign=-1) for i, mask in enumerate(masks_of([0, 1, 2], [7, 8]))]
+    add_study(storage, "s", trials, direction="maximize")
+    study = _study(storage)
+    assert study.maximize
+    assert [study.loss(row) for row in study.scored] == [-(row.value or 0) for row in study.scored]
+
+
+def test_a_trial_without_facts_still_has_its_difference_to_the_original() -> None:
+    storage = InMemoryStorage()
+    trials = [make_trial(mask, 3, i) for i, mask in enumerate(probes())]
+    for trial in trials:
+        trial.user_attrs.pop("mqasearch:facts", None)
+    add_study(storage, "s", trials)
+    deltas = [row.delta for row in _study(storage).trials]
+    assert deltas == pytest.approx([0, *HARM])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_value(value: float) -> None:
+    storage = InMemoryStorage()
+    trial = make_trial(LayerMask.of([0], N_LAYERS), 3, value=value, state=TrialState.PRUNED)
+    add_study(storage, "s", [trial])
+    (row,) = _study(storage).trials
+    assert (row.value, row.delta, row.evaluations) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "junk"),
+    [
+        ("mqasearch:study", "text"),
+        ("mqasearch:study", {"comparison": "demo"}),
+        ("mqasearch:study", {"comparison": 1, "selector": "s", "n_converted": 3, "n_layers": 10}),
+        ("mqasearch:confirmation", {"tasks": {"t": {"acc": {"delta": {"ci95": [1]}}, "x": 3}}}),
+        ("mqasearch:confirmation", [1, 2]),
+    ],
+)
+def test_attributes_of_another_version_do_not_take_the_page_down(where: str, junk: object) -> None:
+    storage = InMemoryStorage()
+    study = add_study(storage, "s", [make_trial(probes()[0], 3)])
+    study.set_user_attr(where, junk)
+    for one in read_comparisons(storage):
+        assert one.studies[0].confirmed == ()
+
+
+def test_masks_of_another_length_are_left_out() -> None:
+    storage = InMemoryStorage()
+    study = add_study(storage, "s", [make_trial(probes()[0], 3)])
+    for mask in ("0" * (N_LAYERS + 1), "x" * N_LAYERS, 7):
+        trial = optuna.trial.create_trial(value=1.0, user_attrs={"mqasearch:mask": mask})
+        study.add_trial(trial)
+    assert len(_study(storage).trials) == 1
+
+
+def test_held_out_results() -> None:
+    storage = InMemoryStorage()
+    study = add_study(storage, "s", [make_trial(masks_of([7, 8, 9])[0], 3)])
+    delta = {"value": -0.03, "ci95": [-0.06, 0.01], "p_value": 0.1}
+    row = {"value": 0.4, "stderr": 0.02, "n_docs": 400, "original": 0.43, "delta": delta}
+    tasks = {"hellaswag": {"acc": row, "odd": {"value": 1}}}
+    study.set_user_attr("mqasearch:confirmation", {"mask": "0000000111", "tasks": tasks})
+    (confirmed,) = _study(storage).confirmed
+    assert (confirmed.task, confirmed.metric) == ("hellaswag", "acc")
+    assert (confirmed.value, confirmed.original, confirmed.delta) == (0.4, 0.43, -0.03)
+    assert (confirmed.low, confirmed.high) == (-0.06, 0.01)
+
+
+def test_siblings_differ_in_the_budget_alone() -> None:
+    storage = InMemoryStorage()
+    for name, budget, seed in (("a-n2", 2, 0), ("a-n5", 5, 0), ("b", 2, 1)):
+        spec = {**SPEC, "name": name, "budget": [{"n_layers": budget}], "seed": seed}
+        add_study(storage, "s", [], comparison=name, n_converted=budget, spec=spec)
+    comparisons = read_comparisons(storage)
+    assert [one.name for one in comparisons] == ["b", "a-n5", "a-n2"]  # the newest first
+    related = {one.name: {o.name for o in siblings(one, comparisons)} for one in comparisons}
+    assert related == {"a-n2": {"a-n2", "a-n5"}, "a-n5": {"a-n2", "a-n5"}, "b": {"b"}}
