@@ -7,6 +7,7 @@ while building leaves a partial folder that the next builder removes.
 
 import contextlib
 import errno
+import glob
 import logging
 import os
 import shutil
@@ -50,13 +51,15 @@ def build_once(folder: Path, build: Callable[[Path], None], what: str) -> Path:
     """
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f".{folder.name}.partial")
+    # Named by process: a child of a killed builder may go on writing into the old one for a while.
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     with storage_errors(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f".{folder.name}.lock"), what):
             if folder.is_dir():
                 return folder
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
             try:
                 partial.mkdir()
                 build(partial)
