@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.samplers import INVALID_KEY, MASK_KEY
-from mqasearch.search.attributes import CONFIRMATION_KEY, FACTS_KEY, STUDY_KEY
+from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
 """``pruned`` is a probe: a mask below the budget that was scored. ``invalid``: no finite score."""
@@ -155,6 +155,12 @@ class Comparison:
     studies: tuple[StudyRows, ...]
 
     @property
+    def selectors(self) -> tuple[StudyRows, ...]:
+        """The studies without the one of enqueued masks, unless there is no other."""
+        chosen = tuple(study for study in self.studies if study.selector != ENQUEUED)
+        return chosen or self.studies
+
+    @property
     def best(self) -> tuple[StudyRows, TrialRow] | None:
         """The best mask at the budget over all selectors, with its study."""
         rows = [(study, study.best) for study in self.studies]
@@ -183,8 +189,17 @@ def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
             storage.get_all_trials(frozen._study_id, deepcopy=False),
         )
         by_name.setdefault(study.comparison, []).append(study)
-    comparisons = [Comparison(name, tuple(studies)) for name, studies in by_name.items()]
+    comparisons = [Comparison(name, _at_one_budget(of)) for name, of in by_name.items()]
     return tuple(sorted(comparisons, key=lambda c: -c.studies[-1].study_id))
+
+
+def _at_one_budget(studies: Sequence[StudyRows]) -> tuple[StudyRows, ...]:
+    """Masks enqueued by name may have any size: their study takes the selectors' budget."""
+    budgets = [study.n_converted for study in studies if study.selector != ENQUEUED]
+    return tuple(
+        replace(study, n_converted=budgets[0]) if budgets and study.selector == ENQUEUED else study
+        for study in studies
+    )
 
 
 def siblings(comparison: Comparison, all_of_them: Iterable[Comparison]) -> tuple[Comparison, ...]:

@@ -47,7 +47,7 @@ def selectors_by_evaluations(comparison: Comparison) -> go.Figure:
     what is compared is how much a selector has to know, not which one ran first.
     """
     figure = go.Figure()
-    for place, study in enumerate(comparison.studies):
+    for place, study in enumerate(comparison.selectors):
         x, y, text = _best_so_far(study)
         note = "" if x else f": {len(study.scored)} scored, none at the budget yet"
         figure.add_trace(
@@ -62,7 +62,7 @@ def selectors_by_evaluations(comparison: Comparison) -> go.Figure:
                 hovertemplate="%{text}<br>best %{y:.5g} after %{x} masks",
             )
         )
-    _add_original(figure, comparison.studies)
+    _add_original(figure, comparison.selectors)
     figure.update_xaxes(title_text="masks scored", rangemode="tozero")
     figure.update_yaxes(title_text=f"best {comparison.studies[0].metric}")
     return finish(figure, height=420)
@@ -200,7 +200,7 @@ def masks_figure(study: StudyRows) -> Titled:
         f"mqasearch-masks-{study.study_id}",
         f"Masks by trial: {study.selector}",
         "Columns are trials, best first. Dark: converted, mask at the budget; pale: converted, "
-        "probe below the budget; orange: being scored now.",
+        "mask of another size, which is a probe; orange: being scored now.",
         masks_by_trial(study),
     )
 

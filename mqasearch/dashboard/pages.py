@@ -58,7 +58,9 @@ def comparison_page(comparison: Comparison) -> bytes:
         "main",
         element("h1", comparison.name),
         element("p", summary),
-        element("div", _selectors(comparison), _masks(comparison), id="tables"),
+        element(
+            "div", _selectors(comparison), _enqueued(comparison), _masks(comparison), id="tables"
+        ),
         element("p", "", id="notice"),
         element(
             "div", id="figures", data_source=f"{comparison_path(comparison.name)}/figures.json"
@@ -127,6 +129,22 @@ def _selectors(comparison: Comparison) -> Html:
     return table(head, rows)
 
 
+def _enqueued(comparison: Comparison) -> Html:
+    """The masks that the study file gives names to, whatever their size; nothing without any."""
+    named = [
+        (study, row)
+        for study in comparison.studies
+        for row in study.scored
+        if row.label and row.n_converted
+    ]
+    if not named:
+        return Html("")
+    rows: list[tuple[str, ...]] = [
+        (row.label, _layers(row), _value(row), _delta(study, row)) for study, row in named
+    ]
+    return table(("enqueued mask", "layers", "value", "to original"), rows)
+
+
 def _masks(comparison: Comparison) -> Html:
     """The best masks at the budget, each once, with every selector that proposed it."""
     found: dict[str, tuple[StudyRows, TrialRow, list[str]]] = {}
@@ -141,7 +159,7 @@ def _masks(comparison: Comparison) -> Html:
         (
             str(place),
             element("code", row.mask.replace("0", "·").replace("1", "■"), title=row.mask),
-            f"{row.label}: {_layers(row)}" if row.label else _layers(row),
+            _layers(row),
             _value(row),
             _delta(study, row),
             ", ".join(who),

@@ -1,6 +1,7 @@
 """Rows as the figures need them, from studies as workers leave them."""
 
 import math
+from pathlib import Path
 
 import optuna
 import pytest
@@ -16,9 +17,13 @@ from dashboard.sample_studies import (
 )
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
+from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.dashboard.data import StudyRows, read_comparisons, siblings
+from mqasearch.dashboard.pages import comparison_page
+from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
+from mqasearch.search.compare import compare
 
 
 def _study(storage: BaseStorage, selector: str = "s") -> StudyRows:
@@ -146,3 +151,31 @@ def test_siblings_differ_in_the_budget_alone() -> None:
     assert [one.name for one in comparisons] == ["b", "a-n5", "a-n2"]  # the newest first
     related = {one.name: {o.name for o in siblings(one, comparisons)} for one in comparisons}
     assert related == {"a-n2": {"a-n2", "a-n5"}, "a-n5": {"a-n2", "a-n5"}, "b": {"b"}}
+
+
+def test_the_rows_are_what_compare_says_of_studies_that_workers_made(tmp_path: Path) -> None:
+    storage = storage_in(tmp_path)
+    spec = spec_of(enqueue={"two": [1, 4], "one": [0]})
+    run_study(storage, spec, FakeScorer(6))
+    (comparison,) = read_comparisons(storage.optuna)
+    assert {study.n_converted for study in comparison.studies} == {3}  # the budget of all
+    by_selector = {study.selector: study for study in comparison.studies}
+    named = {row.label: row.layers for row in by_selector.pop("enqueued").scored}
+    assert named == {"original": (), "two": (1, 4), "one": (0,)}
+    told = {row.selector: row for row in compare(studies_of(storage))}
+    for selector, study in by_selector.items():
+        assert study.best is not None
+        row = told[selector]
+        assert (study.best.mask, study.best.value) == (row.mask, row.value)
+        assert (study.best.delta, study.best.kv_bytes) == (row.delta, row.kv_bytes_per_token)
+        assert len(study.scored) == row.n_trials
+        held_out = {(one.task, one.metric): one.delta for one in study.confirmed}
+        assert held_out == {
+            (task, metric): result["delta"]["value"]
+            for task, metrics in row.confirmed.items()
+            for metric, result in metrics.items()
+        }
+        assert held_out
+    page = comparison_page(comparison).decode()
+    assert "<td>two</td><td>1, 4</td>" in page
+    storage.close()
