@@ -12,6 +12,7 @@ from mqasearch.samplers.base import MaskSampler
 from mqasearch.samplers.consecutive import ConsecutiveSampler
 from mqasearch.samplers.enqueued import EnqueuedSampler
 from mqasearch.samplers.exhaustive import ExhaustiveSampler
+from mqasearch.samplers.gp import GPSampler
 from mqasearch.samplers.greedy import GreedySampler
 from mqasearch.samplers.sensitivity import SensitivitySampler
 from mqasearch.samplers.tpe import TPEMaskSampler
@@ -24,6 +25,7 @@ SELECTORS: Mapping[str, type[MaskSampler]] = {
         ConsecutiveSampler,
         SensitivitySampler,
         GreedySampler,
+        GPSampler,
         TPEMaskSampler,
         UniformSampler,
         ExhaustiveSampler,
