@@ -176,7 +176,7 @@ OneTask = Annotated[TaskEntry, _named()]
 class StudySpec(_Strict):
     """A study file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     model: Annotated[ModelEntry, _named()]
     merge: Annotated[MergeEntry, _named()] = MergeEntry(name="mean")
     target_kv_heads: int = Field(default=1, ge=1)

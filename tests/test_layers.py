@@ -17,7 +17,8 @@ FLOORS = (
     ("evaluation",),
     ("search",),
     ("dashboard", "report", "serving"),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {  # room → packages that it must not know

@@ -6,7 +6,6 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-import click
 import typer
 
 from mqasearch import __version__
@@ -45,31 +44,40 @@ def root(
     logging.getLogger("mqasearch").setLevel(logging.INFO)
 
 
-class Terminated(SystemExit):
-    """SIGTERM: the trial in hand is given back, then the process ends with 143."""
+class Stopped(KeyboardInterrupt):
+    """A signal: the trial in hand is given back, then the process ends with 128 + its number."""
 
 
-def _terminate(signum: int, _: FrameType | None) -> NoReturn:
-    signal.signal(signum, signal.SIG_DFL)  # a second signal ends it now
-    raise Terminated(128 + signum)
+class Signals:
+    """SIGINT and SIGTERM interrupt once; a second one ends the process at once."""
+
+    received: int | None = None
+
+    def install(self) -> None:
+        """Take over both signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> NoReturn:
+        self.received = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 128 + n on signal n."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals = Signals()
+    signals.install()
+    code: int | str | None
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app()
+    except SystemExit as ended:
+        code = ended.code
     except UserError as error:
         print(f"mqasearch: {error}", file=sys.stderr)
         code = 2
     except MqasearchError as error:
         print(f"mqasearch: {error}", file=sys.stderr)
         code = 1
-    sys.exit(code or 0)
+    sys.exit(128 + signals.received if signals.received else code or 0)

@@ -6,8 +6,8 @@ from typing import Any
 
 from mqasearch.conversion import MERGES, merge_of
 from mqasearch.evaluation.metrics import check_metric
-from mqasearch.search.scoring import check_model_name
 from mqasearch.samplers import SELECTORS, check_parameters
+from mqasearch.search.scoring import check_model_name
 from mqasearch.spec import KnownNames
 
 

@@ -1,0 +1,5 @@
+"""``python -m mqasearch``."""
+
+from mqasearch.cli import main
+
+main()

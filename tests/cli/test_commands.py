@@ -1,0 +1,233 @@
+"""The command line on the fake model: exit codes, one line for bad input, the README's commands."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mqasearch import cli
+from mqasearch.serving.mask_json import read_mask
+
+ROOT = Path(__file__).parents[2]
+STUDY = {
+    "name": "demo",
+    "model": "fake:8",
+    "budget": 3,
+    "tasks": ["hellaswag"],
+    "documents": {"search": 20, "confirmation": 40},
+    "selectors": ["sensitivity", "greedy", {"name": "tpe", "n_trials": 6}],
+}
+Run = tuple[int, str, str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a study file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    (tmp_path / "studies").mkdir()
+    write_study(tmp_path / "studies" / "demo.yaml")
+    return tmp_path
+
+
+def write_study(path: Path, **changes: object) -> None:
+    path.write_text(yaml.safe_dump(STUDY | changes))
+
+
+class Command:
+    """Runs the command line in this process, as the console script would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, line: str) -> Run:
+        self._monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        out, err = self._capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+
+@pytest.fixture
+def mqasearch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = {"torch", "optuna", "transformers", "lm_eval", "sqlalchemy", "plotly", "numpy"}
+    code = (
+        "import sys, mqasearch.cli.app; sys.stdout.write(' '.join(m for m in sys.modules"
+        f" if m in {heavy!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_a_run_ends_with_the_table_the_masks_and_what_to_do_next(
+    mqasearch: Command, folder: Path
+) -> None:
+    code, out, _ = mqasearch("run studies/demo.yaml --output-dir results")
+    assert code == 0
+    for word in ("sensitivity", "greedy", "tpe", "mqasearch dashboard", "mqasearch worker"):
+        assert word in out
+    assert len(read_mask(folder / "results" / "masks.json")["mqa_layers"]) == 3
+    again, _, log = mqasearch("run studies/demo.yaml --output-dir results")
+    assert again == 0
+    assert "trial" not in log
+
+
+def test_listings_are_data_on_stdout(mqasearch: Command) -> None:
+    for listing in ("tasks", "families", "selectors", "merges"):
+        code, out, err = mqasearch(f"{listing} -f json")
+        assert (code, err) == (0, "")
+        assert len(json.loads(out)) >= 3
+
+
+def test_comparison_and_status_as_json(mqasearch: Command) -> None:
+    mqasearch("run studies/demo.yaml")
+    _, out, _ = mqasearch("compare --study-name demo -f json")
+    rows = json.loads(out)
+    assert [row["selector"] for row in rows] == ["sensitivity", "greedy", "tpe"]
+    assert all(row["confirmed"]["hellaswag"]["acc_norm"]["n_docs"] == 40 for row in rows)
+    _, out, _ = mqasearch("status -f json")
+    tpe = json.loads(out)[2]
+    assert (tpe["complete"], tpe["probes"]) == (5, 1)  # the original is the probe
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run studies/demo.yml", r"did you mean studies/demo\.yaml"),
+        ("run studies/typo.yaml", "unknown key 'selectrs': did you mean 'selectors'"),
+        ("run studies/names.yaml", "'greedy'"),
+        ("run studies/names.yaml", "'hellaswag'"),
+        ("run studies/names.yaml", "'mean'"),
+        ("run studies/names.yaml", "fake:LAYERS"),
+        ("run studies/wide.yaml", "9 layers cannot be met by a model of 8 layers"),
+        ("run studies/zero.yaml", "greater than or equal to 1"),
+        ("run studies/broken.yaml", "not YAML"),
+        ("compare --study-name x", "mqasearch create"),
+        ("worker --study-name x --storage nonsense", "nonsense"),
+        ("worker --study-name x --storage sqlite:////nowhere/at/all.db", "no folder"),
+        ("worker --study-name x --storage postgresql://u:canary@127.0.0.1:1/x", "127.0.0.1:1"),
+        ("export --study-name x", "--output"),
+        ("exprot", "export"),
+        ("run", "STUDY.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    mqasearch: Command, folder: Path, line: str, message: str
+) -> None:
+    studies = folder / "studies"
+    write_study(studies / "typo.yaml", selectrs=["greedy"])
+    write_study(
+        studies / "names.yaml",
+        selectors=["gready"],
+        tasks=["helaswag"],
+        merge="meen",
+        model="fake:x",
+    )
+    write_study(studies / "wide.yaml", budget=9)
+    write_study(studies / "zero.yaml", budget=0)
+    (studies / "broken.yaml").write_text("a: [")
+    code, out, err = mqasearch(line)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert "canary" not in err
+
+
+def test_another_spec_under_the_same_name_shows_the_difference(
+    mqasearch: Command, folder: Path
+) -> None:
+    assert mqasearch("create studies/demo.yaml")[0] == 0
+    write_study(folder / "studies" / "demo.yaml", seed=7)
+    code, _, err = mqasearch("create studies/demo.yaml")
+    assert code == 2
+    assert "seed: 0 → 7" in err
+
+
+def test_a_killed_run_goes_on(mqasearch: Command, folder: Path) -> None:
+    write_study(folder / "studies" / "demo.yaml", model="fake:8:0.2")
+    command = [sys.executable, "-m", "mqasearch", "run", "studies/demo.yaml"]
+    for stop, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            wait_for_trials(process, 2)
+            process.send_signal(stop)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == expected, err
+        assert "Traceback" not in err
+    assert mqasearch("run studies/demo.yaml")[0] == 0
+    _, out, _ = mqasearch("status -f json")
+    for row in json.loads(out):
+        assert row["running"] == row["waiting"] == 0
+        assert row["failed"] <= 2
+
+
+def wait_for_trials(process: subprocess.Popen[str], n: int) -> None:
+    assert process.stderr is not None
+    deadline = time.monotonic() + 60
+    while n and time.monotonic() < deadline:
+        n -= " trial " in process.stderr.readline()
+    assert not n
+
+
+def readme_commands() -> list[str]:
+    """Every command that the README shows, in order."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def test_the_readme_shows_every_command() -> None:
+    words = {command.split()[1] for command in readme_commands() if command.startswith("mqasearch")}
+    text = (ROOT / "README.md").read_text()
+    for name in ("run", "create", "worker", "status", "compare", "export", "dashboard"):
+        assert name in words
+    for name in ("tasks", "families", "selectors", "merges"):
+        assert f"mqasearch {name}" in text
+
+
+def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
+    for command in readme_commands():
+        if command.startswith("make"):
+            assert command.removeprefix("make ") in (ROOT / "Makefile").read_text()
+            continue
+        program, *rest = command.split(maxsplit=1)
+        assert program == "mqasearch"
+        line = re.sub(r"postgresql://\S+", "sqlite:///shared.db", rest[0])
+        line = line.replace("cuda:0", "cpu")
+        if line.startswith("dashboard"):
+            continue  # served for real in tests/dashboard
+        code, _, err = mqasearch(line)
+        assert code == 0, f"{command}: {err}"
+
+
+def test_the_readmes_study_file_is_one() -> None:
+    from mqasearch.search.names import known_names
+    from mqasearch.spec import parse_spec
+
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert parse_spec(yaml.safe_load(example), "README.md", known_names()).name == "my-study"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_studies_that_ship_are_valid(path: Path) -> None:
+    from mqasearch.search.names import known_names
+    from mqasearch.spec import load_spec
+
+    assert load_spec(path, known_names()).tasks[0].name == "hellaswag"
