@@ -25,8 +25,8 @@ class Objective:
     def __call__(self, trial: optuna.Trial) -> float:
         mask = suggest_mask(trial, self.n_layers)
         try:
-            original = self.evaluator.original_value()
             evaluation = self.evaluator.evaluate(mask)
+            original = self.evaluator.original_value()
         except ScoreError as error:
             trial.set_user_attr(INVALID_KEY, str(error))
             raise
