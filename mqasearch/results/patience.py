@@ -6,6 +6,7 @@ table, a read-only database) fails at once.
 """
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -30,37 +31,32 @@ SQLITE_PASSING = ("locked", "busy", "full", "disk i/o error", "unable to open")
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same operation may succeed later.
-
-    Looks through the exceptions that Optuna wraps round SQLAlchemy's.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, exc.TimeoutError):  # no connection of the pool came free
-            return True
-        if isinstance(cause, exc.DBAPIError):
-            return _is_passing_dbapi(cause)
-        cause = cause.__cause__
-    return False
-
-
-def _is_passing_dbapi(error: exc.DBAPIError) -> bool:
-    if error.connection_invalidated:
-        return True
-    if not isinstance(error, exc.OperationalError | exc.InterfaceError):
-        return False
-    if type(error.orig).__module__.startswith("sqlite3"):
-        return any(sign in str(error.orig).lower() for sign in SQLITE_PASSING)
-    return True
+    """Whether the same operation may succeed later."""
+    cause = _of_database(error)
+    if isinstance(cause, sqlite3.Error):
+        return any(sign in str(cause).lower() for sign in SQLITE_PASSING)
+    if isinstance(cause, exc.DBAPIError):
+        if isinstance(cause.orig, sqlite3.Error):
+            return is_passing(cause.orig)
+        lost = cause.connection_invalidated
+        return lost or isinstance(cause, exc.OperationalError | exc.InterfaceError)
+    return isinstance(cause, exc.TimeoutError)  # no connection of the pool came free
 
 
 def one_line(error: BaseException) -> str:
     """What the database itself said, on one line, without the statement and its parameters."""
+    cause = _of_database(error)
+    if isinstance(cause, exc.DBAPIError):
+        cause = cause.orig
+    return " ".join(str(cause or error).split()) or type(error).__name__
+
+
+def _of_database(error: BaseException) -> BaseException | None:
+    """SQLAlchemy's or SQLite's error behind those that Optuna wraps round it."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, exc.DBAPIError):
+    while cause is not None and not isinstance(cause, exc.SQLAlchemyError | sqlite3.Error):
         cause = cause.__cause__
-    words = str(cause.orig if isinstance(cause, exc.DBAPIError) else error).split()
-    return " ".join(words) or type(error).__name__
+    return cause
 
 
 class Patience:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import optuna
@@ -166,8 +166,9 @@ def _check_file(url: URL, shown: str, create: bool) -> None:
 
 def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
     """Connects for the first time, and finds out whether it may write."""
-    with reading(), engine.connect() as connection:
+    with reading() if read_only else nullcontext(), engine.connect() as connection:
         if read_only:
+            connection.execute(text("SELECT 1"))
             return
         if connection.dialect.name == "sqlite":
             version = connection.execute(text("PRAGMA user_version")).scalar_one()

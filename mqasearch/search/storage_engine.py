@@ -7,6 +7,7 @@ as an SQLAlchemy plugin, which runs when any engine is created that names it.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from sqlite3 import Connection as SqliteConnection
 from typing import Any
 
@@ -17,6 +18,8 @@ from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from mqasearch.results import Patience
 
 PLUGIN = "mqasearch"
 
@@ -127,7 +130,8 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
     the machine (not the process) dies, never the database."""
     assert isinstance(connection, SqliteConnection)
     connection.isolation_level = None  # Python would begin transactions late, and unasked
-    connection.execute("PRAGMA journal_mode=WAL")
+    # Whoever turns WAL on in a new file needs it alone, and SQLite does not wait for that.
+    Patience(SQLITE_BUSY_SECONDS)(partial(connection.execute, "PRAGMA journal_mode=WAL"))
     connection.execute("PRAGMA synchronous=NORMAL")
 
 

@@ -7,9 +7,9 @@ Patience
     of the first failure, and ``tell`` would lose the result.
 
 Lost answers
-    An operation whose commit arrived but whose answer did not is made again, and must then find
-    its own work done: a state already set to the same values is success, an enqueued trial is not
-    enqueued twice. A *running* trial whose creation is in doubt is left to go stale.
+    An operation whose commit arrived but whose answer did not is made again, and must then know
+    its own work: a state already set to the same values is success, an enqueued trial is not
+    enqueued twice, and whoever starts a trial knows it again by the moment it noted as its start.
 
 No running trial without a heartbeat
     Optuna never fails a trial whose worker died before its first heartbeat. Here the first one is
@@ -27,7 +27,9 @@ Reading waits for nobody
 import threading
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from datetime import UTC, datetime
 from functools import partial
+from random import randrange
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from optuna.distributions import (
@@ -212,7 +214,7 @@ class SharedStorage(RDBStorage):
         """As Optuna's. An earlier attempt whose answer was lost counts as success."""
         self.flush()
         if state == TrialState.RUNNING:
-            self.record_heartbeat(trial_id)
+            return self.patience(partial(self._start, trial_id, _moment()))
         attempts = 0
 
         def once() -> bool:
@@ -225,22 +227,33 @@ class SharedStorage(RDBStorage):
                     return True
                 raise
 
-        changed = self.patience(once)
-        if state == TrialState.RUNNING and changed:
-            self._running.add(trial_id)
-        elif state.is_finished():
-            self._running.discard(trial_id)
-        return changed
+        self._running.discard(trial_id)
+        return self.patience(once)
 
     def _agrees(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
         trial = self.get_trial(trial_id)
         return trial.state == state and trial.values == (None if values is None else list(values))
+
+    def _start(self, trial_id: int, moment: datetime) -> bool:
+        """Whether the waiting trial is ours from now on."""
+        with _create_scoped_session(self.scoped_session) as session:
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            if trial.state == TrialState.WAITING:
+                trial.state = TrialState.RUNNING
+                trial._datetime_start_utc = moment
+                session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+            elif trial._datetime_start_utc != moment:
+                return False
+        self._running.add(trial_id)
+        return True
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
         """As Optuna's, which would retry by itself without looking for its own work."""
         self.flush()
+        moment = _moment()
         newest = -1 if template_trial is None else self.patience(self._newest_trial_id)
         attempts = 0
 
@@ -249,11 +262,15 @@ class SharedStorage(RDBStorage):
             attempts += 1
             with _create_scoped_session(self.scoped_session) as session:
                 models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-                if template_trial is not None and attempts > 1:
-                    made = self._find_made(session, study_id, template_trial, newest)
-                    if made is not None:
-                        return made
-                trial = self._get_prepared_new_trial(study_id, template_trial, session)
+                trial = None
+                if attempts > 1 and template_trial is None:
+                    trial = self._find_started(session, study_id, moment)
+                elif attempts > 1:
+                    trial = self._find_like(session, study_id, template_trial, newest)
+                if trial is None:
+                    trial = self._get_prepared_new_trial(study_id, template_trial, session)
+                    if template_trial is None:
+                        trial._datetime_start_utc = moment
                 return _frozen(trial, template_trial)
 
         frozen = self.patience(once)
@@ -274,22 +291,36 @@ class SharedStorage(RDBStorage):
             newest = connection.execute(select(func.max(models.TrialModel.trial_id))).scalar_one()
             return -1 if newest is None else cast(int, newest)
 
-    def _find_made(
-        self, session: Session, study_id: int, template: FrozenTrial, newest: int
-    ) -> FrozenTrial | None:
-        """A trial like the template that is newer than ``newest``."""
+    @staticmethod
+    def _find_started(session: Session, study_id: int, moment: datetime) -> Any:
+        query = select(models.TrialModel).where(
+            models.TrialModel.study_id == study_id,
+            models.TrialModel._datetime_start_utc == moment,
+        )
+        return session.execute(query).scalars().first()
+
+    def _find_like(
+        self, session: Session, study_id: int, template: FrozenTrial | None, newest: int
+    ) -> Any:
+        """A trial newer than ``newest`` that was made from the template, whatever it is by now."""
+        assert template is not None
         query = select(models.TrialModel).where(
             models.TrialModel.study_id == study_id, models.TrialModel.trial_id > newest
         )
         for trial in session.execute(query).scalars():
             made = self._build_frozen_trial_from_trial_model(trial)
             if (
-                template.params.items() <= made.params.items()
+                _contains(made.params, template.params)
                 and _contains(made.system_attrs, template.system_attrs)
                 and _contains(made.user_attrs, template.user_attrs)
             ):
-                return made
+                return trial
         return None
+
+
+def _moment() -> datetime:
+    """Now, in UTC, with microseconds at random: nobody else's moment."""
+    return datetime.now(UTC).replace(tzinfo=None, microsecond=randrange(1_000_000))  # noqa: S311
 
 
 def _contains(attributes: dict[str, Any], some: dict[str, Any]) -> bool:
