@@ -32,11 +32,11 @@ class PairedDifference:
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Compare two masks on the same documents.
 
-    The interval is Student's t on the differences, which covers well at the sizes at hand (dozens
-    of documents and more) for 0/1 metrics too, where the differences are −1, 0 and 1. The p value
-    is the exact McNemar test (McNemar 1947; the binomial test on the documents that only one of
-    the two got right) where both metrics are 0/1, else Wilcoxon's signed-rank test (Wilcoxon
-    1945; zeros by Pratt's method), which assumes no normality.
+    Where both metrics are 0/1: the interval of Agresti & Min (2005), which stays honest when the
+    two disagree on few documents or on none, and the exact McNemar test (McNemar 1947; the
+    binomial test on the documents that only one of the two got right). Else: Student's t on the
+    differences, and Wilcoxon's signed-rank test (Wilcoxon 1945; zeros by Pratt's method), which
+    assumes no normality.
 
     Args:
         a: one value per document.
@@ -50,10 +50,13 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
         raise ValueError(f"cannot pair {first.size} documents with {second.size}")
     differences = first - second
     value = float(differences.mean())
+    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+        ci95 = _agresti_min(wins, losses, len(a))
+        return PairedDifference(value, ci95, _mcnemar(wins, losses), len(a))
     half_width = _t_half_width(differences)
-    binary = bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
-    p_value = _mcnemar(differences) if binary else wilcoxon_p(differences)
-    return PairedDifference(value, (value - half_width, value + half_width), p_value, len(a))
+    ci95 = (value - half_width, value + half_width)
+    return PairedDifference(value, ci95, wilcoxon_p(differences), len(a))
 
 
 def wilcoxon_p(differences: Sequence[float], alternative: str = "two-sided") -> float:
@@ -75,8 +78,16 @@ def _t_half_width(differences: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) if n > 1 else math.inf
 
 
-def _mcnemar(differences: np.ndarray) -> float:
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+def _agresti_min(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """Wald's interval after half a document was added to each cell of the 2 × 2 table."""
+    more, fewer, total = wins + 0.5, losses + 0.5, n + 2
+    centre = (more - fewer) / total
+    error = math.sqrt(more + fewer - (more - fewer) ** 2 / total) / total
+    half_width = float(stats.norm.ppf(0.975)) * error
+    return max(-1.0, centre - half_width), min(1.0, centre + half_width)
+
+
+def _mcnemar(wins: int, losses: int) -> float:
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses).pvalue)

@@ -74,3 +74,10 @@ def test_unequal_lengths_are_refused() -> None:
 def test_a_one_sided_test_looks_at_one_side() -> None:
     worse = np.linspace(0.1, 1.0, 30)
     assert wilcoxon_p(worse, "greater") < 1e-4 < 0.99 < wilcoxon_p(worse, "less")
+
+
+@pytest.mark.parametrize("n", [8, 40, 200])
+def test_agreeing_on_every_document_leaves_a_difference_possible(n: int) -> None:
+    low, high = paired_difference([1.0] * n, [1.0] * n).ci95
+    assert low == -high
+    assert 0.5 / n < high < 4 / n
