@@ -91,7 +91,7 @@ class ConvertibleModel:
             MaskError: another number of layers, or a number of heads that does not divide.
             ModelError: a merge gave NaN or infinity. Nothing is changed then.
         """
-        self._check(kv_heads)
+        self.check(kv_heads)
         wanted = [self._parameters(layer, heads) for layer, heads in enumerate(kv_heads)]
         for attention, parameters in zip(self._attentions, wanted, strict=True):
             self.family.install(attention, parameters)
@@ -126,6 +126,10 @@ class ConvertibleModel:
             if progress is not None:
                 progress(done, len(todo))
 
+    def original(self, layer: int) -> AttentionWeights:
+        """The weights of one unconverted layer; views, not to be changed."""
+        return self._weights[layer]
+
     def merged(self, layer: int, target: int) -> AttentionWeights:
         """The weights of one layer with ``target`` KV heads, not replicated: what exports write.
 
@@ -157,7 +161,12 @@ class ConvertibleModel:
             )
         return self._replacements[key]
 
-    def _check(self, kv_heads: KVHeads) -> None:
+    def check(self, kv_heads: KVHeads) -> None:
+        """Check that ``kv_heads`` fits the model, as ``apply`` does.
+
+        Raises:
+            MaskError: another number of layers, or a number of heads that does not divide.
+        """
         if len(kv_heads) != self.shape.n_layers:
             raise MaskError(f"the mask has {len(kv_heads)} layers, the model {self.shape.n_layers}")
         for heads in set(kv_heads):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mqasearch.conversion.statistics import LayerStatistics
 from mqasearch.families.weights import AttentionWeights
@@ -27,12 +27,17 @@ class Merge(ABC):
     reads_statistics: ClassVar[bool] = False
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @property
     def digest(self) -> str:
         """Name and parameters, canonical: ``mean``, ``aligned(centre=True, refit=False)``."""
-        parameters = sorted((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
-        if not parameters:
+        if not self.parameters:
             return self.name
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in parameters)})"
+        listed = (f"{name}={value!r}" for name, value in sorted(self.parameters.items()))
+        return f"{self.name}({', '.join(listed)})"
 
     @abstractmethod
     def merge(

@@ -59,6 +59,14 @@ class Family(ABC):
             ValueError: the layout has no place for fewer KV heads than query heads.
         """
 
+    def pack_compact(self, weights: AttentionWeights) -> dict[str, Tensor]:
+        """``pack`` for checkpoints that come with our own modeling file.
+
+        The same names, with rows for only the KV heads that ``weights`` has. Differs from ``pack``
+        where the stock layout has no place for fewer.
+        """
+        return self.pack(weights)
+
     def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The decoder layers, layer 0 first.
 

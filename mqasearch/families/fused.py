@@ -84,6 +84,13 @@ class GPTNeoXFamily(Family):
         bias = None if biases is None else torch.stack(biases, dim=1).flatten()
         return _with_biases(weights, fused, bias, "query_key_value", "dense")
 
+    def pack_compact(self, weights: AttentionWeights) -> dict[str, Tensor]:
+        """All query heads, all key heads, all value heads."""
+        fused = torch.cat([weights.q, weights.k, weights.v]).flatten(0, 1)
+        biases = _biases(weights)
+        bias = None if biases is None else torch.cat(biases).flatten()
+        return _with_biases(weights, fused, bias, "query_key_value", "dense")
+
 
 class GPT2Family(Family):
     """GPT-2: ``c_attn`` and ``c_proj`` are Conv1D, weight [in, out]; columns of ``c_attn`` are all

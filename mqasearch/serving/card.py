@@ -1,0 +1,72 @@
+"""The model card of a converted checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mqasearch.mask import ModelShape
+from mqasearch.models import EMBEDDED
+from mqasearch.serving.formats import Format
+
+
+def model_card(document: Mapping[str, Any], shape: ModelShape, written: Format) -> str:
+    """README.md: what was done to which model, what it costs, and how to load it.
+
+    Args:
+        document: the mask JSON.
+        shape: of the original model.
+        written: the format of the checkpoint.
+    """
+    source = document["model"]["id"]
+    is_place = source in EMBEDDED or Path(source).expanduser().exists()
+    name = Path(source).name if is_place else source  # no path of this machine in a card
+    before, after = (document["kv_bytes_per_token"][key] for key in ("original", "converted"))
+    base = "" if is_place else f"base_model: {source}\n"
+    lines = [
+        f"---\nlibrary_name: transformers\n{base}tags:\n- mqasearch\n- multi-query-attention\n---",
+        f"# {name} with fewer KV heads",
+        f"{len(document['mqa_layers'])} of {shape.n_layers} attention layers of {name} have fewer "
+        f"KV heads than the original's {shape.n_kv_heads}. They were converted without training by "
+        "mqasearch; `mask.json` says how the layers were chosen and what was measured.",
+        _table(document["kv_heads"], shape),
+        f"KV cache per token: {after:,} bytes, {after / before:.0%} of the original's {before:,}."
+        + (
+            ""
+            if written.name == "hf"
+            else " This checkpoint repeats the merged heads in the"
+            " original's shapes, so it computes the same but saves no memory."
+        ),
+        _scores(document),
+        f"```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = "
+        f"{written.how_to_load}\n```",
+        "The weights are derived from the original's, whose license applies to them.",
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _table(kv_heads: list[int], shape: ModelShape) -> str:
+    rows = []
+    for heads in sorted({*kv_heads}):
+        layers = [str(layer) for layer, n in enumerate(kv_heads) if n == heads]
+        note = " (as in the original)" if heads == shape.n_kv_heads else ""
+        rows.append(f"| {heads}{note} | {', '.join(layers)} |")
+    return "\n".join(["| KV heads | layers |", "|---|---|", *rows])
+
+
+def _scores(document: Mapping[str, Any]) -> str:
+    baseline = document.get("baseline") or {}
+    rows = [
+        f"| {task} | {metric} | {row['value']:.4f} | {_original(baseline, task, metric)} "
+        f"| {row.get('split', '')} |"
+        for task, metrics in (document.get("scores") or {}).items()
+        for metric, row in metrics.items()
+    ]
+    if not rows:
+        return ""
+    head = ["| task | metric | converted | original | documents |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows])
+
+
+def _original(baseline: Mapping[str, Any], task: str, metric: str) -> str:
+    row = baseline.get(task, {}).get(metric)
+    return "" if row is None else f"{row['value']:.4f}"

@@ -1,0 +1,102 @@
+"""An output folder that is there whole or not at all."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mqasearch.errors import UserError
+
+_LOCK = ".lock"
+
+
+def check_output(folder: Path, n_bytes: int) -> None:
+    """Check that ``folder`` can be written, before anything is.
+
+    Args:
+        folder: must not exist, or be empty.
+        n_bytes: that will be written.
+
+    Raises:
+        UserError: something is there already, or the disk has too little room.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name another folder, or delete it first")
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if n_bytes > free:
+        raise UserError(
+            f"{folder}: {n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free there; "
+            "free some, or name a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which becomes ``folder`` at the end of the ``with`` block.
+
+    It stands beside ``folder``, since a rename is atomic only within one disk. Every file is on the
+    disk before the rename. An exception removes it; a killed process leaves it, hidden and under
+    another name, until the next one asks for the same ``folder``.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    folder = folder.absolute()
+    prefix = f".{folder.name}.partial-"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent, prefix)
+        partial = folder.parent / f"{prefix}{uuid.uuid4().hex}"
+        partial.mkdir()
+        try:
+            with FileLock(partial / _LOCK):  # tells others that this process lives
+                yield partial
+                _sync(partial)
+            (partial / _LOCK).unlink(missing_ok=True)
+            partial.rename(folder)  # replaces an empty folder, never a full one
+            _sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{folder}: no space left on the disk; nothing was kept, name another folder"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOTEMPTY):
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); name another folder"
+            ) from error
+        raise
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for partial in parent.glob(f"{prefix}*"):
+        try:
+            with FileLock(partial / _LOCK, timeout=0):
+                shutil.rmtree(partial, ignore_errors=True)
+        except Timeout:
+            continue  # another process is at work in it
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
