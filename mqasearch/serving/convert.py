@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import mqasearch
+from mqasearch import __version__
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
 from mqasearch.conversion.pooling import select_kv_heads
 from mqasearch.families import AttentionWeights, family_of
@@ -206,7 +206,7 @@ def _document(
             "original": shape.kv_bytes_per_token(shape.original),
             "converted": shape.kv_bytes_per_token(mask),
         },
-        "versions": {"mqasearch": mqasearch.__version__},
+        "versions": {"mqasearch": __version__},
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import mqasearch
+from mqasearch import __version__
 from mqasearch.errors import ModelError, UnknownNameError
 from mqasearch.families import FAMILIES, AttentionWeights, Family
 from mqasearch.mask import KVHeads
@@ -102,7 +102,7 @@ class CompactHF(Format):
     def code(self, model_type: str) -> dict[str, str]:
         stock = self._STOCK.get(model_type)
         template = _template(model_type if stock is None else "separate")
-        values = {"stock": stock, "model_type": model_type, "version": mqasearch.__version__}
+        values = {"stock": stock, "model_type": model_type, "version": __version__}
         for name, value in values.items():
             template = template.replace(f"{{{name}}}", str(value))
         return {"modeling_mqa.py": template, "attention_mqa.py": _template("attention_mqa")}
