@@ -1,6 +1,7 @@
 """The root command: what is common to all, and how it ends."""
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -42,6 +43,15 @@ def root(
         stream=sys.stderr,
     )
     logging.getLogger("mqasearch").setLevel(logging.INFO)
+    if not verbose:
+        _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    """What libraries say of themselves, said before they are imported: progress is shown once."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class Stopped(KeyboardInterrupt):
