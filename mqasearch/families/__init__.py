@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mqasearch.errors import UnknownNameError
+from mqasearch.errors import ModelError, UnknownNameError
 from mqasearch.families.base import Family
 from mqasearch.families.fused import GPT2Family, GPTNeoXFamily, Phi3Family
 from mqasearch.families.separate import SeparateFamily
@@ -24,16 +24,33 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 """transformers' ``config.model_type`` → the family that understands it."""
 
 
+COMPACT_SUFFIX = "_mqa"
+"""Ends the model type of compact checkpoints, so that nothing takes them for the stock model."""
+
+
 def family_of(model_type: str) -> Family:
     """The family of a model type.
 
     Raises:
+        ModelError: a compact checkpoint that mqasearch itself wrote.
         UnknownNameError: names the type and lists those that are supported.
     """
-    try:
+    if model_type in FAMILIES:
         return FAMILIES[model_type]
-    except KeyError:
-        raise UnknownNameError("model type", model_type, FAMILIES) from None
+    if model_type.removesuffix(COMPACT_SUFFIX) in FAMILIES:
+        raise ModelError(
+            f"a model of type {model_type!r} was converted by mqasearch already; "
+            "start from the original that its mask.json names"
+        )
+    raise UnknownNameError("model type", model_type, FAMILIES)
 
 
-__all__ = ["FAMILIES", "NO_ROPE", "AttentionWeights", "Family", "RopeLayout", "family_of"]
+__all__ = [
+    "COMPACT_SUFFIX",
+    "FAMILIES",
+    "NO_ROPE",
+    "AttentionWeights",
+    "Family",
+    "RopeLayout",
+    "family_of",
+]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError, UnknownNameError
-from mqasearch.families import FAMILIES, AttentionWeights, Family
+from mqasearch.families import COMPACT_SUFFIX, FAMILIES, AttentionWeights, Family
 from mqasearch.mask import KVHeads
 
 KV_HEADS_KEY = "kv_heads_per_layer"
@@ -90,7 +90,7 @@ class CompactHF(Format):
 
     def config(self, model: PreTrainedModel, kv_heads: KVHeads) -> dict[str, Any]:
         return super().config(model, kv_heads) | {
-            "model_type": f"{model.config.model_type}_mqa",
+            "model_type": f"{model.config.model_type}{COMPACT_SUFFIX}",
             "architectures": ["MqaForCausalLM"],
             "auto_map": {
                 "AutoConfig": "modeling_mqa.MqaConfig",

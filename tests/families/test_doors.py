@@ -148,6 +148,12 @@ def test_a_near_miss_gets_a_suggestion() -> None:
         family_of("qwen_2")
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_compact_checkpoint_is_no_source(model_type: str) -> None:
+    with pytest.raises(ModelError, match="converted by mqasearch already"):
+        family_of(f"{model_type}_mqa")
+
+
 def test_a_model_that_is_not_built_as_its_type_says_is_refused() -> None:
     model = tiny_model("llama")
     del model.model.layers[1].self_attn.k_proj
