@@ -15,7 +15,8 @@ def insert_if_absent(
     Returns:
         How many were inserted.
     """
-    return connection.execute(_statement(connection, table).values(list(rows))).rowcount
+    statement = _statement(connection, table).values(list(rows))
+    return connection.execute(statement.execution_options(preserve_rowcount=True)).rowcount
 
 
 def _statement(connection: Connection, table: Table) -> Insert:

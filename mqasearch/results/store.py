@@ -4,15 +4,18 @@ from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table, delete, select
 
 from mqasearch.results.insert import insert_if_absent
 from mqasearch.results.patience import Patience
+from mqasearch.results.reading import reading
 from mqasearch.results.rows import row_of, score_of
-from mqasearch.results.tables import ScoreRow
+from mqasearch.results.tables import ClaimRow, ScoreRow
 from mqasearch.score import Score, ScoreKey
 
 TABLE = cast(Table, ScoreRow.__table__)
+
+CLAIMS = cast(Table, ClaimRow.__table__)
 
 COLUMNS = [
     TABLE.c[name] for name in ("digest", "metrics", "stderr", "n_docs", "seconds", "per_document")
@@ -63,8 +66,8 @@ class ScoreStore:
     def put(self, key: ScoreKey, score: Score) -> Score:
         """Keep ``score`` unless ``key`` has one already; what is kept is returned.
 
-        A second call with the same arguments changes nothing, so that a call whose answer was
-        lost may be made again.
+        Whatever claim there is on the key ends with it. A second call with the same arguments
+        changes nothing, so that a call whose answer was lost may be made again.
 
         Raises:
             ScoreError: the score is not finite.
@@ -79,9 +82,10 @@ class ScoreStore:
 
     def _insert(self, row: dict[str, object]) -> bool:
         with self._engine.begin() as connection:
+            connection.execute(delete(CLAIMS).where(CLAIMS.c.digest == row["digest"]))
             return insert_if_absent(connection, TABLE, [row]) == 1
 
     def _read(self, digests: list[str]) -> dict[str, Score]:
-        with self._engine.connect() as connection:
+        with reading(), self._engine.connect() as connection:
             rows = connection.execute(select(*COLUMNS).where(TABLE.c.digest.in_(digests)))
             return {row.digest: score_of(row._asdict()) for row in rows}

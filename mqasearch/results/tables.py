@@ -60,3 +60,34 @@ class ScoreRow(Base):
     per_document: Mapped[bytes] = mapped_column(LargeBinary(BLOB_BYTES))
     """zlib of JSON: metric → list of one value per document."""
     created_at: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())
+
+
+class ClaimRow(Base):
+    """A worker's word that it is working on a score; good until it expires."""
+
+    __tablename__ = "mqasearch_claim"
+
+    digest: Mapped[str] = mapped_column(String(DIGEST_LENGTH), primary_key=True)
+    worker: Mapped[str] = mapped_column(String(255))
+    expires_at: Mapped[float]
+    """Seconds since 1970, on the database's clock."""
+
+
+class WorkerRow(Base):
+    """A worker that is at work, or was lately."""
+
+    __tablename__ = "mqasearch_worker"
+
+    worker: Mapped[str] = mapped_column(String(255), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    device: Mapped[str] = mapped_column(String(64))
+    versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    study: Mapped[str | None] = mapped_column(String(512))
+    """The Optuna study of the trial in hand; null between trials."""
+    trial: Mapped[int | None]
+    """Its number."""
+    trials_done: Mapped[int]
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+    """Both in seconds since 1970, on the database's clock."""

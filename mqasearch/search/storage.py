@@ -14,7 +14,8 @@ from sqlalchemy.pool import NullPool
 from mqasearch.errors import StorageError
 from mqasearch.results import Patience, schema
 from mqasearch.results.patience import one_line
-from mqasearch.search.storage_engine import engine_settings, reading
+from mqasearch.results.reading import reading
+from mqasearch.search.storage_engine import engine_settings
 from mqasearch.search.storage_optuna import SharedStorage
 from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS, requeue
 from mqasearch.search.storage_url import for_optuna, hidden, parse, sqlite_file

@@ -4,9 +4,6 @@ Optuna makes its engine itself and uses it at once, so what has to happen on eac
 as an SQLAlchemy plugin, which runs when any engine is created that names it.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from sqlite3 import Connection as SqliteConnection
 from typing import Any
@@ -20,6 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from mqasearch.results import Patience
+from mqasearch.results.reading import is_reading
 
 PLUGIN = "mqasearch"
 
@@ -106,25 +104,6 @@ class EnginePlugin(CreateEnginePlugin):
 plugins.register(PLUGIN, __name__, EnginePlugin.__name__)
 
 
-class _Reading(threading.local):
-    """Whether this thread's next transactions only read."""
-
-    now = False
-
-
-_reading = _Reading()
-
-
-@contextmanager
-def reading() -> Iterator[None]:
-    """Transactions begun here only read: on SQLite they then wait for nobody."""
-    before, _reading.now = _reading.now, True
-    try:
-        yield
-    finally:
-        _reading.now = before
-
-
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     """WAL lets readers and one writer work at once; NORMAL may lose the last transactions when
     the machine (not the process) dies, never the database."""
@@ -139,7 +118,7 @@ def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock first: a transaction that reads, then writes, fails at once instead of
     waiting when another one has written in between, and Optuna hands one waiting trial to two
     workers."""
-    connection.exec_driver_sql("BEGIN" if _reading.now else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if is_reading() else "BEGIN IMMEDIATE")
 
 
 def _connect_patiently(

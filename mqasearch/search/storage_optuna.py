@@ -46,8 +46,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from mqasearch.results import Patience
+from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
-from mqasearch.search.storage_engine import reading
+from mqasearch.results.reading import reading
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -161,11 +162,9 @@ class SharedStorage(RDBStorage):
         return self.patience(once)
 
     def _just_started(self) -> bool:
-        if self.engine.dialect.name != "postgresql" or self.grace_period is None:
-            return False
-        uptime = func.extract("epoch", func.now() - func.pg_postmaster_start_time())
+        uptime = seconds_now() - seconds_started()
         with self.engine.connect() as connection:
-            return float(connection.execute(select(uptime)).scalar_one()) < self.grace_period
+            return connection.execute(select(uptime)).scalar_one() < (self.grace_period or 0)
 
     def flush(self) -> None:
         """Write the parameters that are kept back."""

@@ -1,0 +1,1 @@
+"""Studies: where Optuna, the model and SQL meet."""

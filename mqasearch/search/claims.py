@@ -1,0 +1,162 @@
+"""No score is computed twice at the same time.
+
+Before a worker scores, it claims the score's key in SQL. The claim is a lease on the database's
+clock, renewed while the worker computes; another worker that wants the same key meanwhile waits
+for the score. A worker that dies stops renewing, and whoever waits takes over.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+from sqlalchemy import Connection, Engine, Table, and_, delete, or_, update
+
+from mqasearch.errors import StorageError
+from mqasearch.results import Patience, ScoreStore
+from mqasearch.results.clock import seconds_now, seconds_started
+from mqasearch.results.insert import insert_if_absent
+from mqasearch.results.tables import ClaimRow
+from mqasearch.score import Score, ScoreKey
+
+logger = logging.getLogger(__name__)
+
+TABLE = cast(Table, ClaimRow.__table__)
+
+LEASE_SECONDS = 60.0
+SHORTEST_WAIT, LONGEST_WAIT = 0.05, 2.0
+"""Seconds between two looks at a score that somebody else computes."""
+
+
+class Claims:
+    """Scores that are computed once, whoever asks for them.
+
+    Args:
+        engine: of an open storage.
+        store: where scores are kept.
+        patience: how long to wait for a database that is away.
+        worker: a name that nobody else has; made up if not given.
+        lease_seconds: after which the claim of a worker that died is void.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: ScoreStore,
+        patience: Patience | None = None,
+        *,
+        worker: str | None = None,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._patience = patience or Patience()
+        self._worker = worker or uuid.uuid4().hex
+        self._lease = lease_seconds
+
+    def get_or_score(self, key: ScoreKey, compute: Callable[[], Score]) -> tuple[Score, bool]:
+        """The score under ``key``, and whether it was computed here.
+
+        ``compute`` is called only by the one worker that holds the claim; if it raises, the claim
+        is given up and the next one tries.
+
+        Raises:
+            ScoreError: the computed score is not finite.
+            StorageError: the database stayed away.
+        """
+        pause = SHORTEST_WAIT
+        while True:
+            score = self._store.get(key)
+            if score is not None:
+                return score, False
+            if self.claim(key.digest()):
+                return self._score(key, compute)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_WAIT)
+
+    def _score(self, key: ScoreKey, compute: Callable[[], Score]) -> tuple[Score, bool]:
+        digest = key.digest()
+        with self._kept(digest):
+            try:
+                score = self._store.get(key)  # written between our look at it and our claim
+                if score is None:
+                    return self._store.put(key, compute()), True  # which ends the claim
+            except BaseException:
+                self.release(digest)
+                raise
+        self.release(digest)
+        return score, False
+
+    def claim(self, digest: str) -> bool:
+        """Whether this worker may score ``digest`` for the length of a lease.
+
+        True too when it holds the claim already, so that a lost answer does no harm.
+        """
+        return self._patience(partial(self._transact, self._claim, digest))
+
+    def release(self, digest: str) -> None:
+        """Give up this worker's claim, if it still has it."""
+        self._patience(partial(self._transact, self._release, digest))
+
+    @contextmanager
+    def _kept(self, digest: str) -> Iterator[None]:
+        """Renews a claim in the background."""
+        stop = threading.Event()
+        renewal = threading.Thread(
+            target=self._keep, args=(digest, stop), name="claim", daemon=True
+        )
+        renewal.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            renewal.join()
+
+    def _keep(self, digest: str, stop: threading.Event) -> None:
+        while not stop.wait(self._lease / 3):
+            try:
+                renewed = self._patience(partial(self._transact, self._renew, digest))
+            except StorageError:  # its own thread will meet the same fault, and tell
+                return
+            if not renewed and not stop.is_set():
+                logger.warning("this worker was silent for too long; another one scores its mask")
+                return
+
+    def _transact(self, action: Callable[[Connection, str], bool], digest: str) -> bool:
+        with self._engine.begin() as connection:
+            return action(connection, digest)
+
+    def _claim(self, connection: Connection, digest: str) -> bool:
+        row = {
+            "digest": digest,
+            "worker": self._worker,
+            "expires_at": seconds_now() + self._lease,
+        }
+        if insert_if_absent(connection, TABLE, [row]):
+            return True
+        # After a restart of the server nobody could renew for a while: all leases begin again.
+        expired = and_(
+            TABLE.c.expires_at < seconds_now(), seconds_started() + self._lease < seconds_now()
+        )
+        take = (
+            update(TABLE)
+            .where(TABLE.c.digest == digest, or_(TABLE.c.worker == self._worker, expired))
+            .values(worker=self._worker, expires_at=row["expires_at"])
+        )
+        return connection.execute(take).rowcount == 1
+
+    def _renew(self, connection: Connection, digest: str) -> bool:
+        renew = (
+            update(TABLE)
+            .where(TABLE.c.digest == digest, TABLE.c.worker == self._worker)
+            .values(expires_at=seconds_now() + self._lease)
+        )
+        return connection.execute(renew).rowcount == 1
+
+    def _release(self, connection: Connection, digest: str) -> bool:
+        give_up = delete(TABLE).where(TABLE.c.digest == digest, TABLE.c.worker == self._worker)
+        return connection.execute(give_up).rowcount == 1
