@@ -1,0 +1,48 @@
+"""How much memory a scorer may take."""
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+STATE_SHARE = 0.125
+"""Share of the free memory that kept states may take by default."""
+
+MOST_STATE_BYTES = 2 * 2**30
+"""And no more than this by default, on a CPU: what a search of SmolLM2 on 100 documents can use."""
+
+_CPU_BATCH_TOKENS = 1024
+_CPU_LOGITS_BYTES = 24 * 2**20
+_LOGITS_SHARE = 0.05
+_BATCH_SHARE = 0.2
+_LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 1024, 32_768
+_ACTIVATIONS_PER_TOKEN = 40
+"""Numbers that a block holds at its peak per token and hidden dimension, with room to spare."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def default_state_budget(device: torch.device) -> int:
+    """Bytes for kept states: ``STATE_SHARE`` of what is free."""
+    share = int(STATE_SHARE * free_bytes(device))
+    return min(share, MOST_STATE_BYTES) if device.type == "cpu" else share
+
+
+def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) -> int:
+    """Tokens in a batch: on a CPU what suits its caches, else what fits."""
+    if device.type == "cpu":
+        return _CPU_BATCH_TOKENS
+    per_token = _ACTIVATIONS_PER_TOKEN * hidden_size * itemsize
+    tokens = int(_BATCH_SHARE * free_bytes(device)) // per_token
+    return max(_LEAST_BATCH_TOKENS, min(tokens, _MOST_BATCH_TOKENS))
+
+
+def default_logits_bytes(device: torch.device) -> int:
+    """Bytes of logits to hold at once. On a CPU below 32 MB, above which the allocator hands every
+    block back to the system, and the next one is paid for page by page."""
+    if device.type == "cpu":
+        return _CPU_LOGITS_BYTES
+    return max(_CPU_LOGITS_BYTES, int(_LOGITS_SHARE * free_bytes(device)))

@@ -1,0 +1,130 @@
+"""Running a stock model from the middle, to the middle, or only its end.
+
+The blocks' ``forward`` is replaced for the length of one call, and the stock forward pass of the
+whole model does the rest: embeddings, rotary tables, masks, final norm, head and whatever else a
+family has. So nothing here knows a family.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+States = dict[int, Tensor]
+"""Boundary → hidden states [rows, length, hidden] there; boundary ``l`` lies before block ``l``."""
+
+
+class ResumableModel:
+    """A model that can start at any boundary between its blocks, and hand out the states there.
+
+    Attributes:
+        layer_tokens: tokens run so far, padding counted, times the layers they were run through.
+    """
+
+    def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
+        """
+        Args:
+            model: a causal language model; its weights may be swapped between calls.
+            blocks: its decoder layers. Each takes hidden states first and returns hidden states.
+        """
+        self.model = model
+        self.blocks = tuple(blocks)
+        self.layer_tokens = 0
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks, and the last boundary."""
+        return len(self.blocks)
+
+    @torch.inference_mode()
+    def states(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        wanted: Collection[int] = (),
+    ) -> States:
+        """Run blocks ``start`` to the last and return the states at the boundaries asked for.
+
+        Args:
+            tokens: [rows, length].
+            positions: [rows, length]; None = counted along the row.
+            visible: [rows, 1, length, length] bool, who attends to whom; None = causal.
+            start: boundary to start at.
+            hidden: the states there, unless ``start`` is 0.
+            wanted: boundaries after ``start``; the last one is always returned.
+        """
+        if start == self.n_layers:
+            assert hidden is not None
+            return {start: hidden}
+        found: States = {}
+        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        if visible is not None:
+            dtype = self.model.dtype
+            bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            inputs["attention_mask"] = bias.masked_fill_(~visible, torch.finfo(dtype).min)
+            inputs["position_ids"] = positions
+        with _replaced(self.blocks, start, hidden, {*wanted, self.n_layers}, found):
+            self.model.base_model(**inputs)
+        self.layer_tokens += tokens.numel() * (self.n_layers - start)
+        return found
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head on single tokens: [n, hidden] after the last block → [n, vocabulary].
+
+        The model is shown n sequences of one token, and its blocks hand out what is given here.
+        """
+        tokens = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+        with _replaced(self.blocks, self.n_layers, hidden[:, None], (), {}):
+            logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits[:, 0]
+        return logits
+
+
+@contextmanager
+def _replaced(
+    blocks: Sequence[nn.Module],
+    start: int,
+    hidden: Tensor | None,
+    wanted: Collection[int],
+    found: States,
+) -> Iterator[None]:
+    """Blocks before ``start`` hand out ``hidden``; those before a wanted boundary record it."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for number, block in enumerate(blocks):
+            if number < start:
+                assert hidden is not None
+                block.forward = _handing_out(hidden)
+            elif number + 1 in wanted:
+                block.forward = _recording(block.forward, number + 1, found)
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward
+
+
+def _handing_out(hidden: Tensor) -> Callable[..., Tensor]:
+    def forward(*_: Any, **__: Any) -> Tensor:
+        return hidden
+
+    return forward
+
+
+def _recording(
+    forward: Callable[..., Tensor], boundary: int, found: States
+) -> Callable[..., Tensor]:
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
+        output = forward(*arguments, **options)
+        found[boundary] = output
+        return output
+
+    return recorded

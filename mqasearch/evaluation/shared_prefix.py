@@ -1,0 +1,261 @@
+"""Scores as lm-eval gives them, from a fraction of the work.
+
+What one score computes, the next one need not: answers share the tokens of their question, masks
+share the layers before the first one on which they differ. See ``trees`` for the first, ``states``
+and ``resuming`` for the second. Requests, tokens, truncation, rolling windows and metrics are
+lm-eval's own code; generation is HFLM's, untouched.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils.memory import (  # type: ignore[import-untyped]
+    should_reduce_batch_size,
+)
+from lm_eval.api.instance import Instance
+from transformers import PreTrainedTokenizerBase
+
+from mqasearch.conversion import ConvertibleModel
+from mqasearch.errors import ScoreError
+from mqasearch.evaluation.batches import Answer, Plan, TokenPair, plan_of
+from mqasearch.evaluation.harness import HarnessScorer, ResidentLM, TokenRequest
+from mqasearch.evaluation.memory import (
+    default_batch_tokens,
+    default_logits_bytes,
+    default_state_budget,
+)
+from mqasearch.evaluation.metrics import Responses, score_of
+from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
+from mqasearch.evaluation.probe import resumes, takes_trees
+from mqasearch.evaluation.resuming import ResumableModel
+from mqasearch.evaluation.runner import PlanRunner
+from mqasearch.evaluation.states import StateStore
+from mqasearch.evaluation.trees import ROW_TOKENS
+from mqasearch.mask import KVHeads
+from mqasearch.score import Documents, Score, TaskSpec
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class SharedPrefixLM(ResidentLM):
+    """HFLM whose log-likelihoods come from plans, trees and kept states.
+
+    Attributes:
+        batch_tokens: tokens in a batch; halved for good when memory runs out.
+        used_plans: plans that were run since somebody cleared this (an ordered set).
+    """
+
+    def __init__(
+        self,
+        convertible: ConvertibleModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        *,
+        batch_tokens: int | None = None,
+        row_tokens: int = ROW_TOKENS,
+        state_bytes: int | None = None,
+    ) -> None:
+        super().__init__(convertible.model, tokenizer, batch_size)
+        self.convertible = convertible
+        model, device = convertible.model, convertible.model.device
+        self.row_tokens = row_tokens
+        self.batch_tokens = batch_tokens or default_batch_tokens(
+            device, convertible.shape.hidden_size, model.dtype.itemsize
+        )
+        budget = default_state_budget(device) if state_bytes is None else state_bytes
+        self.resumable = ResumableModel(model, convertible.family.blocks(model))
+        if budget and not resumes(self.resumable):
+            _log.warning("%s: layers cannot be resumed; every mask runs in full", _name(model))
+            budget = 0
+        self.trees = takes_trees(self.resumable)
+        if not self.trees:
+            _log.warning("%s: no tree attention; answers run in separate rows", _name(model))
+        self.resumable.layer_tokens = 0
+        self.store = StateStore(budget, self.resumable.n_layers)
+        self.runner = PlanRunner(self.resumable, self.store, default_logits_bytes(device))
+        self._plans: dict[tuple[TokenPair, ...], Plan] = {}
+        self._known: dict[tuple[Plan, KVHeads], list[Answer]] = {}
+        self._window_said = False
+        self.used_plans: dict[Plan, None] = {}
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = True, **_: Any
+    ) -> list[Answer]:
+        pairs = tuple(
+            (tuple(context), tuple(continuation)) for _, context, continuation in requests
+        )
+        if not pairs:
+            return []
+        kv_heads = self.convertible.kv_heads
+
+        def run() -> list[Answer]:
+            plan = self._plan(pairs)
+            self.used_plans[plan] = None
+            return self._known.get((plan, kv_heads)) or self.runner.answers(plan, kv_heads)
+
+        return self._within_memory(run)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """HFLM's, with all windows of all texts handed over at once: batches are made here."""
+        batch_size = int(self.batch_size)
+        self.batch_size_per_gpu = 2**31
+        try:
+            likelihoods: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        finally:
+            self.batch_size_per_gpu = batch_size
+        return likelihoods
+
+    def run_ahead(self, masks: Sequence[KVHeads]) -> None:
+        """Answer ``used_plans`` for many masks; later calls find the answers.
+
+        Args:
+            masks: distinct, in lexicographic order.
+        """
+
+        def run() -> None:
+            plans = [plan for plan in self._plans.values() if plan in self.used_plans]
+            for plan in plans:
+                answers = self.runner.answers_many(plan, masks, self.convertible.apply)
+                self._known |= {(plan, m): answer for m, answer in zip(masks, answers, strict=True)}
+
+        with self.convertible.converted(masks[0]):
+            self._within_memory(run)
+
+    def forget_ahead(self) -> None:
+        """Drop what ``run_ahead`` found."""
+        self._known.clear()
+
+    def _plan(self, pairs: tuple[TokenPair, ...]) -> Plan:
+        if pairs not in self._plans:
+            plan = self._lay_out(pairs, self.trees)
+            window = _window(self.convertible.model.config.get_text_config())
+            if plan.has_trees and window is not None and plan.deepest() >= window:
+                if not self._window_said:
+                    _log.warning("texts exceed the sliding window of %d: separate rows", window)
+                    self._window_said = True
+                plan = self._lay_out(pairs, trees=False)
+            self._plans[pairs] = plan
+        return self._plans[pairs]
+
+    def _lay_out(self, pairs: Sequence[TokenPair], trees: bool) -> Plan:
+        return plan_of(
+            pairs,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+            row_tokens=min(self.row_tokens, self.batch_tokens),
+            trees=trees,
+            device=self.convertible.model.device,
+        )
+
+    def _within_memory(self, run: Callable[[], _T]) -> _T:
+        """Run; whenever memory runs out, with everything kept let go and batches half as large."""
+        while True:
+            try:
+                return run()
+            except (RuntimeError, MemoryError) as error:
+                exhausted = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+                if not exhausted or self.batch_tokens == 1:
+                    raise
+            self.batch_tokens = max(1, self.batch_tokens // 2)
+            self._plans.clear()
+            self.store.clear()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _log.warning("out of memory: batches of %d tokens from now on", self.batch_tokens)
+
+
+class SharedPrefixScorer(HarnessScorer):
+    """Scores masks with lm-eval's answers, several times cheaper than ``HarnessScorer``."""
+
+    lm: SharedPrefixLM
+
+    def __init__(
+        self,
+        convertible: ConvertibleModel,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: str,
+        dtype: torch.dtype | str,
+        *,
+        batch_size: int = 16,
+        library: TaskLibrary | None = None,
+        batch_tokens: int | None = None,
+        row_tokens: int = ROW_TOKENS,
+        state_bytes: int | None = None,
+    ) -> None:
+        """
+        Args:
+            convertible, tokenizer, fingerprint, dtype, library: as in ``HarnessScorer``.
+            batch_size: rows at once where HFLM generates text.
+            batch_tokens: tokens at once elsewhere; None = by device and free memory.
+            row_tokens: length that rows of short texts are filled to.
+            state_bytes: for hidden states kept between masks; 0 = none, None = an eighth of what
+                is free.
+        """
+        self._options = {
+            "batch_tokens": batch_tokens,
+            "row_tokens": row_tokens,
+            "state_bytes": state_bytes,
+        }
+        super().__init__(
+            convertible, tokenizer, fingerprint, dtype, batch_size=batch_size, library=library
+        )
+
+    def _language_model(
+        self, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> SharedPrefixLM:
+        return SharedPrefixLM(self.convertible, tokenizer, batch_size, **self._options)  # type: ignore[arg-type]
+
+    def score_many(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> list[Score | ScoreError]:
+        """Score many masks, each beginning that some of them share only once.
+
+        Args:
+            masks: KV heads per layer, in any order.
+
+        Returns:
+            One score for each mask, in their order, or the ScoreError that ``score`` would raise;
+            of the seconds each has an equal part.
+
+        Raises:
+            MaskError: a mask does not fit the model.
+        """
+        if not masks:
+            return []
+        prepared = self.library.task(task, documents).prepare(documents)
+        first, *others = sorted(set(masks))
+        started = time.perf_counter()
+        self.lm.used_plans.clear()
+        responses = {first: self.responses(first, prepared)}
+        if others:
+            self.lm.run_ahead(others)
+        responses |= {kv_heads: self.responses(kv_heads, prepared) for kv_heads in others}
+        self.lm.forget_ahead()
+        seconds = (time.perf_counter() - started) / len(responses)
+        scores = {m: _score_or_error(prepared, r, seconds) for m, r in responses.items()}
+        return [scores[kv_heads] for kv_heads in masks]
+
+
+def _score_or_error(
+    prepared: PreparedTask, responses: Responses, seconds: float
+) -> Score | ScoreError:
+    try:
+        return score_of(prepared, responses, seconds)
+    except ScoreError as error:
+        return error
+
+
+def _name(model: Any) -> str:
+    return str(model.config.model_type)
+
+
+def _window(config: Any) -> int | None:
+    """Tokens that a layer looks back at most, if any layer does not see all."""
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((int(size) for size in sizes if size), default=None)
