@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import cast
 
 from sqlalchemy import Connection, Engine, Table, and_, delete, or_, update
@@ -91,16 +90,16 @@ class Claims:
         self.release(digest)
         return score, False
 
-    def claim(self, digest: str) -> bool:
-        """Whether this worker may score ``digest`` for the length of a lease.
+    def claim(self, digest: str, seconds: float | None = None) -> bool:
+        """Whether ``digest`` is this worker's for a lease, or for so many ``seconds``.
 
         True too when it holds the claim already, so that a lost answer does no harm.
         """
-        return self._patience(partial(self._transact, self._claim, digest))
+        return self._transact(self._claim, digest, seconds or self._lease)
 
     def release(self, digest: str) -> None:
         """Give up this worker's claim, if it still has it."""
-        self._patience(partial(self._transact, self._release, digest))
+        self._transact(self._release, digest, 0.0)
 
     @contextmanager
     def _kept(self, digest: str) -> Iterator[None]:
@@ -119,28 +118,29 @@ class Claims:
     def _keep(self, digest: str, stop: threading.Event) -> None:
         while not stop.wait(self._lease / 3):
             try:
-                renewed = self._patience(partial(self._transact, self._renew, digest))
+                renewed = self._transact(self._renew, digest, self._lease)
             except StorageError:  # its own thread will meet the same fault, and tell
                 return
             if not renewed and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one scores its mask")
                 return
 
-    def _transact(self, action: Callable[[Connection, str], bool], digest: str) -> bool:
-        with self._engine.begin() as connection:
-            return action(connection, digest)
+    def _transact(
+        self, action: Callable[[Connection, str, float], bool], digest: str, seconds: float
+    ) -> bool:
+        def once() -> bool:
+            with self._engine.begin() as connection:
+                return action(connection, digest, seconds)
 
-    def _claim(self, connection: Connection, digest: str) -> bool:
-        row = {
-            "digest": digest,
-            "worker": self._worker,
-            "expires_at": seconds_now() + self._lease,
-        }
+        return self._patience(once)
+
+    def _claim(self, connection: Connection, digest: str, seconds: float) -> bool:
+        row = {"digest": digest, "worker": self._worker, "expires_at": seconds_now() + seconds}
         if insert_if_absent(connection, TABLE, [row]):
             return True
         # After a restart of the server nobody could renew for a while: all leases begin again.
         expired = and_(
-            TABLE.c.expires_at < seconds_now(), seconds_started() + self._lease < seconds_now()
+            TABLE.c.expires_at < seconds_now(), seconds_started() + seconds < seconds_now()
         )
         take = (
             update(TABLE)
@@ -149,14 +149,14 @@ class Claims:
         )
         return connection.execute(take).rowcount == 1
 
-    def _renew(self, connection: Connection, digest: str) -> bool:
+    def _renew(self, connection: Connection, digest: str, seconds: float) -> bool:
         renew = (
             update(TABLE)
             .where(TABLE.c.digest == digest, TABLE.c.worker == self._worker)
-            .values(expires_at=seconds_now() + self._lease)
+            .values(expires_at=seconds_now() + seconds)
         )
         return connection.execute(renew).rowcount == 1
 
-    def _release(self, connection: Connection, digest: str) -> bool:
+    def _release(self, connection: Connection, digest: str, _: float) -> bool:
         give_up = delete(TABLE).where(TABLE.c.digest == digest, TABLE.c.worker == self._worker)
         return connection.execute(give_up).rowcount == 1

@@ -36,12 +36,16 @@ class Storage:
         engine: for our own tables; the connections are shared with ``optuna``.
         patience: for whatever else talks to the database.
         url_hidden: the URL as it may be shown.
+        heartbeat: seconds between two signs of life of a worker.
+        grace: seconds of silence after which what a worker has in hand is given to others.
     """
 
     optuna: SharedStorage
     engine: Engine
     patience: Patience
     url_hidden: str
+    heartbeat: int
+    grace: int
 
     def close(self) -> None:
         """Close the connections. What is open elsewhere stays open."""
@@ -89,7 +93,7 @@ def open_storage(
                 schema.upgrade(first)  # last: where there is ours, there is Optuna's
             schema.check(first)
             shared = _shared_storage(parsed, patience, heartbeat, grace)
-    return Storage(shared, shared.engine, patience, shown)
+    return Storage(shared, shared.engine, patience, shown, heartbeat, grace)
 
 
 def upgrade_storage(url: str) -> None:

@@ -17,19 +17,20 @@ No running trial without a heartbeat
 
 Parameters at once
     Optuna commits each parameter by itself. Here they are kept until something else is asked of
-    the trial, or :meth:`SharedStorage.flush` is called, and are then written in one transaction.
-    Optuna's own cache promises no more: what precedes a change of state is written before it.
+    the storage, at the latest the next heartbeat, and are then written in one transaction. Optuna's
+    own cache promises no more: what precedes a change of state is written before it.
 
 Reading waits for nobody
     On SQLite, what only reads does not take the write lock.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
-from random import randrange
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from optuna.distributions import (
@@ -107,13 +108,17 @@ class SharedStorage(RDBStorage):
     def _start_sharing(self) -> None:
         self._running: set[int] = set()
         """Trials that this process runs."""
+        self._fresh: set[int] = set()
+        """Those of them whose first heartbeat was written as they were started."""
+        self._asked: dict[int, float] = {}
+        """Study → when this process last looked for stale trials, on its monotonic clock."""
         self._pending: dict[int, Parameters] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[Any, Any]:
         self.flush()
         state = super().__getstate__()
-        for name in ("_running", "_pending", "_lock"):
+        for name in ("_running", "_fresh", "_asked", "_pending", "_lock"):
             del state[name]
         return state
 
@@ -148,11 +153,23 @@ class SharedStorage(RDBStorage):
     _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """From a thread of its own, so it leaves the parameters to the trial's thread."""
-        self.patience(lambda: RDBStorage.record_heartbeat(self, trial_id))
+        """As Optuna's, from a thread of its own. Whatever is kept back goes with it."""
+        if trial_id in self._fresh:
+            self._fresh.discard(trial_id)
+        else:
+            self.flush()
+            self.patience(lambda: RDBStorage.record_heartbeat(self, trial_id))
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        """None for a while after the server started: nobody could be heard before."""
+        """Optuna asks before every trial; once in a while is enough.
+
+        None for a while after the server started: nobody could be heard before.
+        """
+        assert self.heartbeat_interval is not None
+        now = time.monotonic()
+        if now - self._asked.get(study_id, -math.inf) < self.heartbeat_interval / 3:
+            return []
+        self._asked[study_id] = now
 
         def once() -> list[int]:
             with reading():
@@ -227,6 +244,7 @@ class SharedStorage(RDBStorage):
                 raise
 
         self._running.discard(trial_id)
+        self._fresh.discard(trial_id)
         return self.patience(once)
 
     def _agrees(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
@@ -245,6 +263,7 @@ class SharedStorage(RDBStorage):
             elif trial._datetime_start_utc != moment:
                 return False
         self._running.add(trial_id)
+        self._fresh.add(trial_id)
         return True
 
     def _create_new_trial(
@@ -275,6 +294,7 @@ class SharedStorage(RDBStorage):
         frozen = self.patience(once)
         if frozen.state == TrialState.RUNNING:
             self._running.add(frozen._trial_id)
+            self._fresh.add(frozen._trial_id)
         return frozen
 
     def _get_prepared_new_trial(
@@ -318,8 +338,8 @@ class SharedStorage(RDBStorage):
 
 
 def _moment() -> datetime:
-    """Now, in UTC, with microseconds at random: nobody else's moment."""
-    return datetime.now(UTC).replace(tzinfo=None, microsecond=randrange(1_000_000))  # noqa: S311
+    """Now, in UTC, to the microsecond: nobody else's moment, as far as a lost answer goes."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _contains(attributes: dict[str, Any], some: dict[str, Any]) -> bool:

@@ -153,7 +153,8 @@ def test_parameters_of_a_trial_that_was_failed_meanwhile_are_dropped(storage: St
 
 
 def make_silent(storage: Storage) -> None:
-    """As if nothing had been heard of any trial for an hour."""
+    """As if nothing had been heard of any trial for an hour, and nobody had looked."""
+    storage.optuna._asked.clear()
     hour_ago = {
         "sqlite": "datetime('now', '-1 hour')",
         "postgresql": "now() - interval '1 hour'",
