@@ -7,10 +7,10 @@ import optuna
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.search.create import create_studies
-from mqasearch.search.run import Watcher, work_with
+from mqasearch.search.run import Limits, Watcher, work_with
 from mqasearch.search.scoring import Scoring
+from mqasearch.search.selection import find_studies
 from mqasearch.search.storage import Storage, open_storage
-from mqasearch.search.worker import find_studies
 from mqasearch.spec import StudySpec, parse_spec
 
 QUIET = Watcher()
@@ -33,7 +33,7 @@ def storage_in(folder: Path) -> Storage:
 
 
 def scoring_of(scorer: FakeScorer) -> Scoring:
-    return Scoring(scorer, scorer.model, "float32", "mean", "")
+    return Scoring(scorer, scorer.model, "float32", "mean", "", "cpu")
 
 
 def run_study(
@@ -46,7 +46,7 @@ def run_study(
 ) -> int:
     create_studies(storage.optuna, spec, scorer.shape)
     studies = find_studies(storage.optuna, spec.name)
-    return work_with(scoring_of(scorer), storage, studies, n_trials, None, watcher)
+    return work_with(scoring_of(scorer), storage, studies, Limits(n_trials), watcher)
 
 
 def studies_of(storage: Storage, name: str = "s") -> list[optuna.Study]:

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 
 from mqasearch.search.compare import best_trial, finished
 from mqasearch.search.run import Watcher
-from mqasearch.search.worker import Selection
+from mqasearch.search.selection import Selection
 
 log = logging.getLogger("mqasearch")
 

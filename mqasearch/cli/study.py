@@ -84,11 +84,16 @@ def worker(
     storage: Storage = DEFAULT_STORAGE,
     device: Device = "auto",
     n_trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Stop after seconds.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Start no trial after so many seconds.")
+    ] = None,
+    idle_timeout: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so many seconds without work.")
+    ] = None,
 ) -> None:
     """Score trials of a study until none is left; start as many workers as you have devices."""
     from mqasearch.cli.progress import Progress
-    from mqasearch.search.run import work
+    from mqasearch.search.run import Limits, work
 
     opened = _open(storage, create=False)
     with Progress() as progress:
@@ -96,8 +101,7 @@ def worker(
             opened,
             study_name,
             device=device,
-            n_trials=n_trials,
-            timeout=timeout,
+            limits=Limits(n_trials, timeout, idle_timeout),
             watcher=progress.watcher,
         )
     print(f"{done} trials done")
@@ -156,7 +160,7 @@ def _open(storage: str, *, create: bool = True) -> "OpenStorage":
 def _studies(storage: str, name: str) -> "list[optuna.Study]":
     import optuna
 
-    from mqasearch.search.worker import find_studies
+    from mqasearch.search.selection import find_studies
 
     opened = _open(storage, create=False)
     return [

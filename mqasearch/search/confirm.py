@@ -14,7 +14,7 @@ from mqasearch.score import Score
 from mqasearch.search.attributes import confirmation, set_confirmation
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
-from mqasearch.search.worker import Selection
+from mqasearch.search.selection import Selection
 
 
 def confirm(

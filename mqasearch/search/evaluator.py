@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mqasearch.errors import ScoreError
 from mqasearch.evaluation.scorer import Scorer
-from mqasearch.mask import LayerMask
-from mqasearch.results import ScoreStore
+from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.score import Documents, Score, Split, TaskSpec
+from mqasearch.search.claims import Claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores masks and keeps the scores, so that no mask is scored twice."""
+    """Scores masks and keeps the scores; no mask is scored twice, whoever else is at work."""
 
     def __init__(
         self,
         scorer: Scorer,
-        store: ScoreStore,
+        claims: Claims,
         tasks: Sequence[TaskSpec],
         *,
         target_kv_heads: int = 1,
@@ -40,7 +41,7 @@ class Evaluator:
         seed: int = 0,
     ) -> None:
         self.scorer = scorer
-        self.store = store
+        self.claims = claims
         self.tasks = tuple(tasks)
         self.target_kv_heads = target_kv_heads
         self.search_split = search_split
@@ -78,19 +79,23 @@ class Evaluator:
 
     def _evaluate(self, mask: LayerMask, documents: Mapping[str, Documents]) -> Evaluation:
         kv_heads = mask.kv_heads(self.scorer.shape, self.target_kv_heads)
-        keys = {t.name: self.scorer.key(kv_heads, t, documents[t.name]) for t in self.tasks}
         scores: dict[str, Score] = {}
         seconds, reused = 0.0, True
         for task in self.tasks:
-            key = keys[task.name]
-            score = self.store.get(key)
-            if score is None:
-                score = self.scorer.score(kv_heads, task, documents[task.name])
-                _check_finite(mask, task, score)
-                score = self.store.put(key, score)
+            key = self.scorer.key(kv_heads, task, documents[task.name])
+            compute = partial(self._compute, mask, kv_heads, task, documents[task.name])
+            score, is_new = self.claims.get_or_score(key, compute)
+            if is_new:
                 seconds, reused = seconds + score.seconds, False
             scores[task.name] = score
         return Evaluation(scores, seconds, reused)
+
+    def _compute(
+        self, mask: LayerMask, kv_heads: KVHeads, task: TaskSpec, documents: Documents
+    ) -> Score:
+        score = self.scorer.score(kv_heads, task, documents)
+        _check_finite(mask, task, score)
+        return score
 
 
 def _check_finite(mask: LayerMask, task: TaskSpec, score: Score) -> None:

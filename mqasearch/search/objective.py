@@ -1,5 +1,7 @@
 """The Optuna objective: a trial's mask in, its loss or accuracy out."""
 
+from collections.abc import Callable
+
 import optuna
 
 from mqasearch.errors import ScoreError
@@ -17,13 +19,21 @@ class Objective:
     number of converted layers, so that the study's best trial is always a mask at the budget.
     """
 
-    def __init__(self, facts: StudyFacts, evaluator: Evaluator) -> None:
+    def __init__(
+        self,
+        facts: StudyFacts,
+        evaluator: Evaluator,
+        on_mask: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_mask`` is called when the trial's mask is in the database."""
         self.n_layers = facts.n_layers
         self.n_converted = facts.n_converted
         self.evaluator = evaluator
+        self.on_mask = on_mask
 
     def __call__(self, trial: optuna.Trial) -> float:
         mask = suggest_mask(trial, self.n_layers)
+        self.on_mask()
         try:
             evaluation = self.evaluator.evaluate(mask)
             original = self.evaluator.original_value()

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
+from mqasearch.search.claims import Claims
 from mqasearch.search.confirm import confirm
 from mqasearch.search.create import create_studies, versions
 from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.orphans import take_over
+from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring
+from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage
-from mqasearch.search.worker import Selection, Worker, find_studies, open_selections
+from mqasearch.search.worker import START_LEASE_SECONDS, Worker
 from mqasearch.spec import StudySpec
 
 
@@ -30,6 +34,24 @@ class Watcher:
     on_confirm: Callable[[Selection], None] = lambda _: None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a worker stops although there is work left.
+
+    Attributes:
+        n_trials: that it runs.
+        timeout: seconds after which it starts no trial.
+        idle_timeout: seconds of waiting for other workers' trials.
+    """
+
+    n_trials: int | None = None
+    timeout: float | None = None
+    idle_timeout: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
 def create(storage: Storage, spec: StudySpec) -> list[str]:
     """Create the Optuna studies of a study file; needs the model's config, not its weights."""
     return create_studies(storage.optuna, spec, model_shape(spec))
@@ -40,8 +62,7 @@ def work(
     name: str,
     *,
     device: str = "auto",
-    n_trials: int | None = None,
-    timeout: float | None = None,
+    limits: Limits = NO_LIMITS,
     watcher: Watcher = Watcher(),
 ) -> int:
     """Be one worker of the studies that ``name`` means; confirm them if they end.
@@ -52,15 +73,14 @@ def work(
     studies = find_studies(storage.optuna, name)
     spec = next(iter(studies.values())).study_spec
     scoring = open_scoring(spec, device)
-    return work_with(scoring, storage, studies, n_trials, timeout, watcher)
+    return work_with(scoring, storage, studies, limits, watcher)
 
 
 def work_with(
     scoring: Scoring,
     storage: Storage,
     studies: Mapping[str, StudyFacts],
-    n_trials: int | None,
-    timeout: float | None,
+    limits: Limits,
     watcher: Watcher,
 ) -> int:
     """``work``, with a scorer that is already there."""
@@ -71,17 +91,29 @@ def work_with(
     )
     for selection in selections:
         agree_on_model(selection.study, mine)
+    presence = Presence(storage.engine, storage.patience, scoring.device, versions())
+    store = ScoreStore(storage.engine, storage.patience)
+    claims = Claims(storage.engine, store, storage.patience, worker=presence.worker)
+    starts = Claims(
+        storage.engine,
+        store,
+        storage.patience,
+        worker=presence.worker,
+        lease_seconds=START_LEASE_SECONDS,
+    )
     evaluator = Evaluator(
         scoring.scorer,
-        ScoreStore(storage.engine),
+        claims,
         spec.task_specs,
         target_kv_heads=spec.target_kv_heads,
         search_split=spec.search_split,
         seed=spec.documents.seed,
     )
-    worker = Worker(selections, evaluator, watcher.on_trial, watcher.on_start)
-    done = worker.run(n_trials, timeout)
-    _confirm_ended(selections, evaluator, spec, watcher)
+    worker = Worker(selections, evaluator, starts, presence, watcher.on_trial, watcher.on_start)
+    with presence:
+        take_over(storage, selections, presence.worker)
+        done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
+        _confirm_ended(selections, evaluator, spec, watcher)
     return done
 
 

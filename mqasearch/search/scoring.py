@@ -26,6 +26,7 @@ class Scoring:
         dtype: torch's name without the prefix.
         merge: name and parameters, canonical.
         calibration: digest of the statistics; empty where the merge needs none.
+        device: that it computes on.
     """
 
     scorer: Scorer
@@ -33,6 +34,7 @@ class Scoring:
     dtype: str
     merge: str
     calibration: str
+    device: str
 
 
 def check_model_name(name: str) -> None:
@@ -77,7 +79,7 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         AssetError: offline data cannot be fetched.
     """
     if (fake := _fake(spec.model.name)) is not None:
-        return Scoring(fake, fake.model, "float32", spec.merge.name, "")
+        return Scoring(fake, fake.model, "float32", spec.merge.name, "", "none")
     entry = spec.model
     loaded = load_model(
         entry.name,
@@ -96,6 +98,7 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         dtype=scorer.dtype,
         merge=convertible.merge_name,
         calibration=convertible.calibration,
+        device=str(loaded.device),
     )
 
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.search.compare import best_trial
-from mqasearch.search.worker import fail_stale_trials, find_studies, known_studies
+from mqasearch.search.selection import fail_stale_trials, find_studies, known_studies
 
 STATUS_HEADERS = (
     "study",

@@ -1,179 +1,175 @@
 """The loop of one worker: take the next trial of any study that is ready, until all are done."""
 
+import hashlib
 import logging
-import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-from mqasearch.errors import ScoreError, StorageError, unknown_name
-from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
-from mqasearch.search.attributes import StudyFacts, study_facts
+from mqasearch.errors import ScoreError
+from mqasearch.samplers import INVALID_KEY, Outlook
+from mqasearch.search.claims import Claims
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
+from mqasearch.search.roster import Presence
+from mqasearch.search.selection import Selection, fail_stale_trials
 from mqasearch.search.storage_stale import requeue
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """One selector's Optuna study, with the sampler that proposes its masks."""
-
-    facts: StudyFacts
-    study: optuna.Study
-    sampler: MaskSampler
-
-    def outlook(self) -> Outlook:
-        """Whether a trial can be started now, must wait for running ones, or is not needed."""
-        trials = self.study.get_trials(deepcopy=False)
-        if any(trial.state == TrialState.WAITING for trial in trials):
-            return Outlook.READY
-        if self.facts.n_trials is not None:
-            spent = sum(map(_counts, trials))
-            if spent >= self.facts.n_trials:
-                running = any(trial.state == TrialState.RUNNING for trial in trials)
-                return Outlook.WAIT if running else Outlook.DONE
-        return self.sampler.outlook(self.sampler.history(self.study))
-
-    def expected_trials(self) -> int:
-        """About how many trials the study will have; a plan may end earlier or later."""
-        if self.facts.n_trials is not None:
-            return self.facts.n_trials
-        layers, budget = self.facts.n_layers, self.facts.n_converted
-        return {
-            "alternating": 1 + budget,
-            "consecutive": 2 + budget.bit_length(),
-            "sensitivity": layers + budget,
-            "greedy": 1 + layers + 2 * (budget - 1),
-            "exhaustive": math.comb(layers, budget),
-        }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether a trial counts against ``n_trials``: a killed worker's does not."""
-    return trial.state != TrialState.FAIL or INVALID_KEY in trial.user_attrs
-
-
-def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:
-    """Every Optuna study that mqasearch created, by name."""
-    return {
-        summary.study_name: facts
-        for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)
-        if (facts := study_facts(summary.user_attrs)) is not None
-    }
-
-
-def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, StudyFacts]:
-    """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
-
-    Raises:
-        StorageError: no such name, with the names there are.
-    """
-    known = known_studies(storage)
-    for names in (
-        [n for n in known if n == name],
-        [n for n, facts in known.items() if facts.comparison == name],
-        [n for n, facts in known.items() if facts.study == name],
-    ):
-        if names:
-            return {n: known[n] for n in names}
-    if not known:
-        raise StorageError(
-            f"no study {name!r}: the database holds none; make one with "
-            "`mqasearch create STUDY.yaml --storage URL`"
-        )
-    offered = {facts.comparison for facts in known.values()} | set(known)
-    raise StorageError(unknown_name("study", name, offered))
-
-
-def open_selections(
-    storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
-) -> list[Selection]:
-    """Load each study with its sampler."""
-    return [_open_selection(storage, name, facts) for name, facts in studies.items()]
-
-
-def _open_selection(
-    storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
-) -> Selection:
-    spec = facts.study_spec
-    parameters = next((s.parameters for s in spec.selectors if s.name == facts.selector), {})
-    sampler = sampler_of(facts.selector, facts.n_layers, facts.n_converted, spec.seed, **parameters)
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    return Selection(facts, study, sampler)
+POLL_SECONDS = 0.2
+START_LEASE_SECONDS = 15.0
+"""How long a worker that dies between two statements can keep others from starting a trial."""
 
 
 @dataclass
 class Worker:
     """Scores trials of several studies, the first ready one first.
 
+    A trial is started under a claim on its study, so that a study of n trials ends with n however
+    many workers see the last one missing.
+
     Attributes:
         selections: in the order of the study file.
         evaluator: shared by all of them, so that they share scores.
+        starts: claims on the right to start a trial.
+        presence: this worker's line in the list of workers.
         on_trial: called after every trial with its selection.
         on_start: called before every trial with its selection.
     """
 
     selections: Sequence[Selection]
     evaluator: Evaluator
+    starts: Claims
+    presence: Presence
     on_trial: Callable[[Selection], None] = lambda _: None
     on_start: Callable[[Selection], None] = lambda _: None
     n_done: int = field(default=0, init=False)
 
-    def run(self, n_trials: int | None = None, timeout: float | None = None) -> int:
-        """Work until nothing is left, ``n_trials`` are done or ``timeout`` seconds have passed.
+    def run(
+        self,
+        n_trials: int | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> int:
+        """Work until nothing is left, or until one of the limits.
+
+        Args:
+            n_trials: that this worker runs.
+            timeout: seconds after which no trial is started.
+            idle_timeout: seconds of waiting for other workers' trials.
 
         Returns:
             The number of trials this worker ran.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        started = busy = time.monotonic()
         for selection in self.selections:
             fail_stale_trials(selection.study)
         while n_trials is None or self.n_done < n_trials:
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if timeout is not None and now - started >= timeout:
                 break
-            outlooks = []
-            for selection in self.selections:
-                outlooks.append(selection.outlook())
-                if outlooks[-1] == Outlook.READY:
-                    self._run_trial(selection)
-                    break
+            outlook = self._round()
+            if outlook == Outlook.DONE:
+                break
+            if outlook == Outlook.READY:
+                busy = time.monotonic()
+            elif idle_timeout is not None and now - busy >= idle_timeout:
+                break
             else:
-                if all(outlook == Outlook.DONE for outlook in outlooks):
-                    break
                 time.sleep(POLL_SECONDS)
         return self.n_done
 
-    def _run_trial(self, selection: Selection) -> None:
+    def _round(self) -> Outlook:
+        """Run one trial of the first selection that has one. READY if a trial was run."""
+        waiting = False
+        for selection in self.selections:
+            outlook = self._step(selection)
+            if outlook == Outlook.READY:
+                return Outlook.READY
+            waiting |= outlook == Outlook.WAIT
+        return Outlook.WAIT if waiting else Outlook.DONE
+
+    def _step(self, selection: Selection) -> Outlook:
+        outlook = selection.outlook()
+        if outlook != Outlook.READY:
+            return outlook
+        start = _Start(self.starts, selection)
+        if not start.claim():
+            return Outlook.WAIT
+        try:
+            outlook = selection.outlook()  # somebody may have started a trial before our claim
+            if outlook == Outlook.READY:
+                self._run_trial(selection, start)
+            return outlook
+        finally:
+            start.release()
+
+    def _run_trial(self, selection: Selection, start: "_Start") -> None:
         self.on_start(selection)
         study = selection.study
-        objective = Objective(selection.facts, self.evaluator)
-        started: list[optuna.Trial] = []
+        objective = Objective(selection.facts, self.evaluator, on_mask=start.release)
+        running: list[optuna.Trial] = []
 
         def tracked(trial: optuna.Trial) -> float:
-            started.append(trial)
+            running.append(trial)
+            self.presence.start_trial(study.study_name, trial.number)
             try:
                 return objective(trial)
             except ScoreError as error:
                 log.warning("%s trial %d failed: %s", study.study_name, trial.number, error)
                 raise
+            except torch.OutOfMemoryError as error:
+                trial.set_user_attr(INVALID_KEY, "out of memory")
+                log.warning("%s trial %d: %s", study.study_name, trial.number, error)
+                raise
 
+        done = False
         try:
-            study.optimize(tracked, n_trials=1, catch=(ScoreError,))
+            study.optimize(tracked, n_trials=1, catch=(ScoreError, torch.OutOfMemoryError))
+            done = True
+        except (AssertionError, UpdateFinishedTrialError) as error:
+            if not running or not _was_given_away(study, running[0]):
+                raise
+            log.warning("this worker was silent for too long, its trial is another's: %s", error)
         except (KeyboardInterrupt, SystemExit):
-            if started:
-                _give_back(study, started[0])
+            if running:
+                _give_back(study, running[0])
             raise
+        finally:
+            self.presence.end_trial(done=done)
         self.n_done += 1
         self.on_trial(selection)
+
+
+class _Start:
+    """The right to start a trial of a study, from the look at what is left until the mask of the
+    new trial is there for all to see."""
+
+    def __init__(self, claims: Claims, selection: Selection) -> None:
+        self._claims = claims
+        name = f"start:{selection.study.study_name}"
+        self._digest = hashlib.sha256(name.encode()).hexdigest()
+        self._held = False
+
+    def claim(self) -> bool:
+        self._held = self._claims.claim(self._digest)
+        return self._held
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._claims.release(self._digest)
+
+
+def _was_given_away(study: optuna.Study, trial: optuna.Trial) -> bool:
+    """Whether somebody failed the trial meanwhile, as Optuna does after the grace period."""
+    return study.get_trials(deepcopy=False)[trial.number].state == TrialState.FAIL
 
 
 def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
@@ -181,10 +177,3 @@ def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
     frozen = study.get_trials(deepcopy=False)[trial.number]
     if frozen.state == TrialState.FAIL:
         requeue(study, frozen)
-
-
-def fail_stale_trials(study: optuna.Study) -> None:
-    """Fail the running trials whose worker has not been heard of for the grace period."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)

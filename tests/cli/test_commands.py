@@ -164,7 +164,7 @@ def test_another_spec_under_the_same_name_shows_the_difference(
 def test_a_killed_run_goes_on(mqasearch: Command, folder: Path) -> None:
     write_study(folder / "studies" / "demo.yaml", model="fake:8:0.2")
     command = [sys.executable, "-m", "mqasearch", "run", "studies/demo.yaml"]
-    for stop, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for stop, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             wait_for_trials(process, 2)
             process.send_signal(stop)
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on(mqasearch: Command, folder: Path) -> None:
     _, out, _ = mqasearch("status -f json")
     for row in json.loads(out):
         assert row["running"] == row["waiting"] == 0
-        assert row["failed"] <= 2
+        assert row["failed"] <= 3
 
 
 def wait_for_trials(process: subprocess.Popen[str], n: int) -> None:

@@ -16,8 +16,8 @@ from mqasearch.search.attributes import confirmation, trial_facts
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.run import Watcher
+from mqasearch.search.selection import Selection, find_studies
 from mqasearch.search.storage import Storage
-from mqasearch.search.worker import Selection, find_studies
 
 
 @pytest.fixture

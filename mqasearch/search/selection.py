@@ -1,0 +1,107 @@
+"""Optuna studies with their samplers: what a name means, and what is left to do in each."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.errors import StorageError, unknown_name
+from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
+from mqasearch.search.attributes import StudyFacts, study_facts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One selector's Optuna study, with the sampler that proposes its masks."""
+
+    facts: StudyFacts
+    study: optuna.Study
+    sampler: MaskSampler
+
+    def outlook(self) -> Outlook:
+        """Whether a trial can be started now, must wait for running ones, or is not needed."""
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return Outlook.READY
+        if self.facts.n_trials is not None:
+            spent = sum(map(_counts, trials))
+            if spent >= self.facts.n_trials:
+                running = any(trial.state == TrialState.RUNNING for trial in trials)
+                return Outlook.WAIT if running else Outlook.DONE
+        return self.sampler.outlook(self.sampler.history(self.study))
+
+    def expected_trials(self) -> int:
+        """About how many trials the study will have; a plan may end earlier or later."""
+        if self.facts.n_trials is not None:
+            return self.facts.n_trials
+        layers, budget = self.facts.n_layers, self.facts.n_converted
+        return {
+            "alternating": 1 + budget,
+            "consecutive": 2 + budget.bit_length(),
+            "sensitivity": layers + budget,
+            "greedy": 1 + layers + 2 * (budget - 1),
+            "exhaustive": math.comb(layers, budget),
+        }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a trial counts against ``n_trials``: a killed worker's does not."""
+    return trial.state != TrialState.FAIL or INVALID_KEY in trial.user_attrs
+
+
+def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:
+    """Every Optuna study that mqasearch created, by name."""
+    return {
+        summary.study_name: facts
+        for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)
+        if (facts := study_facts(summary.user_attrs)) is not None
+    }
+
+
+def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, StudyFacts]:
+    """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    known = known_studies(storage)
+    for names in (
+        [n for n in known if n == name],
+        [n for n, facts in known.items() if facts.comparison == name],
+        [n for n, facts in known.items() if facts.study == name],
+    ):
+        if names:
+            return {n: known[n] for n in names}
+    if not known:
+        raise StorageError(
+            f"no study {name!r}: the database holds none; make one with "
+            "`mqasearch create STUDY.yaml --storage URL`"
+        )
+    offered = {facts.comparison for facts in known.values()} | set(known)
+    raise StorageError(unknown_name("study", name, offered))
+
+
+def open_selections(
+    storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
+) -> list[Selection]:
+    """Load each study with its sampler."""
+    return [_open_selection(storage, name, facts) for name, facts in studies.items()]
+
+
+def _open_selection(
+    storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
+) -> Selection:
+    spec = facts.study_spec
+    parameters = next((s.parameters for s in spec.selectors if s.name == facts.selector), {})
+    sampler = sampler_of(facts.selector, facts.n_layers, facts.n_converted, spec.seed, **parameters)
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    return Selection(facts, study, sampler)
+
+
+def fail_stale_trials(study: optuna.Study) -> None:
+    """Fail the running trials whose worker has not been heard of for the grace period."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
