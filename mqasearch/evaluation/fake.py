@@ -14,6 +14,7 @@ is drawn from the seed: two processes agree.
 import hashlib
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -125,6 +126,26 @@ class FakeScorer:
             seconds=time.perf_counter() - started,
             documents={m: tuple(float(v) for v in column) for m, column in columns.items()},
         )
+
+    def score_in_parts(
+        self,
+        kv_heads: KVHeads,
+        task: TaskSpec,
+        documents: Documents,
+        part: int,
+        known: Score | None = None,
+    ) -> Iterator[Score]:
+        """The score of growing limits, up to that of ``documents``.
+
+        Raises:
+            MaskError, ScoreError: as ``score``.
+        """
+        if known is not None:
+            yield known
+        n_docs = self._n_docs(documents)
+        for done in range(known.n_docs if known else 0, n_docs, part):
+            limit = min(n_docs, done + part)
+            yield self.score(kv_heads, task, Documents(documents.split, limit, documents.seed))
 
     def _share(self, kv_heads: KVHeads) -> np.ndarray:
         """0 for an untouched layer, 1 for one at a single KV head, between for those between."""

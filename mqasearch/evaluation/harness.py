@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.conversion import ConvertibleModel
-from mqasearch.evaluation.metrics import score_of
+from mqasearch.evaluation.metrics import Row, known_rows, rows_of, score_of, score_of_rows
 from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
@@ -138,6 +138,40 @@ class HarnessScorer:
         started = time.perf_counter()
         responses = self.responses(kv_heads, prepared)
         return score_of(prepared, responses, time.perf_counter() - started)
+
+    def score_in_parts(
+        self,
+        kv_heads: KVHeads,
+        task: TaskSpec,
+        documents: Documents,
+        part: int,
+        known: Score | None = None,
+    ) -> Iterator[Score]:
+        """Score the chosen documents ``part`` at a time, each time yielding the score so far.
+
+        The last score is of all documents; whoever asks no further has that of a smaller limit.
+
+        Args:
+            kv_heads, task, documents: as in ``score``.
+            part: documents at a time.
+            known: the score of a smaller limit, whose documents are not scored again; it is yielded
+                first. Where it cannot be built upon (see ``known_rows``) all is scored.
+
+        Raises:
+            MaskError, ScoreError: as ``score``.
+        """
+        prepared = self.library.task(task, documents).prepare(documents)
+        rows: list[Row] = []
+        seconds = 0.0
+        if known is not None and (rows := known_rows(prepared, known)):
+            seconds = known.seconds
+            yield known
+        for start in range(len(rows), len(prepared.documents), part):
+            started = time.perf_counter()
+            piece = prepared.part(start, start + part)
+            rows += rows_of(piece, self.responses(kv_heads, piece))
+            seconds += time.perf_counter() - started
+            yield score_of_rows(prepared, rows, seconds)
 
     def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
         """What the model with ``kv_heads`` per layer answers: per document, per request.

@@ -27,6 +27,9 @@ from mqasearch.score import HIGHER_IS_BETTER, Score
 Responses = Sequence[Sequence[Any]]
 """Per document, per request: ``(log-likelihood, is greedy)``, a log-likelihood, or a text."""
 
+Row = dict[str, Any]
+"""Metric → value of one document: a number, or what lm-eval's aggregation of it understands."""
+
 _OURS = {
     "multiple_choice": ("bits_per_byte", "choice_cross_entropy"),
     "loglikelihood": ("bits_per_byte",),
@@ -71,10 +74,27 @@ def score_of(prepared: PreparedTask, responses: Responses, seconds: float) -> Sc
     Raises:
         ScoreError: a log-likelihood or the mean of a metric is NaN or infinite.
     """
-    rows = [
+    return score_of_rows(prepared, rows_of(prepared, responses), seconds)
+
+
+def rows_of(prepared: PreparedTask, responses: Responses) -> list[Row]:
+    """Every document's metrics.
+
+    Raises:
+        ScoreError: a log-likelihood is NaN or infinite.
+    """
+    return [
         _document_metrics(prepared.name, document, answers)
         for document, answers in zip(prepared.documents, responses, strict=True)
     ]
+
+
+def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -> Score:
+    """The score of as many of a task's first documents as there are rows.
+
+    Raises:
+        ScoreError: the mean of a metric is NaN or infinite.
+    """
     aggregations = prepared.documents[0].task.aggregation() if rows else {}
     values: dict[str, float] = {}
     stderr: dict[str, float] = {}
@@ -91,13 +111,27 @@ def score_of(prepared: PreparedTask, responses: Responses, seconds: float) -> Sc
     return Score(values, stderr, len(rows), seconds, per_document)
 
 
-def _document_metrics(
-    name: str, document: PreparedDocument, responses: Sequence[Any]
-) -> dict[str, Any]:
-    """Every metric of one document; lm-eval's may be tuples that its aggregation understands."""
+def known_rows(prepared: PreparedTask, known: Score) -> list[Row]:
+    """The rows that a score of a task's first documents was made of.
+
+    Empty where a score does not hold all that its metrics were aggregated from: those of
+    perplexities, say, which weigh documents by their length.
+    """
+    if known.n_docs == 0 or set(known.documents) != set(known.values):
+        return []
+    aggregations = prepared.documents[0].task.aggregation()
+    if any(aggregations.get(metric.split(",")[0], mean) is not mean for metric in known.values):
+        return []
+    return [
+        {metric: values[index] for metric, values in known.documents.items()}
+        for index in range(known.n_docs)
+    ]
+
+
+def _document_metrics(name: str, document: PreparedDocument, responses: Sequence[Any]) -> Row:
     _check_finite(name, responses)
     task = document.task
-    metrics: dict[str, Any] = {}
+    metrics: Row = {}
     for filter_name, filtered in _filtered(document, responses).items():
         results = task.process_results(document.document, filtered)
         for metric, value in results.items():

@@ -54,6 +54,10 @@ class PreparedTask:
         """Of the documents, in order."""
         return digest_of([document.digest for document in self.documents])
 
+    def part(self, start: int, stop: int) -> "PreparedTask":
+        """Some of the documents, by their place in the order."""
+        return PreparedTask(self.name, self.version, self.documents[start:stop])
+
     @property
     def instances(self) -> list[Instance]:
         """All requests, document by document."""
@@ -85,10 +89,11 @@ class LoadedTask:
             for task, _, document in self._rows
         ]
         self._prepared: dict[int, PreparedDocument] = {}
+        self._chosen: dict[Documents, tuple[list[int], str]] = {}
 
     def digest(self, documents: Documents) -> str:
         """``PreparedTask.digest``, without building a prompt."""
-        return digest_of([self._hashes[index] for index in chosen(self._hashes, documents)])
+        return self._choose(documents)[1]
 
     def prepare(self, documents: Documents) -> PreparedTask:
         """The chosen documents with their prompts; those built before are taken as they are."""
@@ -96,10 +101,17 @@ class LoadedTask:
 
     def in_order(self, documents: Documents) -> Iterator[PreparedDocument]:
         """The chosen documents one by one, each built when it is asked for."""
-        for index in chosen(self._hashes, documents):
+        for index in self._choose(documents)[0]:
             if index not in self._prepared:
                 self._prepared[index] = self._build(index)
             yield self._prepared[index]
+
+    def _choose(self, documents: Documents) -> tuple[list[int], str]:
+        """Indices of the chosen documents, and their digest."""
+        if documents not in self._chosen:
+            indices = chosen(self._hashes, documents)
+            self._chosen[documents] = indices, digest_of([self._hashes[i] for i in indices])
+        return self._chosen[documents]
 
     def _build(self, index: int) -> PreparedDocument:
         """lm-eval's prompt and requests of one document.

@@ -1,5 +1,6 @@
 """What a search needs of whatever scores a mask."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from mqasearch.mask import KVHeads, ModelShape
@@ -33,5 +34,25 @@ class Scorer(Protocol):
         Raises:
             MaskError: ``kv_heads`` does not fit the model.
             ScoreError: a log-likelihood or a metric is NaN or infinite.
+        """
+        ...
+
+    def score_in_parts(
+        self,
+        kv_heads: KVHeads,
+        task: TaskSpec,
+        documents: Documents,
+        part: int,
+        known: Score | None = None,
+    ) -> Iterator[Score]:
+        """Score ``part`` documents at a time, each time yielding the score of all so far.
+
+        Args:
+            kv_heads, task, documents: as in ``score``.
+            part: documents at a time.
+            known: the score of a smaller limit, yielded first and built upon where that can be.
+
+        Raises:
+            MaskError, ScoreError: as ``score``.
         """
         ...

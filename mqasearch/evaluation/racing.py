@@ -1,0 +1,87 @@
+"""Documents as fidelity: a mask that is clearly worse is not scored to the end.
+
+A mask is scored on growing prefixes of one fixed order of documents, and compared on those with a
+mask that is known to be good, document by document. The test looks at each prefix, so its level is
+not the chance of ever stopping a mask wrongly; that chance was measured on real scores, see
+benchmarks/scoring.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mqasearch.evaluation.scorer import Scorer
+from mqasearch.evaluation.statistics import wilcoxon_p
+from mqasearch.mask import KVHeads
+from mqasearch.score import Documents, Score, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """When a mask is given up.
+
+    Attributes:
+        part: documents between two looks.
+        least: documents before the first look.
+        level: one-sided p value of Wilcoxon's signed-rank test below which the mask is worse.
+    """
+
+    part: int = 25
+    least: int = 50
+    level: float = 0.01
+
+    def stops(
+        self, values: Sequence[float], incumbent: Sequence[float], higher_is_better: bool
+    ) -> bool:
+        """Whether a mask with these values on the first documents is worse than the incumbent.
+
+        Args:
+            values: one for each document scored so far.
+            incumbent: of the same documents, and maybe more.
+            higher_is_better: direction of the metric.
+        """
+        n = len(values)
+        if n < self.least or n > len(incumbent):
+            return False
+        differences = np.asarray(values) - np.asarray(incumbent[:n])
+        loss = -differences if higher_is_better else differences
+        return wilcoxon_p(loss, "greater") < self.level
+
+
+def race(
+    scorer: Scorer,
+    kv_heads: KVHeads,
+    task: TaskSpec,
+    documents: Documents,
+    *,
+    incumbent: Score,
+    higher_is_better: bool,
+    rule: StopRule = StopRule(),
+    known: Score | None = None,
+) -> Score:
+    """Score a mask until it is clearly worse than the incumbent on ``task.metric``.
+
+    Args:
+        scorer: scores the mask.
+        kv_heads, task, documents: as in ``Scorer.score``.
+        incumbent: the score of a good mask on the same documents; its per-document values count.
+        higher_is_better: direction of ``task.metric``.
+        rule: when to stop.
+        known: the score of a smaller limit, to go on from.
+
+    Returns:
+        The score of all documents, or of the first ``n_docs`` where the mask was given up: what
+        ``score`` gives at the limit ``n_docs``.
+
+    Raises:
+        MaskError, ScoreError: as ``Scorer.score``.
+    """
+    score: Score | None = None
+    against = incumbent.documents[task.metric]
+    for score in scorer.score_in_parts(kv_heads, task, documents, rule.part, known):
+        if rule.stops(score.documents[task.metric], against, higher_is_better):
+            break
+    if score is None:
+        return scorer.score(kv_heads, task, documents)
+    return score

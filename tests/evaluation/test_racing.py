@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from evaluation.small_tasks import load_small, small_tokenizer
+from tiny import tiny_model
+
+from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.evaluation.harness import HarnessScorer
+from mqasearch.evaluation.prepared import TaskLibrary
+from mqasearch.evaluation.racing import StopRule, race
+from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
+from mqasearch.families import family_of
+from mqasearch.mask import LayerMask
+from mqasearch.score import Documents, Score, TaskSpec
+
+ALL = Documents("full")
+
+
+@pytest.mark.parametrize("kind", [HarnessScorer, SharedPrefixScorer])
+@pytest.mark.parametrize("name", ["choice", "rolling", "group"])
+def test_parts_grow_into_the_whole_and_a_known_beginning_is_built_upon(
+    kind: type[HarnessScorer], name: str
+) -> None:
+    model = ConvertibleModel(
+        tiny_model("llama", n_kv_heads=2), family_of("llama"), merge_of("mean")
+    )
+    scorer = kind(model, small_tokenizer(), "f", "float32", library=TaskLibrary(load_small))
+    whole = scorer.score((1, 2, 1), TaskSpec(name), ALL)
+    parts = list(scorer.score_in_parts((1, 2, 1), TaskSpec(name), ALL, 5))
+    assert [part.n_docs for part in parts[:-1]] == list(range(5, whole.n_docs, 5))
+    again = list(scorer.score_in_parts((1, 2, 1), TaskSpec(name), ALL, 5, parts[0]))
+    for last in (parts[-1], again[-1]):
+        for metric, values in whole.documents.items():
+            assert last.documents[metric] == pytest.approx(values, rel=1e-5)
+            assert last.values[metric] == pytest.approx(whole.values[metric], rel=1e-5)
+            assert last.stderr[metric] == pytest.approx(whole.stderr[metric], rel=1e-4)
+    smaller = scorer.score((1, 2, 1), TaskSpec(name), Documents("full", 5))
+    assert parts[0].documents["bits_per_byte"] == pytest.approx(
+        smaller.documents["bits_per_byte"], rel=1e-5
+    )
+
+
+def test_a_clearly_worse_mask_is_given_up_and_a_better_one_is_not() -> None:
+    scorer = FakeScorer(n_layers=8, noise=0.2)
+    task, documents = TaskSpec("any", metric="bits_per_byte"), Documents("search", 300)
+    masks = [LayerMask.of([layer], 8).kv_heads(scorer.shape) for layer in range(8)]
+    best, *_, worst = sorted(masks, key=scorer.loss)
+    scores = {mask: scorer.score(mask, task, documents) for mask in (best, worst)}
+
+    def raced(mask: tuple[int, ...], incumbent: tuple[int, ...]) -> Score:
+        return race(
+            scorer, mask, task, documents, incumbent=scores[incumbent], higher_is_better=False
+        )
+
+    assert raced(worst, best).n_docs < 300
+    assert raced(best, worst).documents == scores[best].documents
+    given_up = raced(worst, best)
+    shorter = scorer.score(worst, task, Documents("search", given_up.n_docs))
+    assert given_up.documents == shorter.documents
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_direction_of_the_metric_counts(higher_is_better: bool) -> None:
+    rule, sign = StopRule(), 1 if higher_is_better else -1
+    good = np.linspace(0.5, 1.5, 100)
+    assert rule.stops(good[:50] - 0.1 * sign, good, higher_is_better)
+    assert not rule.stops(good[:50] + 0.1 * sign, good, higher_is_better)
+    assert not rule.stops(good[:49] - 0.1 * sign, good, higher_is_better)
+
+
+def test_equally_good_masks_are_rarely_given_up() -> None:
+    """Looks at three prefixes; the level of one look is 1 %."""
+    rng = np.random.default_rng(0)
+    rule = StopRule()
+    stopped = 0
+    for _ in range(500):
+        difficulty = rng.normal(size=100)
+        one, two = (difficulty + rng.normal(scale=0.3, size=100) for _ in range(2))
+        stopped += any(rule.stops(one[:n], two, False) for n in (50, 75, 100))
+    assert stopped / 500 < 0.03
