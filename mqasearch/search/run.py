@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import optuna
+
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
 from mqasearch.search.claims import Claims
+from mqasearch.search.claims_turn import Turn
 from mqasearch.search.confirm import confirm
 from mqasearch.search.create import create_studies, versions
 from mqasearch.search.evaluator import Evaluator
@@ -15,7 +18,7 @@ from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring
 from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage
-from mqasearch.search.worker import START_LEASE_SECONDS, Worker
+from mqasearch.search.worker import Worker
 from mqasearch.spec import StudySpec
 
 
@@ -94,13 +97,10 @@ def work_with(
     presence = Presence(storage.engine, storage.patience, scoring.device, versions())
     store = ScoreStore(storage.engine, storage.patience)
     claims = Claims(storage.engine, store, storage.patience, worker=presence.worker)
-    starts = Claims(
-        storage.engine,
-        store,
-        storage.patience,
-        worker=presence.worker,
-        lease_seconds=START_LEASE_SECONDS,
-    )
+
+    def turn_in(study: optuna.Study) -> Turn:
+        return Turn(storage.engine, storage.patience, claims, study._study_id)
+
     evaluator = Evaluator(
         scoring.scorer,
         claims,
@@ -109,7 +109,7 @@ def work_with(
         search_split=spec.search_split,
         seed=spec.documents.seed,
     )
-    worker = Worker(selections, evaluator, starts, presence, watcher.on_trial, watcher.on_start)
+    worker = Worker(selections, evaluator, turn_in, presence, watcher.on_trial, watcher.on_start)
     with presence:
         take_over(storage, selections, presence.worker)
         done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)

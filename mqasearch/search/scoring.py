@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import ModelError
 from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.evaluation.harness import HarnessScorer
 from mqasearch.evaluation.scorer import Scorer
+from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import ModelShape
 from mqasearch.models import check_name, load_model, load_shape
@@ -91,7 +91,7 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
     family = family_of(loaded.model.config.model_type)
     merge = merge_of(spec.merge.name, **spec.merge.parameters)
     convertible = ConvertibleModel(loaded.model, family, merge)
-    scorer = HarnessScorer(convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype)
+    scorer = SharedPrefixScorer(convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype)
     return Scoring(
         scorer=scorer,
         fingerprint=loaded.fingerprint,

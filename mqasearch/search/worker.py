@@ -1,6 +1,5 @@
 """The loop of one worker: take the next trial of any study that is ready, until all are done."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from optuna.trial import TrialState
 
 from mqasearch.errors import ScoreError
 from mqasearch.samplers import INVALID_KEY, Outlook
-from mqasearch.search.claims import Claims
+from mqasearch.search.claims_turn import Turn
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
 from mqasearch.search.roster import Presence
@@ -23,21 +22,19 @@ from mqasearch.search.storage_stale import requeue
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-START_LEASE_SECONDS = 15.0
-"""How long a worker that dies between two statements can keep others from starting a trial."""
 
 
 @dataclass
 class Worker:
     """Scores trials of several studies, the first ready one first.
 
-    A trial is started under a claim on its study, so that a study of n trials ends with n however
-    many workers see the last one missing.
+    A trial is started in this worker's turn, so that a study of n trials ends with n however many
+    workers see the last one missing.
 
     Attributes:
         selections: in the order of the study file.
         evaluator: shared by all of them, so that they share scores.
-        starts: claims on the right to start a trial.
+        turn_in: makes this worker's turn in a study.
         presence: this worker's line in the list of workers.
         on_trial: called after every trial with its selection.
         on_start: called before every trial with its selection.
@@ -45,7 +42,7 @@ class Worker:
 
     selections: Sequence[Selection]
     evaluator: Evaluator
-    starts: Claims
+    turn_in: Callable[[optuna.Study], Turn]
     presence: Presence
     on_trial: Callable[[Selection], None] = lambda _: None
     on_start: Callable[[Selection], None] = lambda _: None
@@ -99,21 +96,16 @@ class Worker:
         outlook = selection.outlook()
         if outlook != Outlook.READY:
             return outlook
-        start = _Start(self.starts, selection)
-        if not start.claim():
-            return Outlook.WAIT
-        try:
-            outlook = selection.outlook()  # somebody may have started a trial before our claim
+        with self.turn_in(selection.study) as turn:
+            outlook = selection.outlook()  # somebody may have started a trial before our turn
             if outlook == Outlook.READY:
-                self._run_trial(selection, start)
+                self._run_trial(selection, turn)
             return outlook
-        finally:
-            start.release()
 
-    def _run_trial(self, selection: Selection, start: "_Start") -> None:
+    def _run_trial(self, selection: Selection, turn: Turn) -> None:
         self.on_start(selection)
         study = selection.study
-        objective = Objective(selection.facts, self.evaluator, on_mask=start.release)
+        objective = Objective(selection.facts, self.evaluator, on_mask=turn.end)
         running: list[optuna.Trial] = []
 
         def tracked(trial: optuna.Trial) -> float:
@@ -145,26 +137,6 @@ class Worker:
             self.presence.end_trial(done=done)
         self.n_done += 1
         self.on_trial(selection)
-
-
-class _Start:
-    """The right to start a trial of a study, from the look at what is left until the mask of the
-    new trial is there for all to see."""
-
-    def __init__(self, claims: Claims, selection: Selection) -> None:
-        self._claims = claims
-        name = f"start:{selection.study.study_name}"
-        self._digest = hashlib.sha256(name.encode()).hexdigest()
-        self._held = False
-
-    def claim(self) -> bool:
-        self._held = self._claims.claim(self._digest)
-        return self._held
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._claims.release(self._digest)
 
 
 def _was_given_away(study: optuna.Study, trial: optuna.Trial) -> bool:
