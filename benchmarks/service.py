@@ -1,0 +1,288 @@
+"""What it costs to run a trial, apart from scoring: the service, and beside it plain Optuna.
+
+Real worker processes on a real database, with a scorer that takes no time. A trial has 30
+categorical parameters. The service adds scores, claims, turns, statistics and the list of workers;
+plain Optuna is ``RDBStorage`` with a heartbeat and one user attribute a trial.
+
+    python benchmarks/service.py                            PostgreSQL and SQLite, 1 to 32 workers
+    python benchmarks/service.py --workers 8 --storage postgresql
+    python benchmarks/service.py --growth 5000              cost per trial as a study grows
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from sqlalchemy import Engine, event
+
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.search.create import create_studies
+from mqasearch.search.run import NO_LIMITS, Watcher, work_with
+from mqasearch.search.scoring import Scoring
+from mqasearch.search.selection import find_studies
+from mqasearch.search.storage import open_storage
+from mqasearch.search.storage_url import for_optuna, parse
+from mqasearch.spec import parse_spec
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from postgres import SETTINGS, Postgres, running_postgres
+
+N_LAYERS, N_CONVERTED, N_DOCS = 30, 5, 200
+NAME = "service"
+DURABLE = {name: value for name, value in SETTINGS.items() if name != "fsync"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One worker's trials.
+
+    Attributes:
+        seconds: from the end of one trial to the end of the next.
+        queries: statements sent to the database meanwhile.
+        began, ended: wall clock.
+    """
+
+    seconds: list[float]
+    queries: int
+    began: float
+    ended: float
+
+
+class Stopwatch:
+    """Called at the end of every trial."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.queries = 0
+        self.began = time.time()
+        self._last = time.perf_counter()
+
+    def watch(self, engine: Engine) -> None:
+        event.listen(engine, "before_cursor_execute", self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.queries += 1
+
+    def lap(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    def measured(self) -> Measured:
+        return Measured(self.seconds, self.queries, self.began, time.time())
+
+
+def spec_of(n_trials: int) -> Any:
+    return parse_spec(
+        {
+            "name": NAME,
+            "model": f"fake:{N_LAYERS}",
+            "budget": N_CONVERTED,
+            "tasks": ["hellaswag"],
+            "documents": {"search": N_DOCS, "confirmation": N_DOCS},
+            "selectors": [{"name": "random", "n_trials": n_trials}],
+        },
+        "benchmark",
+    )
+
+
+class QuickScorer(FakeScorer):
+    """A scorer that takes no time: one score, made up once."""
+
+    def score(self, kv_heads: Any, task: Any, documents: Any) -> Any:
+        if not hasattr(self, "_made"):
+            self._made = super().score(self.shape.original, task, documents)
+        return self._made
+
+
+def create(mode: str, url: str, n_trials: int) -> None:
+    if mode == "plain":
+        optuna.create_study(study_name=NAME, storage=plain_storage(url))
+        return
+    storage = open_storage(url)
+    create_studies(storage.optuna, spec_of(n_trials), QuickScorer(N_LAYERS).shape)
+    storage.close()
+
+
+def plain_storage(url: str) -> RDBStorage:
+    return RDBStorage(for_optuna(parse(url)), heartbeat_interval=30, grace_period=150)
+
+
+def work_plain(url: str, n_trials: int, ready: Callable[[], None]) -> Measured:
+    storage = plain_storage(url)
+    sampler = optuna.samplers.RandomSampler()
+    study = optuna.load_study(study_name=NAME, storage=storage, sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        flags = [
+            trial.suggest_categorical(f"layer_{layer:02d}", (False, True))
+            for layer in range(N_LAYERS)
+        ]
+        trial.set_user_attr("facts", {"value": 1.0})
+        return float(sum(flags))
+
+    ready()
+    watch = Stopwatch()
+    watch.watch(storage.engine)
+    for _ in range(n_trials):  # as a worker does, that looks at the study between trials
+        study.optimize(objective, n_trials=1)
+        watch.lap()
+    return watch.measured()
+
+
+def work_service(url: str, n_trials: int, ready: Callable[[], None]) -> Measured:
+    storage = open_storage(url)
+    scorer = QuickScorer(N_LAYERS)
+    studies = find_studies(storage.optuna, NAME)
+    ready()
+    watch = Stopwatch()
+    watch.watch(storage.engine)
+    scoring = Scoring(scorer, scorer.model, "float32", "fake", "", "none")
+    confirming: list[Measured] = []
+
+    def on_confirm(_: Any) -> None:
+        confirming.append(watch.measured())
+
+    work_with(
+        scoring, storage, studies, NO_LIMITS, Watcher(on_trial=watch.lap, on_confirm=on_confirm)
+    )
+    storage.close()
+    return confirming[0] if confirming else watch.measured()
+
+
+def worker(mode: str, url: str, n_trials: int) -> None:
+    def ready() -> None:
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+    measured = {"plain": work_plain, "service": work_service}[mode](url, n_trials, ready)
+    print(json.dumps(vars(measured)), flush=True)
+
+
+def run_workers(mode: str, url: str, n_workers: int, n_trials: int) -> list[Measured]:
+    """All start at the same moment; each does its share (plain) or what it gets (service)."""
+    create(mode, url, n_trials)
+    command = [sys.executable, __file__, "--work", mode, url, str(n_trials // n_workers)]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+        for _ in range(n_workers)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [Measured(**json.loads(process.communicate()[0])) for process in processes]
+
+
+def summary(results: Sequence[Measured]) -> dict[str, float]:
+    laps = sorted(lap for one in results for lap in one.seconds[1:])  # the first one warms up
+    span = max(one.ended for one in results) - min(one.began for one in results)
+    n_trials = sum(len(one.seconds) for one in results)
+    return {
+        "trials": n_trials,
+        "trials_per_second": n_trials / span,
+        "p50_ms": 1e3 * statistics.median(laps),
+        "p95_ms": 1e3 * laps[int(0.95 * (len(laps) - 1))],
+        "queries_per_trial": sum(one.queries for one in results) / n_trials,
+    }
+
+
+def urls(kind: str, stack: ExitStack) -> Iterator[str]:
+    """Fresh databases without end."""
+    if kind == "postgresql":
+        server: Postgres = stack.enter_context(running_postgres(DURABLE))
+        while True:
+            yield server.new_database()
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    number = 0
+    while True:
+        number += 1
+        yield f"sqlite:///{folder}/{number}.db"
+
+
+def compare(kinds: Sequence[str], modes: Sequence[str], counts: Sequence[int], n: int) -> None:
+    print(
+        f"{'':24}"
+        + "".join(f"{title:>12}" for title in ("trials/s", "p50 ms", "p95 ms", "queries"))
+    )
+    for kind in kinds:
+        with ExitStack() as stack:
+            fresh = urls(kind, stack)
+            for n_workers in counts:
+                for mode in modes:
+                    row = summary(run_workers(mode, next(fresh), n_workers, max(n, 4 * n_workers)))
+                    figures = [row[key] for key in ("trials_per_second", "p50_ms", "p95_ms")]
+                    print(
+                        f"{kind:11}{n_workers:4} {mode:8}"
+                        + "".join(f"{figure:12.1f}" for figure in figures)
+                        + f"{row['queries_per_trial']:12.1f}",
+                        flush=True,
+                    )
+
+
+def growth(kinds: Sequence[str], modes: Sequence[str], n_trials: int) -> None:
+    """One worker, one study: the median of a trial in successive windows."""
+    for kind in kinds:
+        with ExitStack() as stack:
+            fresh = urls(kind, stack)
+            for mode in modes:
+                (one,) = run_workers(mode, next(fresh), 1, n_trials)
+                print(f"{kind} {mode}")
+                for end in (100, 200, 500, 1000, 2000, 5000, 10000):
+                    if end <= len(one.seconds):
+                        window = one.seconds[end - 50 : end]
+                        print(
+                            f"  trial {end:6}: {1e3 * statistics.median(window):7.1f} ms",
+                            flush=True,
+                        )
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=numbers, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--storage", default="postgresql,sqlite")
+    parser.add_argument("--mode", default="plain,service")
+    parser.add_argument("--trials", type=int, default=400, help="of each study")
+    parser.add_argument("--growth", type=int, help="trials of one study, by one worker")
+    parser.add_argument("--work", nargs=3, metavar=("MODE", "URL", "N"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    if options.work:
+        mode, url, n_trials = options.work
+        worker(mode, url, int(n_trials))
+    elif options.growth:
+        growth(options.storage.split(","), options.mode.split(","), options.growth)
+    else:
+        kinds, modes = options.storage.split(","), options.mode.split(",")
+        compare(kinds, modes, options.workers, options.trials)
+
+
+if __name__ == "__main__":
+    main()
