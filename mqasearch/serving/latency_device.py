@@ -1,0 +1,172 @@
+"""What a device does while it works: how long it takes, what it holds, how fast its memory is."""
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 2**25, 2**29
+"""Working set of the bandwidth benchmark: below, the clock is too coarse for it; above, no cache
+holds anything of it any more."""
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
+_RESET_PEAK = "5"  # proc(5), clear_refs: sets the peak to what is resident now
+
+
+def seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """How long ``work`` takes on the device.
+
+    CUDA is asked by events on its own stream, other devices by the clock, once nothing is pending.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1000
+    _synchronize(device)
+    started = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of a measurement, as ``timeit`` does."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def peak_growth(device: torch.device, work: Callable[[], object]) -> int | None:
+    """The most memory that ``work`` held at a time, beyond what was held before, in bytes.
+
+    CUDA: of tensors, by torch's allocator. CPU: of the process's resident memory, which the kernel
+    records (Linux, ``VmHWM``); what the C library had kept from earlier work and hands out again
+    is not seen. None where nobody keeps record.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    if device.type != "cpu" or not _reset_peak():
+        work()
+        return None
+    before = _kilobytes(_STATUS, "VmRSS")
+    work()
+    return max(_kilobytes(_STATUS, "VmHWM") - before, 0) * 1024
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on the device; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cpu" and _MEMINFO.is_file():
+        return _kilobytes(_MEMINFO, "MemAvailable") * 1024
+    return None
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is: a GPU's name; a CPU's architecture and vector extension."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return platform.machine()
+
+
+def load_average() -> float | None:
+    """Processes that wanted a CPU in the last minute: above the number of cores, times suffer."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+class Bandwidth:
+    """Memory bandwidth by the best of three kernels: copy, triad (STREAM, McCalpin 1995), read.
+
+    ``read`` is a matrix times a vector in the model's dtype, the very thing that decoding does with
+    weights. The working set is as large as what decoding reads, within limits: where a cache holds
+    a model, it holds the benchmark too, and a bound that rests on it stays a bound.
+
+    Each ``sample`` runs every kernel once; the fastest run counts, since all else is disturbance.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, n_bytes: int) -> None:
+        """Allocate the working set: ``n_bytes``, within MIN_BUFFER_BYTES and MAX_BUFFER_BYTES."""
+        columns = 4096
+        self.buffer_bytes = min(max(n_bytes, MIN_BUFFER_BYTES), MAX_BUFFER_BYTES)
+        rows = self.buffer_bytes // (4 * columns * 6) * 6  # whole halves and thirds
+        buffer = torch.ones(rows, columns, device=device)
+        half, third = rows // 2, rows // 3
+        matrix = buffer.view(dtype)
+        vector = torch.ones(matrix.shape[1], device=device, dtype=dtype)
+        self._kernels: dict[str, tuple[Callable[[], object], int]] = {
+            "copy": (lambda: buffer[:half].copy_(buffer[half:]), 2 * half * columns * 4),
+            "triad": (
+                lambda: torch.add(
+                    buffer[:third],
+                    buffer[third : 2 * third],
+                    alpha=0.5,
+                    out=buffer[2 * third :],
+                ),
+                3 * third * columns * 4,
+            ),
+            "read": (lambda: torch.mv(matrix, vector), rows * columns * 4),
+        }
+        self._device = device
+        for kernel, _ in self._kernels.values():
+            kernel()  # the first run pays for pages and kernels
+        self.rates = dict.fromkeys(self._kernels, 0.0)
+
+    def sample(self) -> None:
+        """Run every kernel once more."""
+        for name, (kernel, n_bytes) in self._kernels.items():
+            rate = n_bytes / seconds(self._device, kernel)
+            self.rates[name] = max(rate, self.rates[name])
+
+    @property
+    def kernel(self) -> str:
+        """The fastest one."""
+        return max(self.rates, key=self.rates.__getitem__)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of the fastest kernel; 0 before the first sample."""
+        return self.rates[self.kernel]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _reset_peak() -> bool:
+    try:
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+    except OSError:  # not Linux, or forbidden
+        return False
+    return True
+
+
+def _kilobytes(path: Path, key: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise OSError(f"{path} has no {key}")

@@ -1,0 +1,114 @@
+"""``mqasearch latency`` on a tiny model: table, JSON, figure, a mask, and bad input in one line."""
+
+import json
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from mqasearch import cli
+from mqasearch.mask import LayerMask
+from mqasearch.models import load_model
+from mqasearch.serving.mask_json import SCHEMA_VERSION, schema, write_masks
+from tests.models.checkpoints import save
+from tests.tiny import tiny_model
+
+Run = Callable[[str], tuple[int, str, str]]
+QUICK = "--context 8 --batch-size 1 --n-tokens 2 --repetitions 1 --device cpu --dtype float32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a mask of it and one of another model."""
+    root = tmp_path_factory.mktemp("latency")
+    save(tiny_model("llama", n_layers=4, n_kv_heads=2), root / "model")
+    fingerprint = load_model(str(root / "model"), device="cpu", dtype="float32").fingerprint
+    mask = LayerMask.of([1, 3], 4)
+    for name, weights in (("mask", fingerprint), ("other", "f" * 64)):
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "model": {
+                "id": "model",
+                "fingerprint": weights,
+                "n_layers": 4,
+                "n_heads": 4,
+                "n_kv_heads": 2,
+            },
+            "merge": {"name": "mean"},
+            "mask": [int(flag) for flag in mask],
+            "mqa_layers": list(mask.layers),
+            "kv_heads": [2, 1, 2, 1],
+            "kv_bytes_per_token": {"original": 1024, "converted": 768},
+        }
+        write_masks(document, root / f"{name}.json")
+    return root
+
+
+@pytest.fixture
+def mqasearch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command line in this process, in the folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("mqasearch.serving.latency_device.MIN_BUFFER_BYTES", 2**20)
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run
+
+
+def test_shares_of_the_layers_as_json_and_as_a_figure(mqasearch: Run, folder: Path) -> None:
+    code, out, _ = mqasearch(f"latency model {QUICK} -f json -o figure.html")
+    assert code == 0
+    document = json.loads(out)
+    Draft202012Validator(schema("latency")).validate(document)
+    assert [variant["n_converted"] for variant in document["variants"]] == [0, 1, 2, 3, 4]
+    assert "Plotly.newPlot" in (folder / "figure.html").read_text()
+
+
+def test_a_mask_against_the_original_as_a_table(mqasearch: Run) -> None:
+    code, out, _ = mqasearch(f"latency model --mask mask.json {QUICK}")
+    assert code == 0
+    rows = [line for line in out.splitlines() if re.match(r"8 +1 ", line)]
+    assert [row.split()[2] for row in rows] == ["original", "mask"]
+    assert "GB/s" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("latency absent/model/x", "absent"),
+        ("latency model --context many", "--context 'many'"),
+        ("latency model --context 8,", "--context '8,'"),
+        ("latency model --batch-size 0", "--batch-size"),
+        ("latency model --n-tokens 0", "--n-tokens"),
+        ("latency model --repetitions -1", "--repetitions"),
+        ("latency model --context 4000", "positions"),
+        ("latency model --merge meen", "'mean'"),
+        ("latency model --device tpu", "tpu"),
+        ("latency model --dtype int4", "int4"),
+        ("latency model --mask absent.json", "no such file"),
+        ("latency model --mask other.json", "other weights"),
+        ("latency model -o figure.png", r"\.html"),
+        ("latency model -o nowhere/figure.html", "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(mqasearch: Run, line: str, message: str) -> None:
+    code, out, err = mqasearch(line)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
