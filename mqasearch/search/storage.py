@@ -110,7 +110,7 @@ def upgrade_storage(url: str) -> None:
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
             schema.upgrade(first)
-            with reading():  # see storage_optuna._opening
+            with reading():  # see storage_patient._opening
                 shared = optuna.storages.RDBStorage(
                     for_optuna(parsed),
                     engine_kwargs=engine_settings(parsed),

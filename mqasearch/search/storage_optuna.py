@@ -1,10 +1,7 @@
 """Optuna's storage for a database that many workers share and that may be away for a while.
 
-What is added to ``RDBStorage``, which stays in charge of the tables:
-
-Patience
-    Every operation is tried again while the database is away. Optuna's heartbeat thread would die
-    of the first failure, and ``tell`` would lose the result.
+What is added to ``RDBStorage``, which stays in charge of the tables, beside patience (see
+:mod:`mqasearch.search.storage_patient`):
 
 Lost answers
     An operation whose commit arrived but whose answer did not is made again, and must then know
@@ -19,19 +16,16 @@ Parameters at once
     Optuna commits each parameter by itself. Here they are kept until something else is asked of
     the storage, at the latest the next heartbeat, and are then written in one transaction. Optuna's
     own cache promises no more: what precedes a change of state is written before it.
-
-Reading waits for nobody
-    On SQLite, what only reads does not take the write lock.
 """
 
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -50,47 +44,13 @@ from mqasearch.results import Patience
 from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
 from mqasearch.results.reading import reading
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from mqasearch.search.storage_patient import PatientStorage, patiently
 
 Parameters = dict[str, tuple[float, BaseDistribution]]
 """Name → Optuna's internal value (for a categorical parameter the index of the choice)."""
 
 
-def _read(
-    method: Callable[Concatenate[RDBStorage, P], T],
-) -> Callable[Concatenate[RDBStorage, P], T]:
-    """A method of ``RDBStorage`` that only reads."""
-
-    def once(self: RDBStorage, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with reading():
-            return method(self, *args, **kwargs)
-
-    once.__name__ = method.__name__
-    return _write(once)
-
-
-def _write(
-    method: Callable[Concatenate[RDBStorage, P], T],
-) -> Callable[Concatenate[RDBStorage, P], T]:
-    """A method of ``RDBStorage`` that may be called twice for the same effect."""
-
-    def patient(self: RDBStorage, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        assert isinstance(self, SharedStorage)
-        self.flush()
-        return self.patience(lambda: method(self, *args, **kwargs))
-
-    patient.__name__ = method.__name__
-    return patient
-
-
-_opening = reading
-"""Optuna, while it opens a database, asks on one connection while it holds another: with SQLite's
-write lock taken it would wait for itself."""
-
-
-class SharedStorage(RDBStorage):
+class SharedStorage(PatientStorage):
     """See the module.
 
     Args:
@@ -100,10 +60,8 @@ class SharedStorage(RDBStorage):
     """
 
     def __init__(self, url: str, patience: Patience, **settings: Any) -> None:
-        self.patience = patience
         self._start_sharing()
-        with _opening():
-            super().__init__(url, **settings)
+        super().__init__(url, patience, **settings)
 
     def _start_sharing(self) -> None:
         self._running: set[int] = set()
@@ -124,33 +82,7 @@ class SharedStorage(RDBStorage):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self._start_sharing()
-        with _opening():
-            super().__setstate__(state)
-
-    create_new_study = _write(RDBStorage.create_new_study)
-    delete_study = _write(RDBStorage.delete_study)
-    set_study_user_attr = _write(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _write(RDBStorage.set_study_system_attr)
-    get_study_id_from_name = _read(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = _read(RDBStorage.get_study_name_from_id)
-    get_study_directions = _read(RDBStorage.get_study_directions)
-    get_study_user_attrs = _read(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = _read(RDBStorage.get_study_system_attrs)
-    get_all_studies = _read(RDBStorage.get_all_studies)
-
-    set_trial_param = _write(RDBStorage.set_trial_param)
-    set_trial_intermediate_value = _write(RDBStorage.set_trial_intermediate_value)
-    set_trial_user_attr = _write(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _write(RDBStorage.set_trial_system_attr)
-    get_trial = _read(RDBStorage.get_trial)
-    get_trial_param = _read(RDBStorage.get_trial_param)
-    get_trial_user_attrs = _read(RDBStorage.get_trial_user_attrs)
-    get_trial_system_attrs = _read(RDBStorage.get_trial_system_attrs)
-    get_trial_id_from_study_id_trial_number = _read(
-        RDBStorage.get_trial_id_from_study_id_trial_number
-    )
-    _get_trials = _read(RDBStorage._get_trials)
-    _get_best_trial_id = _read(RDBStorage._get_best_trial_id)
+        super().__setstate__(state)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """As Optuna's, from a thread of its own. Whatever is kept back goes with it."""
@@ -218,7 +150,7 @@ class SharedStorage(RDBStorage):
         """Kept back for a trial of ours, when there is nothing that only the database can check."""
         if trial_id not in self._running or previous_distribution is None:
             args = (trial_id, param_name, param_value_internal, distribution)
-            return _write(RDBStorage._set_trial_param)(self, *args, previous_distribution)
+            return patiently(RDBStorage._set_trial_param)(self, *args, previous_distribution)
         check_distribution_compatibility(previous_distribution, distribution)
         with self._lock:
             parameters = self._pending.setdefault(trial_id, {})
