@@ -1,5 +1,6 @@
 """Fewer KV heads without training: merges, the statistics they read, the convertible model."""
 
+from mqasearch.conversion.calibration import calibrate
 from mqasearch.conversion.convertible import ConvertibleModel, divisors
 from mqasearch.conversion.merge import Merge
 from mqasearch.conversion.registry import MERGES, merge_of
@@ -11,6 +12,7 @@ __all__ = [
     "LayerStatistics",
     "Merge",
     "Statistics",
+    "calibrate",
     "divisors",
     "merge_of",
 ]

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.statistics import Statistics
+from mqasearch.conversion.statistics import LayerStatistics, Statistics
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.mask import KVHeads, ModelShape
@@ -46,14 +48,14 @@ class ConvertibleModel:
         Raises:
             ModelError: there are no KV heads to merge (already multi-query), layers differ in
                 their number of heads, or a weight is NaN or infinite.
-            ValueError: ``merge`` needs statistics and got none, or of another number of layers.
+            ValueError: ``merge`` needs calibration and got none, or of another number of layers.
         """
         self.model = model
         self.family = family
         self.merge = merge
         self._attentions = [family.attention(block) for block in family.blocks(model)]
         self.shape = _shape(model, family, self._attentions)
-        if statistics is None and merge.needs_statistics:
+        if statistics is None and merge.needs_calibration:
             raise ValueError(f"merge {merge.name!r} needs calibration statistics")
         if statistics is not None and len(statistics.layers) != self.shape.n_layers:
             raise ValueError(
@@ -73,7 +75,7 @@ class ConvertibleModel:
     @property
     def calibration(self) -> str:
         """Digest of the statistics if the merge reads any, else empty."""
-        if self._statistics is None or not self.merge.reads_statistics:
+        if self._statistics is None or not self.merge.reads_calibration:
             return ""
         return self._statistics.digest
 
@@ -133,11 +135,13 @@ class ConvertibleModel:
     def merged(self, layer: int, target: int) -> AttentionWeights:
         """The weights of one layer with ``target`` KV heads, not replicated: what exports write.
 
-        In the model's dtype, on the CPU, computed afresh.
+        In the model's dtype, on the CPU. Computed afresh, but for a merge with a refit, whose
+        calibration holds the layer as it was fitted.
 
         Raises:
             MaskError: ``target`` does not divide.
             ModelError: the merge gave NaN or infinity.
+            ValueError: the calibration did not refit for ``target``.
         """
         self._check_heads(target)
         original = self._weights[layer]
@@ -146,7 +150,10 @@ class ConvertibleModel:
         if target == self.shape.n_kv_heads:
             return original
         statistics = None if self._statistics is None else self._statistics.layers[layer]
-        merged = self.merge.merge(original, target, statistics).to(dtype=dtype)
+        if self.merge.refit:
+            merged = _fitted(original, target, statistics).to(dtype=dtype)
+        else:
+            merged = self.merge.merge(original, target, statistics).to(dtype=dtype)
         merged.check_finite(f"layer {layer} after merge {self.merge_name!r}")
         return merged
 
@@ -183,6 +190,15 @@ class ConvertibleModel:
 def divisors(number: int) -> tuple[int, ...]:
     """Ascending; the numbers of KV heads that a layer with ``number`` of them can have."""
     return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)
+
+
+def _fitted(
+    original: AttentionWeights, target: int, statistics: LayerStatistics | None
+) -> AttentionWeights:
+    if statistics is None or target not in statistics.fitted:
+        raise ValueError(f"the calibration did not refit for {target} KV heads")
+    tensors: dict[str, Any] = dict(statistics.fitted[target])
+    return replace(original, **tensors)
 
 
 def _shape(model: PreTrainedModel, family: Family, attentions: list[nn.Module]) -> ModelShape:

@@ -1,13 +1,14 @@
 """The seam between one layer's weights and the methods that merge its KV heads."""
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from mqasearch.conversion.statistics import LayerStatistics
 from mqasearch.families.weights import AttentionWeights
 
 
+@dataclass(frozen=True)
 class Merge(ABC):
     """A method that gives a layer fewer KV heads, in closed form.
 
@@ -20,20 +21,39 @@ class Merge(ABC):
         name: what a study file calls it.
         needs_statistics: it cannot work without calibration.
         reads_statistics: its result depends on the calibration where there is one.
+        refit: the output projection is fitted to the original layer's outputs after merging. The
+            fit is part of the calibration (``LayerStatistics.fitted``), not of ``merge``.
     """
 
     name: ClassVar[str]
     needs_statistics: ClassVar[bool] = False
     reads_statistics: ClassVar[bool] = False
 
+    refit: bool = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """It cannot work without calibration, or its refit cannot."""
+        return self.needs_statistics or self.refit
+
+    @property
+    def reads_calibration(self) -> bool:
+        """What becomes of a layer depends on the calibration where there is one."""
+        return self.reads_statistics or self.refit
+
     @property
     def parameters(self) -> dict[str, Any]:
-        """Its parameters by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        """Its parameters by name; what is off, and off by default, is left out."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {
+            name: value
+            for name, (value, default) in values.items()
+            if value is not False or default is not False
+        }
 
     @property
     def digest(self) -> str:
-        """Name and parameters, canonical: ``mean``, ``aligned(centre=True, refit=False)``."""
+        """Name and parameters, canonical: ``mean``, ``mean(refit=True)``."""
         if not self.parameters:
             return self.name
         listed = (f"{name}={value!r}" for name, value in sorted(self.parameters.items()))

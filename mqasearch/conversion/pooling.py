@@ -105,8 +105,8 @@ def replacement_errors(weights: AttentionWeights, x_moment: Tensor | None) -> Te
     if x_moment is None:
         x_moment = torch.eye(weights.hidden_size + 1, dtype=torch.float64)
     moment = x_moment.double()
-    keys = _augmented(weights.k, weights.k_bias)
-    values = _augmented(weights.v, weights.v_bias)
+    keys = augmented(weights.k, weights.k_bias)
+    values = augmented(weights.v, weights.v_bias)
     centred = moment - moment[:, -1:] @ moment[-1:, :]
     turning = torch.zeros(weights.head_dim, dtype=torch.bool)
     turning[: weights.rope.rotary_dims] = True
@@ -117,7 +117,7 @@ def replacement_errors(weights: AttentionWeights, x_moment: Tensor | None) -> Te
     )
 
 
-def _augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
+def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
     """[heads, d, D] and [heads, d] → [heads, d, D + 1], to act on x̃ = (x, 1)."""
     column = weight.new_zeros(weight.shape[:2]) if bias is None else bias
     return torch.cat([weight, column[..., None]], dim=-1).double()
@@ -133,7 +133,7 @@ def _gram(heads: Tensor, moment: Tensor, dims: Tensor) -> Tensor:
 
 def _query_weights(weights: AttentionWeights, moment: Tensor) -> Tensor:
     """[n, d, d]: what an error of a key dimension costs in the logits of the head's queries."""
-    queries = _augmented(weights.q, weights.q_bias)
+    queries = augmented(weights.q, weights.q_bias)
     per_query = queries @ moment @ queries.transpose(-1, -2)
     cost = grouped(per_query, weights.n_kv_heads).sum(dim=1)
     turned = torch.zeros_like(cost)

@@ -13,19 +13,33 @@ from torch import Tensor
 class LayerStatistics:
     """One layer's statistics over the calibration tokens of the original model.
 
+    The first token of a sequence is counted apart: whatever it is, its keys are often far larger
+    than all others and would decide every mean.
+
     Attributes:
-        n_tokens: tokens that were counted.
+        n_tokens: tokens that were counted, without the first ones.
         x_moment: ``[D + 1, D + 1]`` float64, mean of x̃x̃ᵀ with x̃ = (x, 1), x the post-norm input
             of the attention block. Its last row is the mean of x; every second moment of q, k and
             v follows from it, since they are affine in x.
-        fitted: target number of KV heads → tensors by field name of ``AttentionWeights``, float64:
-            what a merge that fits on activations precomputed for this layer. Empty where the merge
-            does no such step.
+        n_first: first tokens that were counted.
+        first_moment: the same mean over the first tokens; None where none were counted.
+        fitted: target number of KV heads → tensors by field name of ``AttentionWeights``: the
+            layer after merge and refit. Empty where the merge has no refit.
     """
 
     n_tokens: int
     x_moment: Tensor
+    n_first: int = 0
+    first_moment: Tensor | None = None
     fitted: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def moment(self, first_token: float) -> Tensor:
+        """``x_moment`` with every first token counted ``first_token`` times."""
+        if self.first_moment is None or first_token == 0:
+            return self.x_moment
+        weight = first_token * self.n_first
+        total = self.n_tokens * self.x_moment + weight * self.first_moment
+        return total / (self.n_tokens + weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +48,9 @@ class Statistics:
 
     Attributes:
         layers: one entry per attention layer, layer 0 first.
-        digest: SHA-256 (hex) over model, data, size, method and code version: the ``calibration``
-            field of a ``ScoreKey``.
+        digest: SHA-256 (hex) over model, text and method: the ``calibration`` field of a
+            ``ScoreKey``. What was fitted on them for a merge and a number of heads needs no digest
+            of its own, as a key names both.
     """
 
     layers: tuple[LayerStatistics, ...]

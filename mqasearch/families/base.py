@@ -23,7 +23,8 @@ class Family(ABC):
         model_types: transformers' ``config.model_type`` of the models it understands.
         blocks_path: of the list of decoder layers inside the base model, ``"layers"``.
         attention_path: of the attention inside a decoder layer, ``"self_attn"``.
-        projections: the linear modules inside the attention that hold its weights.
+        projections: the linear modules inside the attention that hold its weights; the first
+            reads the attention's input, the last is the output projection.
     """
 
     def __init__(
@@ -101,6 +102,14 @@ class Family(ABC):
                     )
                 found[f"{projection}.{name}"] = parameter
         return found
+
+    def input_projection(self, attention: nn.Module) -> nn.Module:
+        """A projection that reads the attention's input."""
+        return attention.get_submodule(self.projections[0])
+
+    def output_projection(self, attention: nn.Module) -> nn.Module:
+        """The output projection."""
+        return attention.get_submodule(self.projections[-1])
 
     def read(self, attention: nn.Module) -> AttentionWeights:
         """The weights of one attention layer, detached; views of the parameters where possible.

@@ -1,0 +1,258 @@
+"""Calibration: what a merge needs to know of the original model on real text, gathered once.
+
+Cached on disk under a key of everything it depends on; several workers may ask at once, one
+computes and the others wait.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mqasearch.assets import build_once, cache_dir
+from mqasearch.conversion.convertible import ConvertibleModel
+from mqasearch.conversion.merge import Merge
+from mqasearch.conversion.refit import (
+    Progress,
+    calibration_batches,
+    check_tokens,
+    not_finite,
+    refit_layers,
+    run_base,
+)
+from mqasearch.conversion.statistics import LayerStatistics, Statistics
+from mqasearch.errors import AssetError, UserError
+from mqasearch.families import Family
+
+logger = logging.getLogger(__name__)
+
+METHOD = 1
+"""Part of every digest: raised when the same text gives other statistics than before."""
+
+_FILE = "calibration.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """What all cached results of one calibration have in common."""
+
+    digest: str
+    dtype: str
+    is_on: bool
+
+    def get(
+        self, parts: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]], what: str
+    ) -> Mapping[str, Tensor]:
+        """The tensors cached under these parts of a key, computed if they are not there."""
+        if not self.is_on:
+            return build()
+        key = {"digest": self.digest, "dtype": self.dtype, "code": _code_digest(), **parts}
+        folder = cache_dir() / "calibration" / _sha256(key)[:32]
+
+        def fill(partial: Path) -> None:
+            save_file({name: t.contiguous() for name, t in build().items()}, partial / _FILE)
+
+        return _load(build_once(folder, fill, what) / _FILE)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    family: Family,
+    sequences: Sequence[Sequence[int]],
+    merge: Merge,
+    *,
+    targets: Iterable[int] = (1,),
+    fingerprint: str | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """All that ``merge`` reads, from one pass of the original model, and one per target to refit.
+
+    Memory holds one [D, D] matrix a layer, in the second pass also one [n_q · d, n_q · d + D].
+
+    Args:
+        model: the original, nothing converted; the same when this returns.
+        family: of the model.
+        sequences: token ids of calibration texts.
+        merge: decides whether there is a second pass.
+        targets: numbers of KV heads to refit for.
+        fingerprint: of the weights. None = nothing is read from or written to the cache.
+        progress: called with (tokens done, tokens in all) in every pass.
+
+    Raises:
+        UserError: no text, or too little for the refit.
+        ModelError: NaN or infinity in a layer.
+        AssetError: the cache cannot be written.
+    """
+    if not any(sequences):
+        raise UserError("there is no calibration text: set documents.calibration_tokens above 0")
+    weights = family.read(family.attention(family.blocks(model)[0]))
+    if merge.refit:
+        check_tokens(sequences, weights)
+    digest = _sha256({"method": METHOD, "model": fingerprint, "text": [*map(list, sequences)]})
+    kept = _Cache(digest, str(weights.q.dtype), is_on=fingerprint is not None)
+    tensors = kept.get(
+        {"kind": "moments"},
+        lambda: _packed_moments(moments(model, family, sequences, progress)),
+        "calibration statistics",
+    )
+    statistics = Statistics(_unpacked_moments(tensors), digest)
+    if not merge.refit:
+        return statistics
+    layers = list(statistics.layers)
+    for target in sorted(set(targets)):
+        fitted = kept.get(
+            {"kind": "refit", "merge": merge.digest, "target": target},
+            lambda target=target: _fit(  # type: ignore[misc]
+                model, family, sequences, merge, statistics, target, progress
+            ),
+            f"layers refitted to {target} KV heads",
+        )
+        layers = [
+            replace(layer, fitted={**layer.fitted, target: _of_layer(fitted, index)})
+            for index, layer in enumerate(layers)
+        ]
+    return Statistics(tuple(layers), digest)
+
+
+def moments(
+    model: PreTrainedModel,
+    family: Family,
+    sequences: Sequence[Sequence[int]],
+    progress: Progress | None = None,
+) -> list[LayerStatistics]:
+    """Second moments of every attention layer's input, in one pass.
+
+    Args:
+        model, family, sequences, progress: as ``calibrate``.
+
+    Raises:
+        ModelError: NaN or infinity in a layer.
+    """
+    attentions = [family.attention(block) for block in family.blocks(model)]
+    sums = [_Moments() for _ in attentions]
+    with ExitStack() as stack:
+        for attention, each in zip(attentions, sums, strict=True):
+            hook = family.input_projection(attention).register_forward_pre_hook(each.hook)
+            stack.callback(hook.remove)
+        for batch in calibration_batches(model, sequences, progress):
+            for each in sums:
+                each.real = batch.real
+            run_base(model, batch.tokens)
+    return [each.statistics(f"layer {layer}") for layer, each in enumerate(sums)]
+
+
+class _Moments:
+    """Sums of x̃x̃ᵀ over one layer's inputs: in float32 over a batch, in float64 over batches."""
+
+    def __init__(self) -> None:
+        self.real: Tensor | None = None
+        self._sums: list[Tensor | float] = [0.0, 0.0]
+        self._counts = [0, 0]
+
+    def hook(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Before a projection runs on [rows, length, D]."""
+        x = args[0].detach()
+        assert self.real is not None
+        first = torch.zeros_like(self.real)
+        first[:, 0] = True
+        for index, chosen in enumerate((self.real & ~first, self.real & first)):
+            tokens = x[chosen].float()
+            tokens = torch.cat([tokens, tokens.new_ones(len(tokens), 1)], dim=1)
+            self._sums[index] = self._sums[index] + (tokens.T @ tokens).to("cpu", torch.float64)
+            self._counts[index] += len(tokens)
+
+    def statistics(self, where: str) -> LayerStatistics:
+        """The means; where every text is a single token, first tokens are all there is."""
+        later, first = self._sums
+        assert isinstance(later, Tensor)
+        assert isinstance(first, Tensor)
+        if not bool(torch.isfinite(later + first).all()):
+            raise not_finite(where)
+        n_later, n_first = self._counts
+        if n_later == 0:
+            return LayerStatistics(n_first, first / n_first)
+        return LayerStatistics(n_later, later / n_later, n_first, first / n_first)
+
+
+def _fit(
+    model: PreTrainedModel,
+    family: Family,
+    sequences: Sequence[Sequence[int]],
+    merge: Merge,
+    statistics: Statistics,
+    target: int,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    without: Merge = replace(merge, refit=False)
+    convertible = ConvertibleModel(model, family, without, statistics)
+    n_layers = convertible.shape.n_layers
+    merged = [convertible.merged(layer, target) for layer in range(n_layers)]
+    refitted = refit_layers(model, family, merged, sequences, progress=progress)
+    return {
+        f"{layer}.{name}": tensor.to(device="cpu", dtype=merged[0].q.dtype)
+        for layer, weights in enumerate(refitted)
+        for name, tensor in weights.tensors().items()
+    }
+
+
+def _packed_moments(layers: Sequence[LayerStatistics]) -> dict[str, Tensor]:
+    packed = {}
+    for index, layer in enumerate(layers):
+        packed[f"{index}.counts"] = torch.tensor([layer.n_tokens, layer.n_first])
+        packed[f"{index}.x_moment"] = layer.x_moment
+        if layer.first_moment is not None:
+            packed[f"{index}.first_moment"] = layer.first_moment
+    return packed
+
+
+def _unpacked_moments(tensors: Mapping[str, Tensor]) -> tuple[LayerStatistics, ...]:
+    layers: list[LayerStatistics] = []
+    while rows := _of_layer(tensors, len(layers)):
+        n_tokens, n_first = rows["counts"].tolist()
+        layers.append(
+            LayerStatistics(n_tokens, rows["x_moment"], n_first, rows.get("first_moment"))
+        )
+    return tuple(layers)
+
+
+def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    prefix = f"{layer}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AssetError(
+            f"cached calibration cannot be read ({error}): delete the folder {path.parent}"
+        ) from error
+
+
+@cache
+def _code_digest() -> str:
+    """Of the code that decides what is cached, so that no change of it is forgotten."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("*.py"), *(here.parent / "families").glob("*.py")])
+    return hashlib.sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _sha256(parts: Mapping[str, Any]) -> str:
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

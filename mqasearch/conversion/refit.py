@@ -1,0 +1,285 @@
+"""Ridge regression of the output projection: what merged heads still can say of the original.
+
+With Z the heads' outputs of the converted layer and Y the outputs of the original attention on
+calibration text, W_O'ᵀ = (ZᵀZ + λI)⁻¹ (ZᵀY + λ W_Oᵀ) minimises |Y − Z W'ᵀ|² + λ|W' − W_O|² (Hoerl
+and Kennard, 1970, shrunk towards W_O instead of zero). A bias of the projection is fitted along,
+without shrinkage. The sums are streamed: no activation is kept.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mqasearch.conversion.token_batches import TokenBatch, token_batches
+from mqasearch.errors import ModelError, UserError
+from mqasearch.families import AttentionWeights, Family
+
+RIDGE = 1e-2
+TOKENS_PER_INPUT = 4
+BATCH_TOKENS = 4096
+_LONGEST = 4096
+
+Progress = Callable[[int, int], None]
+
+
+def refit_layers(
+    model: PreTrainedModel,
+    family: Family,
+    merged: Sequence[AttentionWeights],
+    sequences: Sequence[Sequence[int]],
+    *,
+    ridge: float = RIDGE,
+    progress: Progress | None = None,
+) -> list[AttentionWeights]:
+    """Every merged layer with its output projection refitted, each as if it were the only one.
+
+    One pass of the original model: behind each attention module the converted one runs on the same
+    input (the parallel form). The result does not depend on a mask, so it is computed once.
+
+    Args:
+        model: the original; the same when this returns.
+        family: of the model.
+        merged: every layer after merging, layer 0 first.
+        sequences: token ids of calibration texts.
+        ridge: λ as a share of the mean of the diagonal of ZᵀZ.
+        progress: called with (tokens done, tokens in all).
+
+    Raises:
+        UserError: fewer than four tokens per input of the output projection.
+        ModelError: NaN or infinity on the way.
+    """
+    check_tokens(sequences, merged[0])
+    attentions = [family.attention(block) for block in family.blocks(model)]
+    taps = [_Tap(family, attention, w) for attention, w in zip(attentions, merged, strict=True)]
+    sums = [NormalEquations(weights) for weights in merged]
+    with ExitStack() as stack:
+        for tap, each in zip(taps, sums, strict=True):
+            stack.enter_context(tap.behind_the_original(each.add))
+        for batch in calibration_batches(model, sequences, progress):
+            for tap in taps:
+                tap.real = batch.real
+            run_base(model, batch.tokens)
+    return [each.solved(ridge, f"layer {layer}") for layer, each in enumerate(sums)]
+
+
+def refit_sequential(
+    model: PreTrainedModel,
+    family: Family,
+    merged: Mapping[int, AttentionWeights],
+    sequences: Sequence[Sequence[int]],
+    *,
+    ridge: float = RIDGE,
+) -> dict[int, AttentionWeights]:
+    """The converted layers of one mask refitted one after the other.
+
+    A layer's heads read the stream that the converted and refitted layers before it leave; its
+    target is what the original attention says in the original model. Two partial passes a layer.
+
+    Args:
+        model: the original; the same when this returns.
+        family: of the model.
+        merged: layer → weights after merging; other layers stay as they are.
+        sequences, ridge: as ``refit_layers``.
+
+    Raises:
+        UserError, ModelError: as ``refit_layers``.
+    """
+    attentions = [family.attention(block) for block in family.blocks(model)]
+    originals = {layer: family.parameters(attentions[layer]) for layer in merged}
+    refitted: dict[int, AttentionWeights] = {}
+    replaced: dict[int, dict[str, nn.Parameter]] = {}
+
+    def install(parameters: Mapping[int, Mapping[str, nn.Parameter]]) -> None:
+        for layer, each in parameters.items():
+            family.install(attentions[layer], each)
+
+    for layer in sorted(merged):
+        weights = merged[layer]
+        check_tokens(sequences, weights)
+        attention = attentions[layer]
+        n_kv_heads = family.read(attention).n_kv_heads
+        converted = family.stock_parameters(weights, n_kv_heads, originals[layer])
+        tap, sums = _Tap(family, attention, weights), NormalEquations(weights)
+        try:
+            for batch in calibration_batches(model, sequences, None):
+                install(originals)
+                _, wanted = tap.stopping_behind(model, batch.tokens)
+                install(replaced)
+                family.install(attention, converted)
+                heads, _ = tap.stopping_behind(model, batch.tokens)
+                sums.add(heads[batch.real], wanted[batch.real])
+        finally:
+            install(originals)
+        refitted[layer] = sums.solved(ridge, f"layer {layer}")
+        replaced[layer] = family.stock_parameters(refitted[layer], n_kv_heads, originals[layer])
+    return refitted
+
+
+def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights) -> None:
+    """Refuse to fit more numbers than the text determines.
+
+    Raises:
+        UserError: how many tokens are needed, and which key sets their number.
+    """
+    have = sum(map(len, sequences))
+    need = TOKENS_PER_INPUT * weights.n_heads * weights.head_dim
+    if have < need:
+        raise UserError(
+            f"refit needs at least {need:,} calibration tokens and the tasks give {have:,}: set "
+            f"documents.calibration_tokens to {need} or more, add a task, or give the merge "
+            "refit: false"
+        )
+
+
+def calibration_batches(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], progress: Progress | None
+) -> Iterator[TokenBatch]:
+    """Batches on the model's device, none longer than the model has positions for."""
+    longest = min(getattr(model.config, "max_position_embeddings", _LONGEST), _LONGEST)
+    total, done = sum(map(len, sequences)), 0
+    for batch in token_batches(sequences, BATCH_TOKENS, longest):
+        yield batch.to(model.device)
+        done += int(batch.real.sum())
+        if progress is not None:
+            progress(done, total)
+
+
+def run_base(model: PreTrainedModel, tokens: Tensor) -> None:
+    """The model without its head; hooks take what they came for."""
+    with torch.no_grad():
+        model.base_model(input_ids=tokens, use_cache=False)
+
+
+class NormalEquations:
+    """Sums over tokens that decide a layer's output projection, in float64 on the CPU."""
+
+    def __init__(self, weights: AttentionWeights) -> None:
+        """
+        Args:
+            weights: the merged layer; its projection is what the fit is shrunk towards.
+        """
+        self._weights = weights
+        self._has_bias = weights.o_bias is not None
+        inputs = weights.n_heads * weights.head_dim + self._has_bias
+        self._zz = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self._zy = torch.zeros(inputs, len(weights.o), dtype=torch.float64)
+
+    def add(self, heads: Tensor, wanted: Tensor) -> None:
+        """Count tokens: heads' outputs [tokens, n_q · d], wanted outputs [tokens, D]."""
+        heads, wanted = heads.float(), wanted.float()
+        if self._has_bias:
+            heads = torch.cat([heads, heads.new_ones(len(heads), 1)], dim=1)
+        self._zz += (heads.T @ heads).to("cpu", torch.float64)
+        self._zy += (heads.T @ wanted).to("cpu", torch.float64)
+
+    def solved(self, ridge: float, where: str) -> AttentionWeights:
+        """The layer with the projection of least error; only ``o`` and ``o_bias`` are new.
+
+        Raises:
+            ModelError: a sum is NaN or infinite.
+        """
+        if not bool(torch.isfinite(self._zz).all() and torch.isfinite(self._zy).all()):
+            raise not_finite(where)
+        weights = self._weights
+        inputs = weights.n_heads * weights.head_dim
+        present = weights.o.cpu().double().flatten(1, 2).T
+        shrink = torch.zeros(len(self._zz), dtype=torch.float64)
+        shrink[:inputs] = ridge * self._zz.diagonal()[:inputs].mean()
+        if weights.o_bias is not None:
+            present = torch.cat([present, weights.o_bias.cpu().double()[None]])
+        if not bool(shrink[0] > 0):
+            return weights  # heads that say nothing leave nothing to fit
+        solution = torch.linalg.solve(
+            self._zz + shrink.diag(), self._zy + shrink[:, None] * present
+        )
+        output = solution[:inputs].T.reshape(weights.o.shape)
+        return replace(weights, o=output, o_bias=solution[inputs] if self._has_bias else None)
+
+
+def not_finite(where: str) -> ModelError:
+    """The error for calibration that overflowed."""
+    return ModelError(
+        f"{where}: attention gives NaN or infinity on the calibration text; "
+        "load the model in float32 or bfloat16"
+    )
+
+
+class _Stop(Exception):
+    """Nothing behind the layer in hand is needed."""
+
+
+class _Tap:
+    """What goes into and comes out of one layer's output projection."""
+
+    def __init__(self, family: Family, attention: nn.Module, merged: AttentionWeights) -> None:
+        self._family = family
+        self._attention = attention
+        self._output = family.output_projection(attention)
+        self._merged = merged
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self.real: Tensor | None = None
+
+    @contextmanager
+    def behind_the_original(self, use: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+        """After every run of the attention, run the converted one on the same input.
+
+        ``use`` gets the converted heads' outputs and the original's output, real tokens only.
+        """
+        family, attention = self._family, self._attention
+        originals = family.parameters(attention)
+        n_kv_heads = family.read(attention).n_kv_heads
+        converted = family.stock_parameters(self._merged, n_kv_heads, originals)
+
+        def again(module: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
+            _, wanted = self._take()
+            family.install(module, converted)
+            try:
+                module.forward(*args, **kwargs)  # not module(): that would come back here
+            finally:
+                family.install(module, originals)
+            heads, _ = self._take()
+            use(heads[self.real], wanted[self.real])
+
+        hook = attention.register_forward_hook(again, with_kwargs=True)
+        try:
+            with self._listening():
+                yield
+        finally:
+            hook.remove()
+
+    def stopping_behind(self, model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model as far as this layer: its heads' outputs and its output."""
+
+        def stop(*_: Any) -> None:
+            raise _Stop
+
+        hook = self._attention.register_forward_hook(stop)
+        try:
+            with self._listening():
+                run_base(model, tokens)
+        except _Stop:
+            return self._take()
+        finally:
+            hook.remove()
+        raise AssertionError("the model never ran the layer")
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def listen(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self._seen = args[0], output
+
+        hook = self._output.register_forward_hook(listen)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        assert self._seen is not None, "the attention never reached its output projection"
+        seen, self._seen = self._seen, None
+        return seen

@@ -1,0 +1,59 @@
+"""Calibration text in batches of similar length, so that little of it is padding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Rows of tokens, padded at the end. A causal model needs no attention mask for that.
+
+    Attributes:
+        tokens: [rows, length] int64.
+        real: [rows, length] bool, False where a row is padded.
+    """
+
+    tokens: Tensor
+    real: Tensor
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The same batch elsewhere."""
+        return TokenBatch(self.tokens.to(device), self.real.to(device))
+
+
+def token_batches(
+    sequences: Sequence[Sequence[int]], max_tokens: int, max_length: int
+) -> Iterator[TokenBatch]:
+    """Every token of ``sequences`` once, shortest sequences first.
+
+    Args:
+        sequences: token ids.
+        max_tokens: of a batch, padding included; a single longer row is a batch of its own.
+        max_length: longer sequences are cut into pieces.
+    """
+    pieces = [
+        sequence[start : start + max_length]
+        for sequence in sequences
+        for start in range(0, len(sequence), max_length)
+    ]
+    rows: list[Sequence[int]] = []
+    for piece in sorted(pieces, key=len):
+        if rows and len(piece) * (len(rows) + 1) > max_tokens:
+            yield _padded(rows)
+            rows = []
+        rows.append(piece)
+    if rows:
+        yield _padded(rows)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    length = max(len(row) for row in rows)
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    real = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+        real[index, : len(row)] = True
+    return TokenBatch(tokens, real)
