@@ -15,8 +15,10 @@ from math import ceil
 
 Tokens = tuple[int, ...]
 
-ROW_TOKENS = 256
-"""Rows are filled to about this length: longer ones waste attention on unrelated neighbours."""
+ROW_TOKENS = 512
+"""Rows are filled to about this length. Longer ones waste attention on unrelated neighbours,
+shorter ones share less and leave more padding: 512 runs 2 % fewer tokens of HellaSwag than 256, in
+equal time."""
 
 PREFIX_SHARE = 3
 """A row may grow to this many times the beginning that its sequences share, so that at most a
