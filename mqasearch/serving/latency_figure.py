@@ -45,7 +45,9 @@ def figure_of(report: Report) -> go.Figure:
         panels.bytes(2, 1, lambda row: row.kv_bytes_measured, lambda row: row.kv_bytes_counted)
         panels.bytes(2, 2, lambda row: row.peak_bytes, lambda row: row.peak_bound)
     counts = [variant.n_converted for variant in report.variants]
-    figure.update_xaxes(title_text="converted layers", tickvals=counts, gridcolor=_GRID)
+    figure.update_xaxes(
+        title_text="converted layers", tickvals=counts, gridcolor=_GRID, zeroline=False
+    )
     figure.update_yaxes(type="log", gridcolor=_GRID, exponentformat="none", automargin=True)
     machine = report.machine
     figure.update_layout(
