@@ -1,17 +1,25 @@
 """From a spec to a scorer: the model loaded once, calibrated once, every layer merged once."""
 
+import logging
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mqasearch.conversion import ConvertibleModel, merge_of
-from mqasearch.errors import ModelError
+from mqasearch.conversion import ConvertibleModel, Merge, Statistics, calibrate, merge_of
+from mqasearch.errors import MaskError, ModelError
+from mqasearch.evaluation.calibration import calibration_tokens
 from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import ModelShape
-from mqasearch.models import check_name, load_model, load_shape
+from mqasearch.models import LoadedModel, check_name, load_model, load_shape
+from mqasearch.score import TaskSpec
 from mqasearch.spec import StudySpec
+
+logger = logging.getLogger(__name__)
 
 _FAKE = re.compile(r"fake(?::(?P<layers>[1-9][0-9]{0,3})(?::(?P<seconds>[0-9]+(\.[0-9]+)?))?)?")
 
@@ -72,10 +80,11 @@ def model_shape(spec: StudySpec) -> ModelShape:
 
 
 def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
-    """Load the model and make its scorer.
+    """Load the model, calibrate it where the merge reads that, and make its scorer.
 
     Raises:
         ModelError: no such model or device, or a model that cannot be converted.
+        UserError: too little calibration text.
         AssetError: offline data cannot be fetched.
     """
     if (fake := _fake(spec.model.name)) is not None:
@@ -90,8 +99,19 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
     )
     family = family_of(loaded.model.config.model_type)
     merge = merge_of(spec.merge.name, **spec.merge.parameters)
-    convertible = ConvertibleModel(loaded.model, family, merge)
-    scorer = SharedPrefixScorer(convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype)
+    library = TaskLibrary()
+    statistics = None
+    if merge.reads_calibration:
+        text = CalibrationText(
+            tuple(TaskSpec(task.name, num_fewshot=task.num_fewshot) for task in spec.tasks),
+            spec.documents.calibration_tokens,
+            spec.documents.seed,
+        )
+        statistics = _calibrated(loaded, merge, text, (spec.target_kv_heads,), library)
+    convertible = ConvertibleModel(loaded.model, family, merge, statistics)
+    scorer = SharedPrefixScorer(
+        convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype, library=library
+    )
     return Scoring(
         scorer=scorer,
         fingerprint=loaded.fingerprint,
@@ -99,6 +119,83 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         merge=convertible.merge_name,
         calibration=convertible.calibration,
         device=str(loaded.device),
+    )
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Which texts a model is calibrated on; the same words give the same tokens.
+
+    Attributes:
+        tasks: benchmarks, with their examples in the prompt.
+        n_tokens: at most.
+        seed: of the order of the documents.
+    """
+
+    tasks: Sequence[TaskSpec]
+    n_tokens: int
+    seed: int
+
+
+def calibrate_for_mask(loaded: LoadedModel, document: Mapping[str, Any]) -> Statistics | None:
+    """The calibration that a mask JSON names, computed again or taken from the cache.
+
+    Args:
+        loaded: the mask's model, nothing converted.
+        document: as ``read_mask`` returns it.
+
+    Returns:
+        None where the mask's merge reads no calibration.
+
+    Raises:
+        MaskError: the merge needs a calibration that the mask does not describe.
+        ModelError, UserError, AssetError: as ``open_scoring``.
+    """
+    merge = merge_of(**document["merge"])
+    described = document.get("calibration") or {}
+    if not merge.reads_calibration or (not described and not merge.needs_calibration):
+        return None
+    if missing := [key for key in ("tasks", "n_tokens", "seed") if key not in described]:
+        raise MaskError(
+            f"merge {merge.name!r} needs calibration, and the mask's calibration has no "
+            f"{missing[0]!r}; export the mask from its study again, or give calibration "
+            "{digest, tasks, n_tokens, seed}"
+        )
+    text = CalibrationText(
+        tuple(
+            TaskSpec(task["name"], num_fewshot=task["num_fewshot"]) for task in described["tasks"]
+        ),
+        described["n_tokens"],
+        described["seed"],
+    )
+    targets = set(document["kv_heads"]) - {loaded.shape.n_kv_heads}
+    statistics = _calibrated(loaded, merge, text, targets, TaskLibrary())
+    if statistics.digest != described.get("digest"):
+        logger.warning(
+            "the calibration is not the one that the mask was scored with: model, tokenizer or "
+            "benchmark data have changed since"
+        )
+    return statistics
+
+
+def _calibrated(
+    loaded: LoadedModel,
+    merge: Merge,
+    text: CalibrationText,
+    targets: Iterable[int],
+    library: TaskLibrary,
+) -> Statistics:
+    sequences = calibration_tokens(
+        loaded.tokenizer, text.tasks, text.n_tokens, seed=text.seed, library=library
+    )
+    logger.info("calibrating on %s tokens", f"{sum(map(len, sequences)):,}")
+    return calibrate(
+        loaded.model,
+        family_of(loaded.model.config.model_type),
+        sequences,
+        merge,
+        targets=targets,
+        fingerprint=loaded.fingerprint,
     )
 
 

@@ -77,11 +77,8 @@ def convert_checkpoint(
         UserError: no room on the disk, or a folder that is in use or cannot be written.
     """
     model = loaded.model
-    model_type = model.config.model_type
-    family = family_of(model_type)
-    written = format_of(format, model_type)
-    if isinstance(mask, Mapping):
-        check_model(mask, loaded.shape, loaded.fingerprint)
+    family = family_of(model.config.model_type)
+    written = check_request(mask, loaded, out_dir, format)
     convertible = ConvertibleModel(model, family, merge or _merge_of(mask), statistics)
     kv_heads: KVHeads = tuple(mask["kv_heads"]) if isinstance(mask, Mapping) else tuple(mask)
     convertible.check(kv_heads)
@@ -102,6 +99,24 @@ def convert_checkpoint(
         for name, text in _texts(written, model, convertible.shape, document).items():
             (folder / name).write_text(text, encoding="utf-8")
     return Checkpoint(out_dir, written.name, kv_heads, total)
+
+
+def check_request(
+    mask: Mapping[str, Any] | KVHeads, loaded: LoadedModel, out_dir: Path, format: str
+) -> Format:
+    """What of a conversion can be refused before anything is calibrated or merged.
+
+    Returns:
+        The format of that name.
+
+    Raises:
+        UnknownNameError, ModelError, MaskError, UserError: as ``convert_checkpoint``.
+    """
+    written = format_of(format, loaded.model.config.model_type)
+    if isinstance(mask, Mapping):
+        check_model(mask, loaded.shape, loaded.fingerprint)
+    check_output(out_dir, _SMALL_FILES_BYTES)
+    return written
 
 
 class _Writing:
@@ -178,10 +193,11 @@ def _document(
 ) -> dict[str, Any]:
     """The mask JSON that goes along; evidence only if it was measured on these very weights."""
     merge = {"name": convertible.merge.name, **convertible.merge.parameters}
-    calibration = convertible.calibration or None
+    digest = convertible.calibration
+    calibration = {"digest": digest} if digest else None
     if isinstance(mask, Mapping):
         same = _merge_of(mask).digest == convertible.merge_name
-        if same and mask.get("calibration") == calibration:
+        if same and (mask.get("calibration") or {}).get("digest", "") == digest:
             return dict(mask)
         evidence = ("scores", "baseline", "delta")
         kept = {key: value for key, value in mask.items() if key not in evidence}

@@ -17,6 +17,7 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.compare import FinishedTrial, best_trial, finished
 from mqasearch.serving.mask_json import SCHEMA_VERSION
+from mqasearch.spec import StudySpec
 
 
 def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
             "n_kv_heads": shape.n_kv_heads,
         },
         "merge": spec.merge.model_dump(mode="json"),
-        "calibration": (model.calibration if model else None) or None,
+        "calibration": _calibration(model.calibration if model else "", spec),
         **_layers(best.facts, shape, spec.target_kv_heads),
         "budget": spec.budget[0].model_dump(mode="json", exclude_none=True),
         "kv_bytes_per_token": {
@@ -90,6 +91,18 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         },
         "versions": facts.versions,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _calibration(digest: str, spec: StudySpec) -> dict[str, Any] | None:
+    """What it takes to calibrate again: the texts, and the digest of what came of them."""
+    if not digest:
+        return None
+    return {
+        "digest": digest,
+        "tasks": [{"name": task.name, "num_fewshot": task.num_fewshot} for task in spec.tasks],
+        "n_tokens": spec.documents.calibration_tokens,
+        "seed": spec.documents.seed,
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mqasearch.errors import MaskError, StorageError
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.score import Documents, TaskSpec
+from mqasearch.search.attributes import MODEL_KEY, model_facts
 from mqasearch.search.compare import compare
 from mqasearch.search.create import create_studies
 from mqasearch.search.storage import Storage
@@ -132,3 +134,26 @@ def test_a_mask_in_a_file_of_its_own_reads_back(masks: Path, tmp_path: Path) -> 
     assert read_mask(tmp_path / "one.json") == document
     mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
     assert tuple(document["kv_heads"]) == mask.kv_heads(SCORER.shape)
+
+
+def test_a_mask_of_a_calibrated_study_says_how_to_calibrate_again(tmp_path: Path) -> None:
+    opened = storage_in(tmp_path)
+    merge, documents = {"name": "aligned"}, {"search": 40, "calibration_tokens": 500, "seed": 7}
+    spec = spec_of(merge=merge, documents=documents, selectors=["sensitivity"])
+    run_study(opened, spec, SCORER)
+    for study in studies_of(opened):
+        facts = model_facts(study.user_attrs)
+        assert facts is not None
+        study.set_user_attr(MODEL_KEY, asdict(replace(facts, calibration="c" * 64)))
+
+    write_masks(export("s", studies_of(opened)), tmp_path / "masks.json")
+
+    mask = read_mask(tmp_path / "masks.json")
+    assert mask["merge"] == merge
+    assert mask["calibration"] == {
+        "digest": "c" * 64,
+        "tasks": [{"name": "hellaswag", "num_fewshot": 0}],
+        "n_tokens": 500,
+        "seed": 7,
+    }
+    opened.close()

@@ -1,0 +1,147 @@
+"""Aligned and refitted weights in checkpoints (merging.md, law 9), and the command that writes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from mqasearch import cli
+from mqasearch.conversion import ConvertibleModel, calibrate, merge_of
+from mqasearch.evaluation.prepared import TaskLibrary
+from mqasearch.families import family_of
+from mqasearch.models import LoadedModel
+from mqasearch.search import scoring
+from mqasearch.serving.convert import convert_checkpoint
+from mqasearch.serving.mask_json import read_mask
+from tests.conversion.calibrated import texts
+from tests.evaluation.small_tasks import load_small, small_tokenizer
+from tests.tiny import MODEL_TYPES, logits, tiny_model, tiny_tokens
+
+ALIGNED = merge_of("aligned")
+TOKENS = tiny_tokens()
+CALIBRATION = {
+    "tasks": [{"name": "choice", "num_fewshot": 0}, {"name": "rolling", "num_fewshot": 0}],
+    "n_tokens": 200,
+    "seed": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of calibrations, and of the Python files that transformers imports."""
+    monkeypatch.setenv("MQASEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in (transformers.dynamic_module_utils, transformers.utils.hub):
+        monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_law_9_masked_compact_and_expanded_models_are_the_same_model(
+    model_type: str, tmp_path: Path
+) -> None:
+    model, family, kv_heads = tiny_model(model_type), family_of(model_type), (1, 4, 2)
+    statistics = calibrate(model, family, texts(40), ALIGNED, targets=(1, 2))
+    with ConvertibleModel(model, family, ALIGNED, statistics).converted(kv_heads):
+        expected = logits(model, TOKENS)
+    cpu = torch.device("cpu")
+    loaded = LoadedModel(model, small_tokenizer(), "tiny", "0" * 64, cpu, model.dtype)
+    for name in ("hf", "expanded"):
+        written = convert_checkpoint(
+            kv_heads, loaded, tmp_path / name, format=name, merge=ALIGNED, statistics=statistics
+        )
+        found = logits(load(written.folder), TOKENS)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        document = read_mask(tmp_path / name / "mask.json")
+        assert document["calibration"] == {"digest": statistics.digest}
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mqasearch", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture
+def mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mask of a calibrated study on a tiny model, with its scores."""
+    monkeypatch.setattr(scoring, "TaskLibrary", lambda: TaskLibrary(load_small))
+    model = tiny_model("gpt_neox")
+    model.save_pretrained(tmp_path / "model")
+    small_tokenizer().save_pretrained(tmp_path / "model")
+    loaded = scoring.load_model(str(tmp_path / "model"), device="cpu", dtype="float32")
+    convert_checkpoint((1, 4, 2), loaded, tmp_path / "plain")
+    document = read_mask(tmp_path / "plain" / "mask.json")
+    document |= {"merge": {"name": "aligned"}, "calibration": CALIBRATION | {"digest": ""}}
+    statistics = scoring.calibrate_for_mask(loaded, document)
+    assert statistics is not None
+    document["calibration"]["digest"] = statistics.digest
+    document["scores"] = {"choice": {"acc": {"value": 0.5, "split": "search"}}}
+    (tmp_path / "mask.json").write_text(json.dumps(document))
+    return tmp_path / "mask.json"
+
+
+@pytest.mark.parametrize("name", ["hf", "expanded"])
+def test_the_command_writes_the_model_that_was_scored(
+    name: str,
+    mask: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded = scoring.load_model(str(tmp_path / "model"), device="cpu", dtype="float32")
+    statistics = scoring.calibrate_for_mask(loaded, read_mask(mask))
+    convertible = ConvertibleModel(loaded.model, family_of("gpt_neox"), ALIGNED, statistics)
+    with convertible.converted((1, 4, 2)):
+        expected = logits(loaded.model, TOKENS)
+
+    code = command(
+        monkeypatch, "convert", mask, tmp_path / "out", "--format", name, "--dtype", "float32"
+    )
+
+    assert code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'out'}: {name}, ")
+    assert "WARNING" not in err
+    found = logits(load(tmp_path / "out"), TOKENS)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert json.loads((tmp_path / "out" / "mask.json").read_text()) == json.loads(mask.read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.json", "out"], "missing.json: no such file"),
+        (["mask.json", "out", "--format", "expended"], "did you mean 'expanded'"),
+        (["mask.json", "model"], "model"),
+        (["mask.json", "out", "--model", "./nowhere"], "./nowhere"),
+        (["mask.json"], "OUT_DIR"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str],
+    message: str,
+    mask: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "convert", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
