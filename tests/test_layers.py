@@ -16,7 +16,7 @@ FLOORS = (
     ("conversion", "samplers", "results"),
     ("evaluation",),
     ("search",),
-    ("dashboard", "report", "serving"),
+    ("dashboard", "launch", "report", "serving"),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from mqasearch import __version__
-from mqasearch.cli import convert, latency, listing, serving, study
+from mqasearch.cli import convert, latency, launch, listing, serving, study
 from mqasearch.errors import MqasearchError, UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 study.register(app)
 serving.register(app)
 convert.register(app)
+launch.register(app)
 latency.register(app)
 listing.register(app)
 

@@ -25,6 +25,16 @@ Storage = Annotated[
         show_envvar=True,
     ),
 ]
+GivenStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="OPTUNA_STORAGE",
+        help=f"Database URL. Default: {DEFAULT_STORAGE} for one worker, an embedded PostgreSQL in "
+        "mqasearch.pg for several.",
+        show_envvar=True,
+    ),
+]
 StudyName = Annotated[
     str,
     typer.Option("--study-name", help="A comparison, or one of its selectors as NAME.SELECTOR."),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mqasearch.cli.launch import serve
 from mqasearch.cli.options import DEFAULT_STORAGE, Storage
 
 
@@ -13,6 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command()(dashboard)
     database = typer.Typer(help="The database's schema.", no_args_is_help=True)
     database.command("upgrade")(upgrade)
+    database.command("serve")(serve)
     app.add_typer(database, name="db")
 
 

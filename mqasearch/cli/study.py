@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mqasearch.cli.launch import Workers
 from mqasearch.cli.options import (
     DEFAULT_STORAGE,
     Device,
     Format,
+    GivenStorage,
     OutputFormat,
     Storage,
     StudyFile,
@@ -43,11 +45,13 @@ def demo(
 
 def run(
     study: StudyFile,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: GivenStorage = None,
     device: Device = "auto",
     output_dir: Annotated[Path, typer.Option(help="Where masks.json goes.")] = Path("."),
+    workers: Workers = None,
 ) -> None:
     """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
+    from mqasearch.cli.launch import database, default_workers, work_together
     from mqasearch.cli.progress import Progress
     from mqasearch.search.names import known_names
     from mqasearch.search.run import create as create_all
@@ -57,16 +61,22 @@ def run(
     from mqasearch.spec import load_spec
 
     spec = load_spec(study, known_names())
-    opened = _open(storage)
-    create_all(opened, spec)
-    with Progress() as progress:
-        work(opened, spec.name, device=device, watcher=progress.watcher)
-    for name in spec.comparisons():
-        target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
-        studies = _print_comparison(storage, name, Format.TABLE)
-        write_masks(export_masks(name, studies), target)
-        print(f"masks: {target}")
-    _print_next_steps(opened.url_hidden, spec.name)
+    n_workers = workers or default_workers(device)
+    with database(storage, spec.name, n_workers) as place:
+        opened = _open(place.url)
+        create_all(opened, spec)
+        if n_workers == 1:
+            with Progress() as progress:
+                work(opened, spec.name, device=device, watcher=progress.watcher)
+        else:
+            work_together(place, spec.name, device, n_workers)
+        for name in spec.comparisons():
+            target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
+            studies = _print_comparison(place.url, name, Format.TABLE)
+            write_masks(export_masks(name, studies), target)
+            print(f"masks: {target}")
+        if not place.held:  # what is held ends with this run
+            _print_next_steps(opened.url_hidden, spec.name)
 
 
 def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:

@@ -1,0 +1,1 @@
+"""Many workers at once: processes of one machine, Ray, Slurm, Kubernetes."""

@@ -1,0 +1,91 @@
+"""What is launched: N equal workers of one study, and on what they may run."""
+
+import re
+from dataclasses import dataclass
+
+from sqlalchemy import URL
+
+from mqasearch.errors import StorageError, UnknownNameError, UserError
+from mqasearch.search.storage_url import hidden, parse
+
+ENGINES = ("ray", "slurm", "kubernetes")
+
+_CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d)", re.ASCII)
+_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1|/.*")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """N equal workers.
+
+    Attributes:
+        study: what they work on, as ``mqasearch worker --study-name`` takes it.
+        n_workers: how many.
+        gpus: of each worker; with none it runs on the CPU.
+        cpus: cores of each worker.
+        memory: GiB of each worker; None leaves it to the engine.
+        seconds: the longest that they may run; None leaves it to the engine.
+    """
+
+    study: str
+    n_workers: int
+    gpus: int = 0
+    cpus: int = 1
+    memory: int | None = None
+    seconds: int | None = None
+
+    @property
+    def device(self) -> str:
+        """An engine shows each worker its own devices only, so the first one is its own."""
+        return "cuda:0" if self.gpus else "cpu"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of the command line; the database's URL comes from the environment."""
+        return ("worker", f"--study-name={self.study}", f"--device={self.device}")
+
+
+def check_engine(name: str) -> None:
+    """Raises UnknownNameError unless it is one of ``ENGINES``."""
+    if name not in ENGINES:
+        raise UnknownNameError("engine", name, ENGINES, "one machine needs none: mqasearch run")
+
+
+def check_shared(url: str, engine: str) -> URL:
+    """The URL, of a database that many machines can reach.
+
+    Raises:
+        StorageError: the URL does not parse, or is SQLite's.
+    """
+    parsed = parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        raise StorageError(
+            f"{hidden(parsed)} is a file, and workers on {engine} run on many machines; use "
+            "PostgreSQL: --storage postgresql://USER@HOST/NAME"
+        )
+    return parsed
+
+
+def only_here(url: URL) -> bool:
+    """Whether the URL says something else on every machine: loopback, or a socket."""
+    host = url.host or url.query.get("host") or "localhost"
+    return isinstance(host, str) and _LOOPBACK.fullmatch(host) is not None
+
+
+def seconds_of(time: str) -> int:
+    """``90m``, ``4h``, ``2d``, or ``[DAYS-]HOURS:MINUTES:SECONDS`` as Slurm writes it.
+
+    Raises:
+        UserError: something else, or no time at all.
+    """
+    if clock := _CLOCK.fullmatch(time):
+        days, hours, minutes, seconds = (int(clock[part] or 0) for part in "dhms")
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    elif short := re.fullmatch(r"(\d+)([mhd])", time, re.ASCII):
+        total = int(short[1]) * _UNITS[short[2]]
+    else:
+        total = 0
+    if not total:
+        raise UserError(f"--time {time!r}: write 90m, 4h, 2d or [DAYS-]HOURS:MINUTES:SECONDS")
+    return total

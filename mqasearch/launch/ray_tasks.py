@@ -1,0 +1,143 @@
+"""Workers as Ray tasks, one each, on the cluster that ``RAY_ADDRESS`` names or that runs here.
+
+Ray starts a task again on another node when its process or its node dies. The database's URL is
+an argument of the task: unlike a runtime environment, arguments are not shown by Ray's dashboard.
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from mqasearch.errors import MqasearchError, UserError
+from mqasearch.launch.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3
+STOP_SECONDS = 30.0
+"""For workers to give back the trials in hand, before they are killed."""
+
+Work = Callable[[str, Fleet], None]
+"""A worker's whole life, from the database's URL. Ray pickles it by its name, so it has to be at
+the top of a module that every node has."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A deliberate error of a worker; as words, since not every exception can be pickled."""
+
+    words: str
+    bad_input: bool
+
+
+def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
+    """Run the fleet's workers and wait until all have ended.
+
+    An interrupt is passed on to them.
+
+    Args:
+        fleet: how many, and what each needs.
+        url: of the database.
+        work: what each worker does.
+
+    Raises:
+        UserError: no cluster is running; or every worker refused its input, with the first one's
+            reason.
+        MqasearchError: none ended well.
+    """
+    with _cluster():
+        _warn_of_waiting(fleet)
+        worker = ray.remote(_live).options(max_calls=1, max_retries=RESTARTS, **resources(fleet))
+        tasks = [
+            worker.options(name=f"{fleet.study} worker {index}").remote(work, url, fleet)
+            for index in range(fleet.n_workers)
+        ]
+        try:
+            refusals = [refusal for refusal in _results(tasks) if refusal is not None]
+        except BaseException:
+            _cancel(tasks)
+            raise
+    if len(refusals) == len(tasks):
+        error = UserError if all(refusal.bad_input for refusal in refusals) else MqasearchError
+        raise error(refusals[0].words)
+
+
+def resources(fleet: Fleet) -> dict[str, int]:
+    """What Ray keeps free for each worker; Ray divides the CPU threads by it."""
+    needed = {"num_cpus": fleet.cpus, "num_gpus": fleet.gpus}
+    return needed if fleet.memory is None else {**needed, "memory": fleet.memory * 2**30}
+
+
+def _live(work: Work, url: str, fleet: Fleet) -> _Refusal | None:
+    """In the task."""
+    try:
+        work(url, fleet)
+    except MqasearchError as error:
+        return _Refusal(str(error), isinstance(error, UserError))
+    return None
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """Connected for the length of the block. Signals stay with whoever handles them now."""
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(address="auto", logging_level=logging.WARNING)
+    except (ConnectionError, RayError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster: {said}; start one with `ray start --head`, or set RAY_ADDRESS"
+        ) from None
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _warn_of_waiting(fleet: Fleet) -> None:
+    """A task that fits nowhere waits for a node that it fits, silently and perhaps for ever."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, needed in (("CPU", fleet.cpus), ("GPU", fleet.gpus)):
+        have = there.get(name, 0)
+        if needed * fleet.n_workers > have:
+            log.warning(
+                "the Ray cluster has %g %s(s), %d worker(s) need %d each: some wait for more",
+                have,
+                name,
+                fleet.n_workers,
+                needed,
+            )
+
+
+def _results(tasks: Sequence[Any]) -> Iterator[_Refusal | None]:
+    """What became of each worker, as they end."""
+    left = list(tasks)
+    while left:
+        (done,), left = ray.wait(left, num_returns=1)
+        try:
+            refusal: _Refusal | None = ray.get(done)
+        except RayError as error:
+            refusal = _Refusal(f"a worker died: {str(error).strip().splitlines()[-1]}", False)
+        if refusal is not None:
+            log.warning("%s; %d worker(s) left", refusal.words, len(left))
+        yield refusal
+
+
+def _cancel(tasks: Sequence[Any]) -> None:
+    """As Ctrl-C would; then for good."""
+    for task in tasks:
+        ray.cancel(task)
+    _, left = ray.wait(list(tasks), num_returns=len(tasks), timeout=STOP_SECONDS)
+    for task in left:
+        ray.cancel(task, force=True)

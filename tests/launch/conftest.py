@@ -1,0 +1,61 @@
+"""The command line in this process; a study in a fresh PostgreSQL."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from launching import STUDY, Mqasearch
+
+from mqasearch import cli
+from mqasearch.search.run import create
+from mqasearch.search.storage import open_storage
+from mqasearch.spec import parse_spec
+
+# Ray reads these once, when it is imported: its servers listen on loopback only, and nothing is
+# written into, or sent from, the home folder.
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_TOKEN": "0" * 64,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def mqasearch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
+) -> Mqasearch:
+    """Runs a command line as the console script would: exit code, stdout, stderr."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def study_url(postgres_url: str) -> str:
+    """A PostgreSQL with the study ``demo`` in it; its URL has a password, which must not leak."""
+    url = postgres_url.replace("postgres@", "postgres:canary@")
+    with contextlib.closing(open_storage(url)) as storage:
+        create(storage, parse_spec(STUDY | {"model": "fake:8:0.05"}, "study.yaml"))
+    return url
