@@ -96,7 +96,13 @@ def work_with(
         agree_on_model(selection.study, mine)
     presence = Presence(storage.engine, storage.patience, scoring.device, versions())
     store = ScoreStore(storage.engine, storage.patience)
-    claims = Claims(storage.engine, store, storage.patience, worker=presence.worker)
+    claims = Claims(
+        storage.engine,
+        store,
+        storage.patience,
+        worker=presence.worker,
+        lease_seconds=storage.grace,
+    )
 
     def turn_in(study: optuna.Study) -> Turn:
         return Turn(storage.engine, storage.patience, claims, study._study_id)

@@ -18,6 +18,7 @@ Parameters at once
     own cache promises no more: what precedes a change of state is written before it.
 """
 
+import logging
 import math
 import threading
 import time
@@ -40,11 +41,14 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from mqasearch.errors import StorageError
 from mqasearch.results import Patience
 from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
 from mqasearch.results.reading import reading
 from mqasearch.search.storage_patient import PatientStorage, patiently
+
+logger = logging.getLogger(__name__)
 
 Parameters = dict[str, tuple[float, BaseDistribution]]
 """Name → Optuna's internal value (for a categorical parameter the index of the choice)."""
@@ -88,9 +92,12 @@ class SharedStorage(PatientStorage):
         """As Optuna's, from a thread of its own. Whatever is kept back goes with it."""
         if trial_id in self._fresh:
             self._fresh.discard(trial_id)
-        else:
+            return
+        try:
             self.flush()
             self.patience(lambda: RDBStorage.record_heartbeat(self, trial_id))
+        except StorageError:  # the trial's own thread meets it too; the next beat tries again
+            logger.debug("no heartbeat of trial %d: the database is away", trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Optuna asks before every trial; once in a while is enough.

@@ -10,7 +10,7 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from mqasearch.errors import ScoreError
+from mqasearch.errors import ScoreError, StorageError
 from mqasearch.samplers import INVALID_KEY, Outlook
 from mqasearch.search.claims_turn import Turn
 from mqasearch.search.evaluator import Evaluator
@@ -65,10 +65,10 @@ class Worker:
             The number of trials this worker ran.
         """
         started = busy = time.monotonic()
-        for selection in self.selections:
-            fail_stale_trials(selection.study)
         while n_trials is None or self.n_done < n_trials:
             now = time.monotonic()
+            for selection in self.selections:  # while all wait for a worker that died, nobody asks
+                fail_stale_trials(selection.study)
             if timeout is not None and now - started >= timeout:
                 break
             outlook = self._round()
@@ -107,12 +107,15 @@ class Worker:
         study = selection.study
         objective = Objective(selection.facts, self.evaluator, on_mask=turn.end)
         running: list[optuna.Trial] = []
+        faults: list[Exception] = []
 
         def tracked(trial: optuna.Trial) -> float:
             running.append(trial)
             self.presence.start_trial(study.study_name, trial.number)
             try:
                 return objective(trial)
+            except (optuna.TrialPruned, UpdateFinishedTrialError):
+                raise
             except ScoreError as error:
                 log.warning("%s trial %d failed: %s", study.study_name, trial.number, error)
                 raise
@@ -120,13 +123,19 @@ class Worker:
                 trial.set_user_attr(INVALID_KEY, "out of memory")
                 log.warning("%s trial %d: %s", study.study_name, trial.number, error)
                 raise
+            except Exception as error:
+                faults.append(error)
+                raise
 
         done = False
         try:
             study.optimize(tracked, n_trials=1, catch=(ScoreError, torch.OutOfMemoryError))
             done = True
-        except (AssertionError, UpdateFinishedTrialError) as error:
-            if not running or not _was_given_away(study, running[0]):
+        except UnboundLocalError as error:
+            # Optuna's own, when the database is away for good at the end of a trial.
+            raise _storage_error(error) or error from None
+        except (AssertionError, ValueError, UpdateFinishedTrialError) as error:
+            if faults or not running or not _was_given_away(study, running[0]):
                 raise
             log.warning("this worker was silent for too long, its trial is another's: %s", error)
         except (KeyboardInterrupt, SystemExit):
@@ -142,6 +151,14 @@ class Worker:
 def _was_given_away(study: optuna.Study, trial: optuna.Trial) -> bool:
     """Whether somebody failed the trial meanwhile, as Optuna does after the grace period."""
     return study.get_trials(deepcopy=False)[trial.number].state == TrialState.FAIL
+
+
+def _storage_error(error: BaseException) -> StorageError | None:
+    """The fault of the database that led to ``error``."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, StorageError):
+        cause = cause.__context__
+    return cause
 
 
 def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
