@@ -40,8 +40,8 @@ class SmallTask(ConfigurableTask):  # type: ignore[misc]
 
 
 def small_task(kind: str, *, n_documents: int = 12, seed: int = 0, name: str | None = None) -> Task:
-    """A task of ``kind``: choice, word (loglikelihood), rolling, generate, contexts (the choices
-    are in the context, as in winogrande)."""
+    """A task of ``kind``: choice, long (choice beyond the model's length), word (loglikelihood),
+    rolling, generate, contexts (the choices are in the context, as in winogrande)."""
     rng = random.Random(f"{kind}{seed}")
     make, config = _KINDS[kind]
     documents = [{"number": number, **make(rng)} for number in range(n_documents)]
@@ -68,6 +68,10 @@ def _choice(rng: random.Random) -> dict[str, Any]:
     return {"text": words(rng, 3, 25), "choices": choices, "gold": rng.randrange(len(choices))}
 
 
+def _long(rng: random.Random) -> dict[str, Any]:
+    return {**_choice(rng), "text": words(rng, 110, 200)}
+
+
 def _word(rng: random.Random) -> dict[str, Any]:
     return {"text": words(rng, 3, 25), "target": words(rng, 1, 2)}
 
@@ -82,17 +86,17 @@ def _blank(rng: random.Random) -> dict[str, Any]:
     return {"starts": starts, "rest": words(rng, 2, 6), "gold": rng.randrange(2)}
 
 
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "text",
+    "doc_to_target": "gold",
+    "doc_to_choice": "choices",
+    "metric_list": [{"metric": "acc", **_MEAN}, {"metric": "acc_norm", **_MEAN}],
+}
+
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "choice": (
-        _choice,
-        {
-            "output_type": "multiple_choice",
-            "doc_to_text": "text",
-            "doc_to_target": "gold",
-            "doc_to_choice": "choices",
-            "metric_list": [{"metric": "acc", **_MEAN}, {"metric": "acc_norm", **_MEAN}],
-        },
-    ),
+    "choice": (_choice, _CHOICE),
+    "long": (_long, _CHOICE),
     "word": (
         _word,
         {

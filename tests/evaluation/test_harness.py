@@ -19,7 +19,7 @@ from mqasearch.mask import LayerMask
 from mqasearch.models import load_model
 from mqasearch.score import Documents, TaskSpec
 
-KINDS = ["choice", "word", "rolling", "generate", "contexts"]
+KINDS = ["choice", "long", "word", "rolling", "generate", "contexts"]
 ALL = Documents("full")
 
 
@@ -153,7 +153,7 @@ def test_calibration_texts_are_documents_that_nothing_else_uses() -> None:
     assert 0 < sum(map(len, everything)) < 1_000
 
 
-@pytest.mark.parametrize(("name", "limit"), [("arc_easy", 4), ("winogrande", 6)])
+@pytest.mark.parametrize(("name", "limit"), [("arc_easy", 2), ("winogrande", 4)])
 def test_law_a_real_model_scores_as_stock_lm_eval_says(name: str, limit: int) -> None:
     """Accuracy, acc_norm and every log-likelihood, for several masks, in float32."""
     loaded = load_model("smollm2-135m", device="cpu", dtype="float32")

@@ -21,7 +21,7 @@ from mqasearch.mask import KVHeads
 from mqasearch.models import load_model
 from mqasearch.score import Documents, Score, TaskSpec
 
-KINDS = ["choice", "word", "rolling", "generate", "contexts", "group"]
+KINDS = ["choice", "long", "word", "rolling", "generate", "contexts", "group"]
 ALL = Documents("full")
 LIBRARY = TaskLibrary(load_small)
 
