@@ -1,5 +1,6 @@
 """``latency``: what fewer KV heads are worth in time and memory."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import typer
 
 from mqasearch.cli.options import Device, Format, OutputFormat
 from mqasearch.errors import UserError
+
+log = logging.getLogger("mqasearch")
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +136,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 class _Progress:
-    """A bar on stderr, on a terminal."""
+    """A bar on a terminal, a log line at every tenth of the runs elsewhere."""
 
     def __enter__(self) -> "_Progress":
         from rich.console import Console
@@ -148,5 +151,7 @@ class _Progress:
         self._bars.stop()
 
     def update(self, done: int, total: int) -> None:
-        """Move the bar."""
+        """After every run."""
         self._bars.update(self._task, completed=done, total=total)
+        if self._bars.disable and 10 * done // total > 10 * (done - 1) // total:
+            log.info("latency: %d of %d runs", done, total)
