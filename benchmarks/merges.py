@@ -161,7 +161,8 @@ def _log_probs(loaded: LoadedModel, batch: TokenBatch) -> Tensor:
     batch = batch.to(loaded.device)
     with torch.inference_mode():
         logits = loaded.model(input_ids=batch.tokens, use_cache=False).logits[batch.real]
-        return logits.float().log_softmax(-1)
+        log_probs: Tensor = logits.float().log_softmax(-1)
+    return log_probs
 
 
 def _following(batch: TokenBatch) -> Tensor:
