@@ -1,0 +1,63 @@
+"""A long run in which a random worker is killed every two seconds.
+
+    python benchmarks/soak.py                       2,000 trials, 4 workers, PostgreSQL
+    python benchmarks/soak.py --trials 200 --storage sqlite
+
+Ends with an error if a trial is lost, a score is wrong, or a worker hangs.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import optuna
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from faults.fleet import check, fleet, the_spec
+from postgres import running_postgres
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=2000, help="of the random selector")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
+    parser.add_argument("--storage", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    moments = random.Random(options.seed)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.storage == "postgresql":
+            url = stack.enter_context(running_postgres()).new_database()
+        else:
+            url = f"sqlite:///{folder}/soak.db"
+        spec = the_spec(0.05, options.trials, n_layers=30, budget=5)
+        workers = stack.enter_context(fleet(url, folder, spec=spec))
+        workers.create()
+        workers.start(options.workers)
+        start, n_kills = time.monotonic(), 0
+        while len(workers.alive) == options.workers:
+            time.sleep(options.every)
+            if len(workers.alive) == options.workers:
+                workers.kill(moments.choice(workers.alive))
+                workers.start()
+                n_kills += 1
+        workers.wait(600)
+        check(workers, twice=n_kills)
+        seconds = time.monotonic() - start
+        n_scored = len(workers.scored())
+        twice = n_scored - len(set(workers.scored()))
+    print(
+        f"{options.storage}: {options.trials} random trials and two plans, {n_kills} kills, "
+        f"{seconds:.0f} s: nothing lost, wrong or hanging; {n_scored} scores, {twice} of them twice"
+    )
+
+
+if __name__ == "__main__":
+    main()
