@@ -178,7 +178,7 @@ class StudySpec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     model: Annotated[ModelEntry, _named()]
-    merge: Annotated[MergeEntry, _named()] = MergeEntry(name="mean")
+    merge: Annotated[MergeEntry, _named()] = MergeEntry(name="aligned")
     target_kv_heads: int = Field(default=1, ge=1)
     budget: Annotated[
         list[OneBudget],

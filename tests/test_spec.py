@@ -29,7 +29,7 @@ def test_bare_values_are_accepted_where_a_mapping_is_meant() -> None:
     assert spec.model.name == "smollm2-135m"
     assert spec.budget[0].n_layers == 2
     assert spec.task_specs == (TaskSpec("hellaswag", limit=100),)
-    assert spec.merge.name == "mean"
+    assert spec.merge.name == "aligned"
 
 
 def test_a_stored_spec_reads_back_as_itself() -> None:
