@@ -86,6 +86,7 @@ class HarnessScorer:
         *,
         batch_size: int = 16,
         library: TaskLibrary | None = None,
+        lm: HFLM | None = None,
     ) -> None:
         """
         Args:
@@ -95,15 +96,13 @@ class HarnessScorer:
             dtype: of the weights.
             batch_size: rows that HFLM runs at once.
             library: prepared tasks to share with another scorer.
+            lm: what answers lm-eval's requests, round the same model; None = HFLM.
         """
         self.convertible = convertible
         self.model = fingerprint
         self.dtype = str(dtype).removeprefix("torch.")
         self.library = library or TaskLibrary()
-        self.lm = self._language_model(tokenizer, batch_size)
-
-    def _language_model(self, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
-        return ResidentLM(self.convertible.model, tokenizer, batch_size)
+        self.lm = lm or ResidentLM(convertible.model, tokenizer, batch_size)
 
     @property
     def shape(self) -> ModelShape:

@@ -58,6 +58,7 @@ class SharedPrefixLM(ResidentLM):
         batch_tokens: int | None = None,
         row_tokens: int = ROW_TOKENS,
         state_bytes: int | None = None,
+        state_device: torch.device | None = None,
     ) -> None:
         super().__init__(convertible.model, tokenizer, batch_size)
         self.convertible = convertible
@@ -66,7 +67,9 @@ class SharedPrefixLM(ResidentLM):
         self.batch_tokens = batch_tokens or default_batch_tokens(
             device, convertible.shape.hidden_size, model.dtype.itemsize
         )
-        budget = default_state_budget(device) if state_bytes is None else state_bytes
+        budget = state_bytes
+        if budget is None:
+            budget = default_state_budget(state_device or device)
         self.resumable = ResumableModel(model, convertible.family.blocks(model))
         if budget and not resumes(self.resumable):
             _log.warning("%s: layers cannot be resumed; every mask runs in full", _name(model))
@@ -75,7 +78,7 @@ class SharedPrefixLM(ResidentLM):
         if not self.trees:
             _log.warning("%s: no tree attention; answers run in separate rows", _name(model))
         self.resumable.layer_tokens = 0
-        self.store = StateStore(budget, self.resumable.n_layers)
+        self.store = StateStore(budget, self.resumable.n_layers, state_device)
         self.runner = PlanRunner(self.resumable, self.store, default_logits_bytes(device))
         self._plans: dict[tuple[TokenPair, ...], Plan] = {}
         self._known: dict[tuple[Plan, KVHeads], list[Answer]] = {}
@@ -173,8 +176,6 @@ class SharedPrefixLM(ResidentLM):
 class SharedPrefixScorer(HarnessScorer):
     """Scores masks with lm-eval's answers, several times cheaper than ``HarnessScorer``."""
 
-    lm: SharedPrefixLM
-
     def __init__(
         self,
         convertible: ConvertibleModel,
@@ -187,6 +188,7 @@ class SharedPrefixScorer(HarnessScorer):
         batch_tokens: int | None = None,
         row_tokens: int = ROW_TOKENS,
         state_bytes: int | None = None,
+        state_device: torch.device | None = None,
     ) -> None:
         """
         Args:
@@ -195,21 +197,21 @@ class SharedPrefixScorer(HarnessScorer):
             batch_tokens: tokens at once elsewhere; None = by device and free memory.
             row_tokens: length that rows of short texts are filled to.
             state_bytes: for hidden states kept between masks; 0 = none, None = an eighth of what
-                is free.
+                is free where they are kept (on a CPU at most 2 GiB).
+            state_device: where they are kept; None = on the model's device. The host's memory is
+                larger and slower than a GPU's.
         """
-        self._options = {
-            "batch_tokens": batch_tokens,
-            "row_tokens": row_tokens,
-            "state_bytes": state_bytes,
-        }
-        super().__init__(
-            convertible, tokenizer, fingerprint, dtype, batch_size=batch_size, library=library
+        lm = SharedPrefixLM(
+            convertible,
+            tokenizer,
+            batch_size,
+            batch_tokens=batch_tokens,
+            row_tokens=row_tokens,
+            state_bytes=state_bytes,
+            state_device=state_device,
         )
-
-    def _language_model(
-        self, tokenizer: PreTrainedTokenizerBase, batch_size: int
-    ) -> SharedPrefixLM:
-        return SharedPrefixLM(self.convertible, tokenizer, batch_size, **self._options)  # type: ignore[arg-type]
+        super().__init__(convertible, tokenizer, fingerprint, dtype, library=library, lm=lm)
+        self.lm: SharedPrefixLM = lm
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
