@@ -15,6 +15,7 @@ from mqasearch.errors import StorageError
 from mqasearch.results import Patience, schema
 from mqasearch.results.patience import one_line
 from mqasearch.results.reading import reading
+from mqasearch.results.tables import ClaimRow
 from mqasearch.search.storage_engine import engine_settings
 from mqasearch.search.storage_optuna import SharedStorage
 from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS, requeue
@@ -92,6 +93,8 @@ def open_storage(
                 models.BaseModel.metadata.create_all(first)
                 schema.upgrade(first)  # last: where there is ours, there is Optuna's
             schema.check(first)
+            if not read_only:
+                _check_rights(first, shown)
             shared = _shared_storage(parsed, patience, heartbeat, grace)
     return Storage(shared, shared.engine, patience, shown, heartbeat, grace)
 
@@ -186,6 +189,18 @@ def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
                 )
 
 
+def _check_rights(engine: Engine, shown: str) -> None:
+    if engine.dialect.name != "postgresql":
+        return
+    may_write = text(f"SELECT has_table_privilege('{ClaimRow.__tablename__}', 'INSERT')")
+    with engine.connect() as connection:
+        if not connection.execute(may_write).scalar_one():
+            raise StorageError(
+                f"{shown}: the user {engine.url.username!r} may only read; "
+                "use one with the rights of a worker (dashboards/roles.sql)"
+            )
+
+
 @contextmanager
 def _one_at_a_time(engine: Engine) -> Iterator[None]:
     """One process makes or changes tables. SQLite's write lock does that by itself."""
@@ -219,7 +234,7 @@ def _advice(url: URL, said: str) -> str:
     if "readonly" in said or "read-only" in said:
         return "make it writable, or give another --storage"
     if "permission denied" in said:
-        return "ask for the rights that the README lists for workers"
+        return "ask the owner for the rights in dashboards/roles.sql"
     if sqlite_file(url) is not None:
         return "give another --storage if this is not an SQLite database you may write"
     return "see that the server runs, and that host, port, database, user and password are right"

@@ -1,0 +1,96 @@
+"""The documented roles of PostgreSQL: enough for the work, and no more."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres import Postgres
+from studies_on_fake import run_study, scoring_of, spec_of, studies_of
+
+from mqasearch.errors import StorageError
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.search.compare import compare
+from mqasearch.search.create import create_studies
+from mqasearch.search.run import NO_LIMITS, Watcher, work_with
+from mqasearch.search.selection import find_studies
+from mqasearch.search.storage import open_storage
+
+ROLES = Path(__file__).parents[2] / "dashboards" / "roles.sql"
+SCORER = FakeScorer(5)
+SPEC = spec_of(model="fake:5", selectors=["greedy", {"name": "random", "n_trials": 4}])
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: Postgres) -> str:
+    """A database with a study and the roles, and a login of each kind."""
+    url = postgres_server.new_database()
+    storage = open_storage(url)
+    create_studies(storage.optuna, SPEC, SCORER.shape)
+    storage.close()
+    name = url.rpartition("/")[2]
+    for _ in range(2):  # it may be run again
+        postgres_server.execute(ROLES.read_text(), name)
+    postgres_server.execute("CREATE ROLE worker_1 LOGIN IN ROLE mqasearch_worker")
+    postgres_server.execute("CREATE ROLE viewer_1 LOGIN IN ROLE mqasearch_dashboard")
+    return name
+
+
+def test_a_worker_can_do_its_work(postgres_server: Postgres, database: str) -> None:
+    storage = open_storage(postgres_server.address(database, "worker_1"), create=False)
+    studies = find_studies(storage.optuna, SPEC.name)
+    work_with(scoring_of(SCORER), storage, studies, NO_LIMITS, Watcher())
+    assert [row.confirmed for row in compare(studies_of(storage))]
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine (x int)",
+        "ALTER TABLE mqasearch_score ADD COLUMN x int",
+        "DROP TABLE mqasearch_score",
+        "UPDATE mqasearch_score SET seconds = 0",
+        "DELETE FROM mqasearch_score",
+        "DELETE FROM trials",
+        "DELETE FROM studies",
+        "UPDATE studies SET study_name = 'mine'",
+        "INSERT INTO studies (study_name) VALUES ('mine')",
+        "UPDATE mqasearch_alembic_version SET version_num = '0'",
+        "UPDATE alembic_version SET version_num = '0'",
+    ],
+)
+def test_a_worker_can_do_nothing_else(
+    postgres_server: Postgres, database: str, statement: str
+) -> None:
+    with (
+        psycopg.connect(postgres_server.address(database, "worker_1")) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement)
+
+
+def test_a_dashboard_reads_everything_and_writes_nothing(
+    postgres_server: Postgres, database: str
+) -> None:
+    owner = open_storage(postgres_server.address(database))
+    run_study(owner, SPEC, SCORER)
+    url = postgres_server.address(database, "viewer_1")
+    viewer = open_storage(url, read_only=True)
+    assert compare(studies_of(viewer)) == compare(studies_of(owner))
+    owner.close()
+    viewer.close()
+    tables = postgres_server.execute(
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database
+    )
+    for (table,) in tables:
+        with psycopg.connect(url) as connection:
+            connection.execute(f"SELECT * FROM {table}")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"DELETE FROM {table}")
+
+
+def test_whoever_may_only_read_is_told_so_at_the_start(
+    postgres_server: Postgres, database: str
+) -> None:
+    with pytest.raises(StorageError, match=r"viewer_1.* may only read"):
+        open_storage(postgres_server.address(database, "viewer_1"), create=False)
