@@ -122,12 +122,25 @@ def status(
     study_name: Annotated[str | None, typer.Option("--study-name", help="One only.")] = None,
     format: OutputFormat = Format.TABLE,
 ) -> None:
-    """Show every study: trials by state, and the best value so far."""
-    from mqasearch.cli.tables import print_rows
-    from mqasearch.search.status import STATUS_HEADERS, study_rows
+    """Show every study, its trials by state and best value so far, and who is at work."""
+    from mqasearch.cli.tables import print_json, print_rows
+    from mqasearch.search.status import STATUS_HEADERS, WORKER_HEADERS, study_rows, worker_rows
 
     opened = _open(storage, create=False)
-    print_rows(STATUS_HEADERS, study_rows(opened.optuna, study_name), format)
+    studies, workers = list(study_rows(opened.optuna, study_name)), list(worker_rows(opened))
+    if format is Format.JSON:
+        tables = {"studies": (STATUS_HEADERS, studies), "workers": (WORKER_HEADERS, workers)}
+        print_json(
+            {
+                name: [dict(zip(headers, row, strict=True)) for row in rows]
+                for name, (headers, rows) in tables.items()
+            }
+        )
+        return
+    print_rows(STATUS_HEADERS, studies, format)
+    if workers:
+        print()
+        print_rows(WORKER_HEADERS, workers, format)
 
 
 def compare(

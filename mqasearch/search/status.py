@@ -9,7 +9,9 @@ from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.search.compare import best_trial
+from mqasearch.search.roster import list_workers
 from mqasearch.search.selection import fail_stale_trials, find_studies, known_studies
+from mqasearch.search.storage import Storage
 
 STATUS_HEADERS = (
     "study",
@@ -21,6 +23,7 @@ STATUS_HEADERS = (
     "best value",
     "best layers",
 )
+WORKER_HEADERS = ("worker", "device", "trial", "trials done", "trials per hour", "last seen")
 _STATES = (
     TrialState.COMPLETE,
     TrialState.PRUNED,
@@ -47,3 +50,17 @@ def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[
         best = best_trial(study)
         layers = best and ",".join(map(str, LayerMask.parse(best.facts.mask).layers))
         yield (study_name, *counts, best and round(best.facts.value, 6), layers)
+
+
+def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:
+    """One row per worker that is at work, as ``WORKER_HEADERS`` names it."""
+    for worker in list_workers(storage.engine, storage.patience):
+        pace = 3600 * worker.trials_done / worker.seconds if worker.seconds > 0 else 0.0
+        yield (
+            worker.worker,
+            worker.device,
+            None if worker.study is None else f"{worker.study} trial {worker.trial}",
+            worker.trials_done,
+            round(pace, 1),
+            f"{worker.silent:.0f} s ago" + ("" if worker.alive else ", silent"),
+        )
