@@ -4,10 +4,11 @@ Optuna fails a trial whose worker has been silent for the grace period. Where ev
 could hold a trial ran on this machine and its process is gone, nobody needs to wait for that.
 """
 
+import contextlib
 import os
-import socket
 from collections.abc import Sequence
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import delete
 
@@ -29,14 +30,19 @@ def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int
     Returns:
         Number of trials that were queued again.
     """
+    # Before the list of workers is read: whoever runs one of these wrote itself down earlier.
+    running = [
+        (selection.study, trial)
+        for selection in selections
+        for trial in selection.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    ]
     others = [row for row in list_workers(storage.engine, storage.patience) if row.worker != me]
     if not all(map(_is_dead, others)):
         return 0
     _forget(storage, [row.worker for row in others])
     n_orphans = 0
-    for selection in selections:
-        study = selection.study
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for study, trial in running:
+        with contextlib.suppress(UpdateFinishedTrialError):  # it ended meanwhile
             if storage.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL):
                 requeue(study, trial)
                 n_orphans += 1
@@ -45,7 +51,7 @@ def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int
 
 def _is_dead(worker: WorkerInfo) -> bool:
     """Whether it ran here and its process is gone. A reused process number says nothing."""
-    if worker.host != socket.gethostname():
+    if not worker.is_here:
         return False
     try:
         os.kill(worker.pid, 0)

@@ -4,6 +4,7 @@ A worker writes itself down when it starts, is heard of every few seconds, and c
 when it ends. One that was killed stays in the list, silent, until it is forgotten.
 """
 
+import hashlib
 import logging
 import os
 import socket
@@ -11,7 +12,8 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -32,6 +34,20 @@ BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """After which a worker is taken for dead; its trial is another matter (see the storage's grace)."""
 FORGET_SECONDS = 24 * 3600.0
+
+
+@cache
+def place() -> str:
+    """Where process numbers mean the same as here.
+
+    Not the host's name alone: containers may share it and have processes of their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        space = f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        space = str(uuid.getnode())
+    return f"{socket.gethostname()}-{hashlib.sha256(space.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,11 @@ class WorkerInfo:
     def alive(self) -> bool:
         """Whether it was heard of lately."""
         return self.silent < SILENT_SECONDS
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process number means a process that can be seen from here."""
+        return self.worker.startswith(f"{place()}-")
 
 
 def list_workers(engine: Engine, patience: Patience | None = None) -> list[WorkerInfo]:
@@ -102,7 +123,7 @@ class Presence:
     patience: Patience
     device: str
     versions: Mapping[str, str]
-    worker: str = field(default_factory=lambda: f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}")
+    worker: str = field(default_factory=lambda: f"{place()}-{uuid.uuid4().hex[:12]}")
     beat_seconds: float = BEAT_SECONDS
 
     def __post_init__(self) -> None:
