@@ -1,7 +1,7 @@
 """A long run in which a random worker is killed every two seconds.
 
     python benchmarks/soak.py                       2,000 trials, 4 workers, PostgreSQL
-    python benchmarks/soak.py --trials 200 --storage sqlite
+    python benchmarks/soak.py --trials 200 --workers 8 --every 0 --more     no kills, more selectors
 
 Ends with an error if a trial is lost, a score is wrong, or a worker hangs.
 """
@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -21,11 +22,18 @@ from faults.fleet import check, fleet, the_spec
 from postgres import running_postgres
 
 
+def others(n_trials: int) -> list[Any]:
+    """Selectors beside sensitivity, greedy and random."""
+    free = {"name": "tpe", "n_trials": n_trials}
+    return ["alternating", "consecutive", {"name": "gp", "n_masks": 10}, free]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trials", type=int, default=2000, help="of the random selector")
+    parser.add_argument("--trials", type=int, default=2000, help="of random and tpe")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between kills")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between kills; 0: none")
+    parser.add_argument("--more", action="store_true", help="the other selectors too")
     parser.add_argument("--storage", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -37,25 +45,27 @@ def main() -> None:
             url = stack.enter_context(running_postgres()).new_database()
         else:
             url = f"sqlite:///{folder}/soak.db"
-        spec = the_spec(0.05, options.trials, n_layers=30, budget=5)
+        more = others(options.trials) if options.more else []
+        spec = the_spec(0.05, options.trials, n_layers=30, budget=5, more=more)
         workers = stack.enter_context(fleet(url, folder, spec=spec))
         workers.create()
         workers.start(options.workers)
         start, n_kills = time.monotonic(), 0
-        while len(workers.alive) == options.workers:
+        while options.every and len(workers.alive) == options.workers:
             time.sleep(options.every)
             if len(workers.alive) == options.workers:
                 workers.kill(moments.choice(workers.alive))
                 workers.start()
                 n_kills += 1
-        workers.wait(600)
+        workers.wait(3600)
         check(workers, twice=n_kills)
         seconds = time.monotonic() - start
         n_scored = len(workers.scored())
         twice = n_scored - len(set(workers.scored()))
     print(
-        f"{options.storage}: {options.trials} random trials and two plans, {n_kills} kills, "
-        f"{seconds:.0f} s: nothing lost, wrong or hanging; {n_scored} scores, {twice} of them twice"
+        f"{options.storage}: {options.workers} workers, {options.trials} trials of each selector "
+        f"without a plan, {n_kills} kills, {seconds:.0f} s: nothing lost, wrong or hanging; "
+        f"{n_scored} scores, {twice} of them computed twice"
     )
 
 

@@ -33,9 +33,10 @@ the server."""
 
 SQLITE_BUSY_SECONDS = 60
 
-POOL = {"pool_size": 1, "max_overflow": 2, "pool_recycle": 1800, "pool_pre_ping": True}
-"""A worker uses one connection, and one more now and then for a heartbeat and a claim. 32 workers
-fit PostgreSQL's default of 100 connections even if all of them do everything at once."""
+POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
+"""A worker uses one connection, a second one for its turn to start a trial, and now and then a
+third one for a sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of
+them do everything at once."""
 
 
 def engine_settings(url: URL) -> dict[str, Any]:

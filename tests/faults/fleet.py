@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -74,14 +74,18 @@ HEALTHY = Handicap()
 
 
 def the_spec(
-    seconds: float = 0.05, n_random: int = 10, n_layers: int = 6, budget: int = 3
+    seconds: float = 0.05,
+    n_random: int = 10,
+    n_layers: int = 6,
+    budget: int = 3,
+    more: Sequence[Any] = (),
 ) -> StudySpec:
     """A study of three selectors, two of which have a plan that must not be disturbed."""
     return spec_of(
         model=f"fake:{n_layers}:{seconds}",
         budget=budget,
         documents={"search": 20, "confirmation": 20},
-        selectors=["sensitivity", "greedy", {"name": "random", "n_trials": n_random}],
+        selectors=["sensitivity", "greedy", {"name": "random", "n_trials": n_random}, *more],
     )
 
 
