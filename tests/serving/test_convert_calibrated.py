@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,16 @@ CALIBRATION = {
 
 
 @pytest.fixture(autouse=True)
-def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of calibrations, and of the Python files that transformers imports."""
-    monkeypatch.setenv("MQASEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for module in (transformers.dynamic_module_utils, transformers.utils.hub):
-        monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+def _own_caches(tmp_path: Path) -> Iterator[None]:
+    """Of calibrations, and of the Python files that transformers copies and imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MQASEARCH_CACHE", str(tmp_path / "cache"))
+        patch.setattr(sys, "path", list(sys.path))
+        for module in (transformers.dynamic_module_utils, transformers.utils.hub):
+            patch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+        yield
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def load(folder: Path) -> Any:
