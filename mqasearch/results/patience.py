@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import exc
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay
+from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity import wait_random_exponential as random_exponential
 
 from mqasearch.errors import StorageError
@@ -66,7 +66,8 @@ class Patience:
     up after the first failure would otherwise wait as long again at each step.
 
     Attributes:
-        seconds: how long one operation may be tried.
+        seconds: spent between the attempts at one operation, at most. An attempt itself counts
+            nothing: a process that was paused in the middle of one has not waited.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
@@ -84,7 +85,7 @@ class Patience:
         """
         attempts = Retrying(
             retry=retry_if_exception(is_passing),
-            stop=stop_after_delay(0 if self._exhausted else self.seconds),
+            stop=self._is_over,
             wait=random_exponential(multiplier=0.1, max=LONGEST_PAUSE),
             before_sleep=self._tell,
             reraise=True,
@@ -101,6 +102,9 @@ class Patience:
             ) from error
         self._exhausted = False
         return answer
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        return self._exhausted or state.idle_for >= self.seconds
 
     @staticmethod
     def _tell(state: RetryCallState) -> None:

@@ -92,6 +92,19 @@ def test_patience_ends_and_then_nobody_waits_again_until_the_database_is_back() 
     assert len(calls) > before + 2
 
 
+def test_a_process_that_was_paused_in_the_middle_has_not_waited() -> None:
+    calls: list[int] = []
+
+    def operation() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            time.sleep(0.5)  # the machine sleeps, and the server gives the connection up
+            raise from_postgres("terminating connection due to idle-in-transaction timeout")
+        return "answer"
+
+    assert Patience(seconds=0.2)(operation) == "answer"
+
+
 def test_it_says_what_it_waits_for_but_not_the_statement(caplog: pytest.LogCaptureFixture) -> None:
     operation, _ = failing(from_postgres("connection refused"), times=1)
     with caplog.at_level(logging.WARNING):
