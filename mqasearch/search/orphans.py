@@ -16,7 +16,6 @@ from mqasearch.results.tables import ClaimRow, WorkerRow
 from mqasearch.search.roster import WorkerInfo, list_workers
 from mqasearch.search.selection import Selection
 from mqasearch.search.storage import Storage
-from mqasearch.search.storage_stale import requeue
 
 
 def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int:
@@ -28,11 +27,11 @@ def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int
         me: the name of this worker in the list.
 
     Returns:
-        Number of trials that were queued again.
+        Number of trials that were taken over; the masks of those that had one are queued again.
     """
     # Before the list of workers is read: whoever runs one of these wrote itself down earlier.
     running = [
-        (selection.study, trial)
+        trial
         for selection in selections
         for trial in selection.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     ]
@@ -41,11 +40,9 @@ def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int
         return 0
     _forget(storage, [row.worker for row in others])
     n_orphans = 0
-    for study, trial in running:
+    for trial in running:
         with contextlib.suppress(UpdateFinishedTrialError):  # it ended meanwhile
-            if storage.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL):
-                requeue(study, trial)
-                n_orphans += 1
+            n_orphans += storage.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     return n_orphans
 
 

@@ -18,7 +18,7 @@ from mqasearch.results.reading import reading
 from mqasearch.results.tables import ClaimRow
 from mqasearch.search.storage_engine import engine_settings
 from mqasearch.search.storage_optuna import SharedStorage
-from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS, requeue
+from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS
 from mqasearch.search.storage_url import for_optuna, hidden, parse, sqlite_file
 
 LOCK = 7_305_216_802
@@ -133,7 +133,6 @@ def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) ->
             skip_table_creation=True,
             heartbeat_interval=heartbeat,
             grace_period=grace,
-            heartbeat_stale_trial_callback=requeue,
         )
 
     with warnings.catch_warnings():

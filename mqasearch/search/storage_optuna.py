@@ -12,6 +12,11 @@ No running trial without a heartbeat
     Optuna never fails a trial whose worker died before its first heartbeat. Here the first one is
     written before, or in the same transaction as, the state.
 
+A failed trial's mask is never out of sight
+    A trial that fails through no fault of its mask (its worker died, or was told to stop) has its
+    successor queued in the same transaction. Optuna does that in two steps, between which another
+    worker finds the study one trial short.
+
 Parameters at once
     Optuna commits each parameter by itself. Here they are kept until something else is asked of
     the storage, at the latest the next heartbeat, and are then written in one transaction. Optuna's
@@ -47,6 +52,7 @@ from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
 from mqasearch.results.reading import reading
 from mqasearch.search.storage_patient import PatientStorage, patiently
+from mqasearch.search.storage_stale import successor_of
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +182,8 @@ class SharedStorage(PatientStorage):
             nonlocal attempts
             attempts += 1
             try:
+                if state == TrialState.FAIL:
+                    return self._fail(trial_id)
                 return RDBStorage.set_trial_state_values(self, trial_id, state, values)
             except UpdateFinishedTrialError:
                 if attempts > 1 and self._agrees(trial_id, state, values):
@@ -189,6 +197,21 @@ class SharedStorage(PatientStorage):
     def _agrees(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
         trial = self.get_trial(trial_id)
         return trial.state == state and trial.values == (None if values is None else list(values))
+
+    def _fail(self, trial_id: int) -> bool:
+        """Fail a trial and queue its successor, if it is to have one."""
+        with _create_scoped_session(self.scoped_session) as session:
+            study_id = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+            # In the order in which whoever makes a trial locks.
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            successor = successor_of(self._build_frozen_trial_from_trial_model(trial))
+            trial.state = TrialState.FAIL
+            trial.datetime_complete = datetime.now()
+            if successor is not None:
+                self._get_prepared_new_trial(study_id, successor, session)
+        return True
 
     def _start(self, trial_id: int, moment: datetime) -> bool:
         """Whether the waiting trial is ours from now on."""

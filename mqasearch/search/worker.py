@@ -17,7 +17,7 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
 from mqasearch.search.roster import Presence
 from mqasearch.search.selection import Selection, fail_stale_trials
-from mqasearch.search.storage_stale import requeue
+from mqasearch.search.storage_stale import GIVEN_BACK_KEY
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,9 @@ class Worker:
                 trial.set_user_attr(INVALID_KEY, "out of memory")
                 log.warning("%s trial %d: %s", study.study_name, trial.number, error)
                 raise
+            except KeyboardInterrupt:  # as it fails, its mask is queued again
+                trial.set_user_attr(GIVEN_BACK_KEY, True)
+                raise
             except Exception as error:
                 faults.append(error)
                 raise
@@ -138,10 +141,6 @@ class Worker:
             if faults or not running or not _was_given_away(study, running[0]):
                 raise
             log.warning("this worker was silent for too long, its trial is another's: %s", error)
-        except (KeyboardInterrupt, SystemExit):
-            if running:
-                _give_back(study, running[0])
-            raise
         finally:
             self.presence.end_trial(done=done)
         self.n_done += 1
@@ -159,10 +158,3 @@ def _storage_error(error: BaseException) -> StorageError | None:
     while cause is not None and not isinstance(cause, StorageError):
         cause = cause.__context__
     return cause
-
-
-def _give_back(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Queue an interrupted trial again: nobody has to find out first that it is gone."""
-    frozen = study.get_trials(deepcopy=False)[trial.number]
-    if frozen.state == TrialState.FAIL:
-        requeue(study, frozen)

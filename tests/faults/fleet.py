@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -258,8 +258,16 @@ def check(workers: Fleet, *, twice: int = 0) -> None:
         twice: how many scores may have been computed twice, because a worker was silent for too
             long or its score was lost.
     """
-    storage = open_storage(workers.url, create=False)
-    spec = workers.spec
+    with closing(open_storage(workers.url, create=False)) as storage:
+        _check_ended(storage, workers.spec)
+        _check_truth(storage, workers.spec)
+        counts = workers.scored()
+        assert len(counts) - len(set(counts)) <= twice
+        assert _essence(storage, workers.spec) == _without_faults(workers.folder, workers.spec)
+
+
+def _check_ended(storage: Storage, spec: StudySpec) -> None:
+    """Every study has its trials, none of them twice."""
     studies = find_studies(storage.optuna, spec.name)
     for selection in open_selections(storage.optuna, studies):
         trials = selection.study.get_trials()
@@ -271,11 +279,6 @@ def check(workers: Fleet, *, twice: int = 0) -> None:
         assert len(masks) == len(set(masks))
         if selection.facts.n_trials is not None:
             assert len(done) == selection.facts.n_trials
-    _check_truth(storage, spec)
-    counts = workers.scored()
-    assert len(counts) - len(set(counts)) <= twice
-    assert _essence(storage, spec) == _without_faults(workers.folder, spec)
-    storage.close()
 
 
 def _check_truth(storage: Storage, spec: StudySpec) -> None:

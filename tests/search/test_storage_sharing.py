@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MASK_KEY, mask_params
 from mqasearch.search.storage import Storage, open_storage
-from mqasearch.search.storage_stale import DEATHS
+from mqasearch.search.storage_stale import DEATHS, GIVEN_BACK_KEY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
 
@@ -225,6 +225,45 @@ def test_after_a_restart_of_the_server_everybody_gets_the_grace_to_be_heard(
     fail_stale(study)
     assert study.get_trials()[0].state == TrialState.RUNNING
     storage.close()
+
+
+def interrupted(trial: optuna.Trial) -> float:
+    trial.set_user_attr(MASK_KEY, str(MASK))
+    trial.set_user_attr(GIVEN_BACK_KEY, True)
+    raise KeyboardInterrupt
+
+
+def test_a_trial_and_its_successor_change_places_in_one_transaction(storage: Storage) -> None:
+    study = new_study(storage)
+    trial = study.ask()
+    trial.set_user_attr(MASK_KEY, str(MASK))
+    commits: list[int] = []
+    event.listen(storage.engine, "commit", lambda _: commits.append(1))
+    study.tell(trial, state=TrialState.FAIL)
+    assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+    assert len(commits) == 1
+
+
+def test_a_lost_answer_queues_no_second_successor(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study(storage)
+    trial = study.ask()
+    trial.set_user_attr(MASK_KEY, str(MASK))
+    lose(storage, 1, monkeypatch)
+    study.tell(trial, state=TrialState.FAIL)
+    assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_nobody_died_of_a_mask_that_was_given_back(storage: Storage) -> None:
+    study = new_study(storage)
+    for _ in range(DEATHS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            study.optimize(interrupted, n_trials=1)
+    last = study.get_trials()[-1]
+    assert last.state == TrialState.WAITING
+    assert INVALID_KEY not in last.user_attrs
+    assert GIVEN_BACK_KEY not in last.user_attrs
 
 
 def in_processes(action: str, url: str, n: int) -> list[list[int]]:
