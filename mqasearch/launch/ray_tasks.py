@@ -5,7 +5,9 @@ an argument of the task: unlike a runtime environment, arguments are not shown b
 """
 
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 RESTARTS = 3
 STOP_SECONDS = 30.0
 """For workers to give back the trials in hand, before they are killed."""
+
+CONNECT_SECONDS = 5.0
+START = "Start one with `ray start --head`, or set RAY_ADDRESS to one that runs"
 
 Work = Callable[[str, Fleet], None]
 """A worker's whole life, from the database's URL. Ray pickles it by its name, so it has to be at
@@ -53,9 +58,11 @@ def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
     """
     with _cluster():
         _warn_of_waiting(fleet)
-        worker = ray.remote(_live).options(max_calls=1, max_retries=RESTARTS, **resources(fleet))
+        worker = ray.remote(max_calls=1, max_retries=RESTARTS)(_live)
         tasks = [
-            worker.options(name=f"{fleet.study} worker {index}").remote(work, url, fleet)
+            worker.options(name=f"{fleet.study} worker {index}", **resources(fleet)).remote(
+                work, url, fleet
+            )
             for index in range(fleet.n_workers)
         ]
         try:
@@ -89,20 +96,31 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_address()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address="auto", logging_level=logging.WARNING)
     except (ConnectionError, RayError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise UserError(
-            f"no Ray cluster: {said}; start one with `ray start --head`, or set RAY_ADDRESS"
-        ) from None
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"no Ray cluster: {said} {START}") from None
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address() -> None:
+    """Ray would try for minutes to reach a cluster that is not there."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}. {START}") from None
 
 
 def _warn_of_waiting(fleet: Fleet) -> None:

@@ -1,0 +1,165 @@
+"""Workers on a real, local Ray."""
+
+import contextlib
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+import ray
+from launching import STUDY, Mqasearch
+
+from mqasearch.errors import UserError
+from mqasearch.launch.fleet import Fleet
+from mqasearch.launch.ray_tasks import resources, run_on_ray
+from mqasearch.search.attributes import ModelFacts, agree_on_model
+from mqasearch.search.run import create
+from mqasearch.search.status import STATUS_HEADERS, study_rows
+from mqasearch.search.storage import open_storage
+from mqasearch.spec import parse_spec
+
+
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one in each of pytest's processes
+
+
+def below() -> set[psutil.Process]:
+    """All processes that this one has below it."""
+    return set(psutil.Process().children(recursive=True))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """Two cores on loopback; the folder of its logs."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: it holds sockets
+    before = below()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        logging_level="ERROR",
+        _temp_dir=str(folder),
+    )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    yield folder
+    started = below() - before
+    ray.shutdown()
+    _, left = psutil.wait_procs(started, 30)
+    ours = [process.name() for process in left if "postgres" not in process.name()]
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not ours
+
+
+def rows_of(url: str) -> list[dict[str, Any]]:
+    with contextlib.closing(open_storage(url, read_only=True)) as storage:
+        return [dict(zip(STATUS_HEADERS, row, strict=True)) for row in study_rows(storage.optuna)]
+
+
+@contextlib.contextmanager
+def noting_titles() -> Iterator[set[str]]:
+    """The command lines of all processes that this one has below it meanwhile."""
+    titles: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            for process in below():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    titles.add(" ".join(process.cmdline()))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield titles
+    finally:
+        over.set()
+        looking.join()
+
+
+def test_workers_on_ray_finish_a_study(cluster: Path, mqasearch: Mqasearch, study_url: str) -> None:
+    command = f"launch --engine ray --study-name demo --workers 2 --storage {study_url}"
+    with noting_titles() as titles:
+        code, out, err = mqasearch(command)
+    assert code == 0, err
+    greedy, tpe = rows_of(study_url)
+    assert greedy["complete"] >= 1
+    assert tpe["complete"] + tpe["probes"] == 6
+    assert all(row["running"] + row["waiting"] + row["failed"] == 0 for row in (greedy, tpe))
+    # the password is nowhere: titles of processes, output, what Ray logs and shows
+    assert any("worker" in title for title in titles)
+    for text in (*titles, out, err):
+        assert "canary" not in text
+    for path in cluster.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert b"canary" not in path.read_bytes(), path
+
+
+def test_a_refusal_is_one_line_and_the_launchers_exit_code(
+    cluster: Path, mqasearch: Mqasearch, study_url: str
+) -> None:
+    another = ModelFacts("another model", "float32", "mean", "", {})
+    with contextlib.closing(open_storage(study_url)) as storage:
+        study = optuna.load_study(study_name="demo.greedy", storage=storage.optuna)
+        agree_on_model(study, another)
+    code, _, err = mqasearch(
+        f"launch --engine ray --study-name demo --workers 1 --storage {study_url}"
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("mqasearch: ")]
+    assert "would not be comparable" in line
+    assert "Traceback" not in err
+    assert "canary" not in err
+
+
+def test_an_interrupt_gives_trials_back(
+    cluster: Path, mqasearch: Mqasearch, postgres_url: str
+) -> None:
+    with contextlib.closing(open_storage(postgres_url)) as storage:
+        create(storage, parse_spec(STUDY | {"model": "fake:8:1"}, "study.yaml"))
+        over = threading.Event()
+
+        def interrupt() -> None:
+            while not any(row["running"] for row in rows_of(postgres_url)):
+                if over.wait(0.2):
+                    return
+            signal.raise_signal(signal.SIGTERM)
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        try:
+            code, _, err = mqasearch(
+                f"launch --engine ray --study-name demo --workers 1 --storage {postgres_url}"
+            )
+        finally:
+            over.set()
+            interrupting.join()
+    assert code == 143, err
+    greedy, _ = rows_of(postgres_url)
+    assert greedy["running"] == 0  # given back: nobody waits for a grace period
+    assert greedy["waiting"] <= greedy["failed"] <= 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", ""])
+def test_without_a_cluster(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    def nobody(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=r"no Ray cluster.*ray start --head") as raised:
+        run_on_ray(Fleet("demo", 1), "postgresql://h/d", lambda url, fleet: None)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_ray_keeps_free() -> None:
+    assert resources(Fleet("demo", 1)) == {"num_cpus": 1, "num_gpus": 0}
+    full = Fleet("demo", 1, gpus=1, cpus=4, memory=2)
+    assert resources(full) == {"num_cpus": 4, "num_gpus": 1, "memory": 2**31}
