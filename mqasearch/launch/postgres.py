@@ -87,6 +87,7 @@ def _prepare(
     server = PostgresServer(folder / "data")  # as root it makes a user to run PostgreSQL as
     user = server.system_user
     if user is not None:
+        folder.chmod(0o711)
         _check_reachable(folder, server.bin_path, user)
     _initialise(folder, server.bin_path, user)
     sockets = _socket_folder(folder, stack)
@@ -107,23 +108,15 @@ def _command(folder: Path, programs: Path, sockets: Path, n_workers: int) -> lis
 
 def _initialise(folder: Path, programs: Path, user: str | None) -> None:
     """Make the data folder, all or nothing: it gets its name last."""
-    data, new = folder / "data", folder / f"data.{os.getpid()}"
+    data = folder / "data"
     if data.exists():
         return
-    new.mkdir(mode=0o700)
+    new = Path(tempfile.mkdtemp(prefix="data.", dir=folder))
     _give(new, user)
+    initdb = [str(programs / "initdb"), "-D", str(new), "-U", NAME]
     try:
-        words = [
-            str(programs / "initdb"),
-            "-D",
-            str(new),
-            "-U",
-            NAME,
-            "--encoding=UTF8",
-            "--locale=C",
-        ]
         done = subprocess.run(  # noqa: S603
-            [*words, "--auth-local=trust", "--auth-host=reject"],
+            [*initdb, "--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject"],
             user=user,
             capture_output=True,
             text=True,
@@ -131,8 +124,11 @@ def _initialise(folder: Path, programs: Path, user: str | None) -> None:
         )
         if done.returncode:
             raise StorageError(f"{folder}: PostgreSQL cannot be set up: {_last_line(done.stderr)}")
-        with contextlib.suppress(FileExistsError):  # another run was faster
+        try:
             new.rename(data)
+        except OSError:
+            if not data.exists():  # else another run was faster
+                raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -175,7 +171,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], sockets: Path, folder: Path
     if process.returncode == keeper.IN_USE:
         raise StorageError(
             f"{folder} is in use by another run; wait for it, or join it with "
-            f"`mqasearch worker --storage '{_url(sockets)}'`"
+            f"`mqasearch worker --study-name NAME --storage '{_url(sockets)}'`"
         )
     said = _last_line((folder / "log").read_text(errors="replace"))
     raise StorageError(f"{folder}: PostgreSQL does not start: {said}; see {folder / 'log'}")
