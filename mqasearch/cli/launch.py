@@ -181,6 +181,8 @@ def database(storage: str | None, study: str, n_workers: int) -> "Iterator[Datab
     Without a URL one worker gets SQLite's file and several the embedded PostgreSQL, which is up
     for the length of the block; unless SQLite's file holds the study already.
     """
+    import logging
+
     from mqasearch.errors import UserError
 
     if storage is not None or n_workers == 1 or _holds(DEFAULT_STORAGE, study):
@@ -194,6 +196,8 @@ def database(storage: str | None, study: str, n_workers: int) -> "Iterator[Datab
             f"or give --storage {DEFAULT_STORAGE}, or --workers 1"
         ) from None
     with embedded_postgres(FOLDER, n_workers) as embedded:
+        log = logging.getLogger("mqasearch")
+        log.info("until this run ends: mqasearch dashboard --storage '%s'", embedded.url)
         yield Database(embedded.url, (embedded.held,))
         print(f"database: {FOLDER}, up again with: mqasearch db serve")
 
@@ -235,6 +239,7 @@ def default_workers(device: str) -> int:
 
 def work_together(database: "Database", study: str, device: str, n_workers: int) -> None:
     """Run workers as child processes until nothing is left to do."""
+    import logging
     import os
     import sys
 
@@ -246,8 +251,9 @@ def work_together(database: "Database", study: str, device: str, n_workers: int)
         **os.environ,
         "OPTUNA_STORAGE": database.url,
     }
-    command = [sys.executable, "-m", "mqasearch", "child"]
-    command += [f"--study-name={study}", f"--parent={os.getpid()}"]
+    verbose = ["--verbose"] if logging.getLogger().isEnabledFor(logging.INFO) else []
+    command = [sys.executable, "-m", "mqasearch", *verbose]
+    command += ["child", f"--study-name={study}", f"--parent={os.getpid()}"]
     children = []
     for n, its in enumerate(devices_for(device, n_workers)):
         label = f"worker {n}" if its == "auto" else f"worker {n} {its}"
