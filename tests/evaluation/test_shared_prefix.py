@@ -235,24 +235,27 @@ def test_one_mask_that_diverges_does_not_cost_the_others_their_scores() -> None:
     assert isinstance(three, Score)
 
 
-def test_law_bfloat16_differs_from_hflm_no_more_than_hflm_from_itself() -> None:
-    """Between two batch sizes, on the real model."""
-    loaded = load_model("smollm2-135m", device="cpu", dtype="bfloat16")
-    model = ConvertibleModel(loaded.model, family_of("llama"), merge_of("mean"))
+def test_law_bfloat16_is_as_near_to_the_exact_answers_as_hflm_is() -> None:
+    """On the real model, with HFLM at two batch sizes.
+
+    How far these two are apart is no yardstick by itself: where the hardware has no bfloat16 of its
+    own, the kernels that stand in for it round alike for every batch size.
+    """
     library = TaskLibrary()
     documents = Documents("search", 10)
     task = library.task(TaskSpec("arc_easy"), documents).prepare(documents)
     kv_heads = tuple(1 if layer in (20, 26) else 3 for layer in range(30))
 
-    def likelihoods(kind: type[HarnessScorer], batch_size: int) -> torch.Tensor:
-        scorer = kind(
-            model, loaded.tokenizer, "f", "bfloat16", batch_size=batch_size, library=library
-        )
+    def likelihoods(kind: type[HarnessScorer], dtype: str, batch_size: int) -> torch.Tensor:
+        loaded = load_model("smollm2-135m", device="cpu", dtype=dtype)
+        model = ConvertibleModel(loaded.model, family_of("llama"), merge_of("mean"))
+        scorer = kind(model, loaded.tokenizer, "f", dtype, batch_size=batch_size, library=library)
         answers = scorer.responses(kv_heads, task)
         return torch.tensor([answer[0] for row in answers for answer in row])
 
-    one, four = (likelihoods(HarnessScorer, size) for size in (1, 4))
-    ours = likelihoods(SharedPrefixScorer, 1)
-    own = (one - four).abs().mean()
-    assert min((ours - one).abs().mean(), (ours - four).abs().mean()) <= 1.2 * own
+    exact = likelihoods(HarnessScorer, "float32", 4)
+    one, four = (likelihoods(HarnessScorer, "bfloat16", size) for size in (1, 4))
+    ours = likelihoods(SharedPrefixScorer, "bfloat16", 1)
+    theirs = max((one - exact).abs().mean(), (four - exact).abs().mean())
+    assert 0 < (ours - exact).abs().mean() <= 1.2 * theirs
     assert (ours - (one + four) / 2).mean().abs() < 0.1
