@@ -139,6 +139,18 @@ class DocumentsEntry(_Strict):
     seed: int = 0
 
 
+class PrunerEntry(_Strict):
+    """Gives up a mask that is clearly worse than the best one of its size, document by document.
+
+    Names and test are those of Optuna's ``WilcoxonPruner``; a step is a document.
+    """
+
+    name: Literal["wilcoxon"]
+    p_threshold: float = Field(default=0.01, gt=0, lt=0.5)
+    n_startup_steps: int = Field(default=50, ge=2)
+    interval_steps: int = Field(default=25, ge=1)
+
+
 class BudgetEntry(_Strict):
     """Layers to convert, or the largest share of the KV cache that may be left."""
 
@@ -189,6 +201,7 @@ class StudySpec(_Strict):
     documents: DocumentsEntry = DocumentsEntry()
     selectors: list[OneSelector] = Field(default=[])
     enqueue: dict[str, list[int]] = Field(default={})
+    pruner: Annotated[PrunerEntry, _named()] | None = None
     n_trials: int = Field(default=30, ge=1)
     seed: int = 0
 
@@ -203,6 +216,8 @@ class StudySpec(_Strict):
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what}: {', '.join(twice)} given twice")
+        if self.pruner is not None and len(self.tasks) > 1:
+            raise ValueError("pruner: masks are compared on one task; name one, or leave it out")
         ways = {HIGHER_IS_BETTER.get(task.metric, True) for task in self.tasks}
         if len(ways) > 1:
             metrics = ", ".join(f"{task.name}: {task.metric}" for task in self.tasks)
@@ -325,6 +340,7 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
     "tasks": TaskEntry,
     "documents": DocumentsEntry,
     "budget": BudgetEntry,
+    "pruner": PrunerEntry,
 }
 
 

@@ -14,11 +14,12 @@ is drawn from the seed: two processes agree.
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mqasearch.errors import MaskError, ScoreError
+from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
@@ -126,6 +127,24 @@ class FakeScorer:
             seconds=time.perf_counter() - started,
             documents={m: tuple(float(v) for v in column) for m, column in columns.items()},
         )
+
+    def score_many(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> list[Score | ScoreError]:
+        """One after the other.
+
+        Raises:
+            MaskError: another number of layers.
+        """
+        return score_each(self, masks, task, documents)
+
+    def gains_from_many(self) -> bool:
+        """Nothing is shared."""
+        return False
+
+    def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
+        """Nothing is kept."""
+        return 0
 
     def score_in_parts(
         self,

@@ -13,8 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.conversion import ConvertibleModel
+from mqasearch.errors import ScoreError
 from mqasearch.evaluation.metrics import Row, known_rows, rows_of, score_of, score_of_rows
 from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
+from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
@@ -137,6 +139,24 @@ class HarnessScorer:
         started = time.perf_counter()
         responses = self.responses(kv_heads, prepared)
         return score_of(prepared, responses, time.perf_counter() - started)
+
+    def score_many(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> list[Score | ScoreError]:
+        """One after the other.
+
+        Raises:
+            MaskError: a mask does not fit the model.
+        """
+        return score_each(self, masks, task, documents)
+
+    def gains_from_many(self) -> bool:
+        """Nothing is shared between masks."""
+        return False
+
+    def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
+        """Nothing is kept."""
+        return 0
 
     def score_in_parts(
         self,

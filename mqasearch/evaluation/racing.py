@@ -85,3 +85,14 @@ def race(
     if score is None:
         return scorer.score(kv_heads, task, documents)
     return score
+
+
+def paired_estimate(score: Score, incumbent: Score, metric: str) -> float:
+    """What a mask that was given up is expected to score on all the incumbent's documents.
+
+    The incumbent's mean plus the mean difference on the documents of both: the documents' own
+    difficulty, which the first few may have more or less of than all, cancels.
+    """
+    known = np.asarray(incumbent.documents[metric][: score.n_docs])
+    difference = np.asarray(score.documents[metric]) - known
+    return float(incumbent.values[metric] + difference.mean())

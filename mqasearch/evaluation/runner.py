@@ -36,7 +36,7 @@ class PlanRunner:
         """
         start = self.store.deepest(plan, kv_heads)
         kept = self.store.states(plan, kv_heads[:start]) if start else []
-        boundaries = self.store.promise(plan, kv_heads, start, self._boundary_bytes(plan))
+        boundaries = self.store.promise(plan, kv_heads, start, self.boundary_bytes(plan))
         tally = _Tally(plan.n_requests)
         try:
             for number, batch in enumerate(plan.batches):
@@ -88,7 +88,8 @@ class PlanRunner:
             wanted=wanted,
         )
 
-    def _boundary_bytes(self, plan: Plan) -> int:
+    def boundary_bytes(self, plan: Plan) -> int:
+        """Of the hidden states at one boundary."""
         config = self.model.model.config.get_text_config()
         return plan.n_tokens * int(config.hidden_size) * self.model.model.dtype.itemsize
 

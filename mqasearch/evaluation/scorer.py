@@ -1,8 +1,9 @@
 """What a search needs of whatever scores a mask."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from mqasearch.errors import ScoreError
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
@@ -37,6 +38,25 @@ class Scorer(Protocol):
         """
         ...
 
+    def score_many(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> list[Score | ScoreError]:
+        """``score`` of each of several masks, in their order; its ScoreError where it has none.
+
+        Raises:
+            MaskError: a mask does not fit the model.
+        """
+        ...
+
+    def gains_from_many(self) -> bool:
+        """Whether ``score_many`` costs less than scoring one mask after the other."""
+        ...
+
+    def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
+        """How much of a mask's score need not be computed, going by what was scored before:
+        tokens times the layers they need not be run through."""
+        ...
+
     def score_in_parts(
         self,
         kv_heads: KVHeads,
@@ -56,3 +76,20 @@ class Scorer(Protocol):
             MaskError, ScoreError: as ``score``.
         """
         ...
+
+
+def score_each(
+    scorer: Scorer, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+) -> list[Score | ScoreError]:
+    """``score_many`` for a scorer that shares nothing between masks.
+
+    Raises:
+        MaskError: a mask does not fit the model.
+    """
+    found: list[Score | ScoreError] = []
+    for kv_heads in masks:
+        try:
+            found.append(scorer.score(kv_heads, task, documents))
+        except ScoreError as error:
+            found.append(error)
+    return found

@@ -8,7 +8,8 @@ lm-eval's own code; generation is HFLM's, untouched.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +47,7 @@ class SharedPrefixLM(ResidentLM):
 
     Attributes:
         batch_tokens: tokens in a batch; halved for good when memory runs out.
-        used_plans: plans that were run since somebody cleared this (an ordered set).
+        used_plans: plans that answered the requests of one mask (an ordered set).
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class SharedPrefixLM(ResidentLM):
         if budget is None:
             budget = default_state_budget(state_device or device)
         self.resumable = ResumableModel(model, convertible.family.blocks(model))
-        if budget and not resumes(self.resumable):
+        self.resumes = resumes(self.resumable)
+        if not self.resumes:
             _log.warning("%s: layers cannot be resumed; every mask runs in full", _name(model))
             budget = 0
         self.trees = takes_trees(self.resumable)
@@ -114,8 +116,9 @@ class SharedPrefixLM(ResidentLM):
             self.batch_size_per_gpu = batch_size
         return likelihoods
 
-    def run_ahead(self, masks: Sequence[KVHeads]) -> None:
-        """Answer ``used_plans`` for many masks; later calls find the answers.
+    @contextmanager
+    def running_ahead(self, masks: Sequence[KVHeads]) -> Iterator[None]:
+        """Answer ``used_plans`` for many masks; calls within the block find the answers.
 
         Args:
             masks: distinct, in lexicographic order.
@@ -127,12 +130,22 @@ class SharedPrefixLM(ResidentLM):
                 answers = self.runner.answers_many(plan, masks, self.convertible.apply)
                 self._known |= {(plan, m): answer for m, answer in zip(masks, answers, strict=True)}
 
-        with self.convertible.converted(masks[0]):
-            self._within_memory(run)
+        try:
+            with self.convertible.converted(masks[0]):
+                self._within_memory(run)
+            yield
+        finally:
+            self._known.clear()
 
-    def forget_ahead(self) -> None:
-        """Drop what ``run_ahead`` found."""
-        self._known.clear()
+    def state_bytes_of_a_mask(self) -> int:
+        """Of the states at all boundaries, for whatever was asked last."""
+        n_boundaries = self.resumable.n_layers - 1
+        return n_boundaries * sum(map(self.runner.boundary_bytes, self.used_plans))
+
+    def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
+        """Tokens times the layers that they need not be run through, for ``kv_heads``."""
+        plans = self._plans.values()
+        return sum(plan.n_tokens * self.store.deepest(plan, kv_heads) for plan in plans)
 
     def _plan(self, pairs: tuple[TokenPair, ...]) -> Plan:
         if pairs not in self._plans:
@@ -228,20 +241,31 @@ class SharedPrefixScorer(HarnessScorer):
         Raises:
             MaskError: a mask does not fit the model.
         """
-        if not masks:
-            return []
+        if not self.lm.resumes or len(set(masks)) < 2:
+            return super().score_many(masks, task, documents)
         prepared = self.library.task(task, documents).prepare(documents)
         first, *others = sorted(set(masks))
         started = time.perf_counter()
-        self.lm.used_plans.clear()
         responses = {first: self.responses(first, prepared)}
-        if others:
-            self.lm.run_ahead(others)
-        responses |= {kv_heads: self.responses(kv_heads, prepared) for kv_heads in others}
-        self.lm.forget_ahead()
+        with self.lm.running_ahead(others):
+            responses |= {kv_heads: self.responses(kv_heads, prepared) for kv_heads in others}
         seconds = (time.perf_counter() - started) / len(responses)
         scores = {m: _score_or_error(prepared, r, seconds) for m, r in responses.items()}
         return [scores[kv_heads] for kv_heads in masks]
+
+    def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
+        """As ``HarnessScorer.responses``."""
+        self.lm.used_plans.clear()
+        return super().responses(kv_heads, prepared)
+
+    def gains_from_many(self) -> bool:
+        """Whether the budget is too small for the states of all layers of one mask, so that masks
+        which come one after the other share less than they could."""
+        return self.lm.resumes and self.lm.state_bytes_of_a_mask() > self.lm.store.budget
+
+    def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
+        """Of the layers at whose end something is kept."""
+        return self.lm.saved_layer_tokens(kv_heads)
 
 
 def _score_or_error(

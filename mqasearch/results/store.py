@@ -63,6 +63,26 @@ class ScoreStore:
             found |= self._patience(partial(self._read, chunk))
         return {by_digest[digest]: score for digest, score in found.items()}
 
+    def document_sets(self, key: ScoreKey) -> set[tuple[str, int]]:
+        """Digest and number of the documents of every score of ``key``'s model on its task.
+
+        Reads the whole table.
+
+        Raises:
+            StorageError: the database stayed away.
+        """
+        same = [
+            TABLE.c[name] == getattr(key, name)
+            for name in ("model", "dtype", "merge", "task", "num_fewshot", "seed")
+        ]
+        query = select(TABLE.c.documents, TABLE.c.n_docs).where(*same).distinct()
+
+        def once() -> set[tuple[str, int]]:
+            with reading(), self._engine.connect() as connection:
+                return {(row.documents, row.n_docs) for row in connection.execute(query)}
+
+        return self._patience(once)
+
     def put(self, key: ScoreKey, score: Score) -> Score:
         """Keep ``score`` unless ``key`` has one already; what is kept is returned.
 

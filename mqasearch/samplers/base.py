@@ -1,7 +1,7 @@
 """The seam between Optuna and a selector: a sampler that proposes whole masks."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -18,6 +18,14 @@ from mqasearch.samplers.history import MASK_KEY, HistoryReader, MaskTrial, mask_
 from mqasearch.samplers.space import param_name, search_space
 
 _TRIES = 5
+
+Preference = Callable[[Sequence[LayerMask]], LayerMask]
+"""Chooses one of several masks, at least one of which is given."""
+
+
+def first(masks: Sequence[LayerMask]) -> LayerMask:
+    """The preference of somebody who has none."""
+    return masks[0]
 
 
 class Outlook(Enum):
@@ -87,6 +95,9 @@ class MaskSampler(BaseSampler, abc.ABC):
         self.n_layers = n_layers
         self.n_converted = n_converted
         self.seed = seed
+        self.prefer: Preference = first
+        """Where several masks are equally wanted: which one a worker takes, the one that is
+        cheapest for it, say. It decides an order, never which masks are scored."""
         self._foreign = RandomSampler(seed)
         self._reader = HistoryReader(n_layers)
 
@@ -112,6 +123,14 @@ class MaskSampler(BaseSampler, abc.ABC):
         if n_left(self.n_layers, self.n_converted, taken(history)):
             return Outlook.READY
         return Outlook.WAIT if any(not trial.finished for trial in history) else Outlook.DONE
+
+    def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
+        """Masks that will be proposed whatever the losses of those not yet finished turn out to be,
+        so that they may be scored in any order or together; none of them finished or running.
+
+        Here: none.
+        """
+        return ()
 
     def history(self, study: Study) -> list[MaskTrial]:
         """All that the study knows about masks; cheap, and current at every call."""

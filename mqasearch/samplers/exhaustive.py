@@ -15,6 +15,9 @@ from mqasearch.samplers.history import MaskTrial
 LIMIT = 20_000
 """More masks than this are refused."""
 
+_CHOICE = 64
+"""Masks that a worker may choose from: neighbours, so that all of them share much."""
+
 
 class ExhaustiveSampler(MaskSampler):
     """All masks at the budget, in lexicographic order of their layers; then it is done.
@@ -39,10 +42,15 @@ class ExhaustiveSampler(MaskSampler):
             )
 
     def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
-        """The first unseen one."""
+        """One of the first unseen ones."""
+        left = self.certain(history)
+        return self.prefer(left) if left else self.random_mask(history, rng)
+
+    def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
+        """The first unseen ones."""
         seen = taken(history)
         left = (mask for mask in self._masks() if mask not in seen)
-        return next(left, None) or self.random_mask(history, rng)
+        return [*itertools.islice(left, _CHOICE)]
 
     def _masks(self) -> Iterator[LayerMask]:
         for layers in itertools.combinations(range(self.n_layers), self.n_converted):

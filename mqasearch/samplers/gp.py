@@ -54,7 +54,7 @@ class GPSampler(MaskSampler):
     def outlook(self, history: Sequence[MaskTrial]) -> Outlook:
         """As of the base until ``n_masks`` are scored at the budget; WAIT for the running ones."""
         at_budget = [t for t in history if t.mask.n_converted == self.n_converted]
-        n_finished = sum(trial.state == "complete" for trial in at_budget)
+        n_finished = sum(trial.state in ("complete", "pruned") for trial in at_budget)
         n_running = sum(not trial.finished for trial in at_budget)
         if n_finished >= self._goal:
             return Outlook.DONE

@@ -31,11 +31,12 @@ class PlannedSampler(MaskSampler):
     proposal finds missing.
 
     **Several workers.** The masks of one request are independent, each goes to a worker of its
-    own. Once all of a request are running, the plan is run on with the losses it expects of them,
-    to see what it would ask for next, and a free worker scores that ahead of its time. Expected
-    losses decide only what is scored early, never what is chosen: the plan is sent nothing but
-    the losses of the masks it asks for. Masks at the budget are never scored ahead, so the study
-    ends with the same masks at the budget, hence the same best one, as with a single worker.
+    own, which takes the one it prefers. Once all of a request are running, the plan is run on with
+    the losses it expects of them, to see what it would ask for next, and a free worker scores that
+    ahead of its time. Expected losses decide only what is scored early, never what is chosen: the
+    plan is sent nothing but the losses of the masks it asks for. Masks at the budget are never
+    scored ahead, so the study ends with the same masks at the budget, hence the same best one, as
+    with one worker.
 
     When there is nothing to score ahead the outlook is WAIT; a trial started all the same (two
     workers were told READY and only one mask was left) gets a random mask below the budget, which
@@ -76,15 +77,21 @@ class PlannedSampler(MaskSampler):
             return super().outlook(history)
         return step
 
+    def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
+        """What is missing of the request that the plan waits for."""
+        known, running = _split(history)
+        return [m for m in next(self._missing(known), []) if m not in running]
+
     def _next_step(self, history: Sequence[MaskTrial]) -> LayerMask | Outlook:
         """The mask to propose, or why there is none."""
-        known = {trial.mask: trial.loss for trial in history if trial.finished}
-        running = {trial.mask for trial in history if not trial.finished}
+        known, running = _split(history)
         ahead = False
         for missing in self._missing(known):
-            for mask in missing:
-                if mask not in running and not (ahead and mask.n_converted == self.n_converted):
-                    return mask
+            wanted = [mask for mask in missing if mask not in running]
+            if ahead:
+                wanted = [mask for mask in wanted if mask.n_converted != self.n_converted][:1]
+            if wanted:
+                return self.prefer(wanted)
             ahead = True
         return Outlook.WAIT if ahead else Outlook.DONE
 
@@ -104,3 +111,9 @@ class PlannedSampler(MaskSampler):
                 request = plan.send(losses)
             except StopIteration:
                 return
+
+
+def _split(history: Sequence[MaskTrial]) -> tuple[dict[LayerMask, float], set[LayerMask]]:
+    """The losses of what is finished, and what is running."""
+    known = {trial.mask: trial.loss for trial in history if trial.finished}
+    return known, {trial.mask for trial in history if not trial.finished}

@@ -9,16 +9,17 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
-from sqlalchemy import Connection, Engine, Table, and_, delete, or_, update
+from sqlalchemy import Connection, Engine, Table, and_, delete, or_, select, update
 
 from mqasearch.errors import StorageError
 from mqasearch.results import Patience, ScoreStore
 from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
+from mqasearch.results.reading import reading
 from mqasearch.results.tables import ClaimRow
 from mqasearch.score import Score, ScoreKey
 
@@ -52,7 +53,7 @@ class Claims:
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._engine = engine
-        self._store = store
+        self.store = store
         self._patience = patience or Patience()
         self._worker = worker or uuid.uuid4().hex
         self._lease = lease_seconds
@@ -69,7 +70,7 @@ class Claims:
         """
         pause = SHORTEST_WAIT
         while True:
-            score = self._store.get(key)
+            score = self.store.get(key)
             if score is not None:
                 return score, False
             if self.claim(key.digest()):
@@ -81,14 +82,45 @@ class Claims:
         digest = key.digest()
         with self._kept(digest):
             try:
-                score = self._store.get(key)  # written between our look at it and our claim
+                score = self.store.get(key)  # written between our look at it and our claim
                 if score is None:
-                    return self._store.put(key, compute()), True  # which ends the claim
+                    return self.store.put(key, compute()), True  # which ends the claim
             except BaseException:
                 self.release(digest)
                 raise
         self.release(digest)
         return score, False
+
+    @contextmanager
+    def holding(self, keys: Sequence[ScoreKey]) -> Iterator[list[ScoreKey]]:
+        """Claim those of ``keys`` that nobody has scored or claimed, for the length of the block.
+
+        The block should put their scores into the store; what it does not is given up.
+
+        Raises:
+            StorageError: the database stayed away.
+        """
+        mine = [key for key in keys if self.claim(key.digest())]
+        try:
+            known = self.store.get_many(mine)
+            wanted = [key for key in mine if key not in known]
+            with self._kept(*(key.digest() for key in wanted)):
+                yield wanted
+        finally:
+            for key in mine:
+                self.release(key.digest())
+
+    def of_others(self) -> set[str]:
+        """Digests that other workers have in hand."""
+        query = select(TABLE.c.digest).where(
+            TABLE.c.worker != self._worker, TABLE.c.expires_at > seconds_now()
+        )
+
+        def once() -> set[str]:
+            with reading(), self._engine.connect() as connection:
+                return set(connection.execute(query).scalars())
+
+        return self._patience(once)
 
     def claim(self, digest: str, seconds: float | None = None) -> bool:
         """Whether ``digest`` is this worker's for a lease, or for so many ``seconds``.
@@ -102,11 +134,11 @@ class Claims:
         self._transact(self._release, digest, 0.0)
 
     @contextmanager
-    def _kept(self, digest: str) -> Iterator[None]:
-        """Renews a claim in the background."""
+    def _kept(self, *digests: str) -> Iterator[None]:
+        """Renews claims in the background."""
         stop = threading.Event()
         renewal = threading.Thread(
-            target=self._keep, args=(digest, stop), name="claim", daemon=True
+            target=self._keep, args=(digests, stop), name="claim", daemon=True
         )
         renewal.start()
         try:
@@ -115,15 +147,16 @@ class Claims:
             stop.set()
             renewal.join()
 
-    def _keep(self, digest: str, stop: threading.Event) -> None:
-        while not stop.wait(self._lease / 3):
+    def _keep(self, digests: Sequence[str], stop: threading.Event) -> None:
+        kept = list(digests)
+        while kept and not stop.wait(self._lease / 3):
             try:
-                renewed = self._transact(self._renew, digest, self._lease)
+                # Those whose score was put meanwhile have no claim any more.
+                kept = [one for one in kept if self._transact(self._renew, one, self._lease)]
             except StorageError:  # its own thread will meet the same fault, and tell
                 return
-            if not renewed and not stop.is_set():
+            if not kept and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one scores its mask")
-                return
 
     def _transact(
         self, action: Callable[[Connection, str, float], bool], digest: str, seconds: float

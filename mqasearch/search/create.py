@@ -137,10 +137,9 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
             if label not in present:
                 study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
         set_study_facts(study, facts)
-    elif theirs.spec != facts.spec:
-        changes = "; ".join(_differences(theirs.spec, facts.spec))
+    elif changes := _differences(_today(theirs), facts.spec):
         raise UserError(
-            f"study {name!r} exists with another spec ({changes}); "
+            f"study {name!r} exists with another spec ({'; '.join(changes)}); "
             "choose another name in the study file, or another --storage"
         )
     return name
@@ -163,6 +162,11 @@ def _open(
             )
         time.sleep(0.1)
     return study, facts
+
+
+def _today(facts: StudyFacts) -> dict[str, Any]:
+    """A stored spec with the keys that came later at their defaults."""
+    return facts.study_spec.model_dump(mode="json")
 
 
 def _is_foreign(study: optuna.Study) -> bool:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from mqasearch.errors import ScoreError
+from mqasearch.evaluation.racing import StopRule, paired_estimate, race
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import KVHeads, LayerMask
-from mqasearch.score import Documents, Score, Split, TaskSpec
+from mqasearch.score import Documents, Score, ScoreKey, Split, TaskSpec
+from mqasearch.search.ahead import Ahead
 from mqasearch.search.claims import Claims
+from mqasearch.search.prefixes import KnownPrefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +20,26 @@ class Evaluation:
     """Scores of one mask.
 
     Attributes:
+        value: the objective; of a mask that was given up, as expected on all documents.
         scores: task name → score.
         seconds: spent on scores that were not in the database.
         reused: every score was in the database.
+        given_up: documents after which the mask was clearly worse than another one; None where
+            all were scored.
     """
 
+    value: float
     scores: Mapping[str, Score]
     seconds: float
     reused: bool
+    given_up: int | None = None
+
+
+class _GivenUp(Exception):
+    """A race ended before its last document."""
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
 
 
 class Evaluator:
@@ -39,66 +54,173 @@ class Evaluator:
         target_kv_heads: int = 1,
         search_split: Split = "search",
         seed: int = 0,
+        maximize: bool = False,
+        rule: StopRule | None = None,
     ) -> None:
+        """
+        Args:
+            scorer: scores what is not in the database.
+            claims: for the scores that this worker computes.
+            tasks: that make up the objective.
+            target_kv_heads: of a converted layer.
+            search_split: which documents the search scores.
+            seed: of their order.
+            maximize: whether a larger objective is better.
+            rule: when ``race`` gives a mask up.
+        """
         self.scorer = scorer
         self.claims = claims
         self.tasks = tuple(tasks)
         self.target_kv_heads = target_kv_heads
         self.search_split = search_split
         self.seed = seed
+        self.maximize = maximize
+        self.rule = rule
         self._original_value: float | None = None
+        self._prefixes = KnownPrefixes(scorer, claims.store, rule)
+        self._ahead = Ahead(scorer, claims)
 
-    def evaluate(self, mask: LayerMask) -> Evaluation:
+    def evaluate(self, mask: LayerMask, certain: Sequence[LayerMask] = ()) -> Evaluation:
         """Score a mask on the search documents of every task.
+
+        Args:
+            mask: to be scored.
+            certain: masks that will be asked for later; some of them may be scored together with
+                this one, where that is cheaper.
 
         Raises:
             ScoreError: a score is NaN or infinite.
         """
-        return self._evaluate(mask, {t.name: self.search_documents(t) for t in self.tasks})
+        documents = {task.name: self.search_documents(task) for task in self.tasks}
+        return self._evaluate(mask, documents, certain)
+
+    def race(self, mask: LayerMask, incumbent: LayerMask) -> Evaluation:
+        """Score a mask on the search documents until it is clearly worse than ``incumbent``.
+
+        Raises:
+            ScoreError: a score is NaN or infinite.
+        """
+        (task,) = self.tasks
+        documents = self.search_documents(task)
+        key = self._key(mask, task, documents)
+        against = self.claims.store.get(self._key(incumbent, task, documents))
+        if against is None or task.metric not in against.documents:
+            return self.evaluate(mask)
+        compute = partial(self._race, self._kv_heads(mask), task, documents, against)
+        try:
+            score, is_new = self.claims.get_or_score(key, compute)
+        except _GivenUp as given_up:
+            return self._given_up(mask, task, given_up.score, against)
+        return self._evaluation({task.name: score}, score.seconds if is_new else 0.0, not is_new)
 
     def confirm(self, mask: LayerMask, limit: int | None) -> Evaluation:
         """Score a mask on ``limit`` documents of every task that the search never sees."""
         documents = Documents("confirmation", limit, self.seed)
         return self._evaluate(mask, {task.name: documents for task in self.tasks})
 
+    def cheapest(self, masks: Sequence[LayerMask]) -> LayerMask:
+        """The mask that costs this worker least; one that nobody else has in hand if there is any.
+
+        Of equals the first one.
+        """
+        if len(masks) == 1:
+            return masks[0]
+        taken = self.claims.of_others()
+        free = [mask for mask in masks if not self._digests(mask) & taken] if taken else masks
+        return max(
+            free or masks, key=lambda mask: self.scorer.saved_layer_tokens(self._kv_heads(mask))
+        )
+
     def search_documents(self, task: TaskSpec) -> Documents:
         """The documents that the search scores on a task."""
         return Documents(self.search_split, task.limit, self.seed)
-
-    def objective(self, scores: Mapping[str, Score]) -> float:
-        """Weighted mean of each task's metric."""
-        total = sum(task.weight for task in self.tasks)
-        return sum(t.weight * scores[t.name].values[t.metric] for t in self.tasks) / total
 
     def original_value(self) -> float:
         """The objective of the unconverted model, scored at most once."""
         if self._original_value is None:
             original = LayerMask.empty(self.scorer.shape.n_layers)
-            self._original_value = self.objective(self.evaluate(original).scores)
+            self._original_value = self.evaluate(original).value
         return self._original_value
 
-    def _evaluate(self, mask: LayerMask, documents: Mapping[str, Documents]) -> Evaluation:
-        kv_heads = mask.kv_heads(self.scorer.shape, self.target_kv_heads)
+    def _evaluation(self, scores: Mapping[str, Score], seconds: float, reused: bool) -> Evaluation:
+        """With the weighted mean of each task's metric as value."""
+        total = sum(task.weight for task in self.tasks)
+        weighted = sum(t.weight * scores[t.name].values[t.metric] for t in self.tasks)
+        return Evaluation(weighted / total, scores, seconds, reused)
+
+    def _evaluate(
+        self,
+        mask: LayerMask,
+        documents: Mapping[str, Documents],
+        certain: Sequence[LayerMask] = (),
+    ) -> Evaluation:
+        kv_heads = self._kv_heads(mask)
+        others = [self._kv_heads(other) for other in certain]
         scores: dict[str, Score] = {}
         seconds, reused = 0.0, True
         for task in self.tasks:
             key = self.scorer.key(kv_heads, task, documents[task.name])
-            compute = partial(self._compute, mask, kv_heads, task, documents[task.name])
+            compute = partial(self._compute, kv_heads, task, documents[task.name], others)
             score, is_new = self.claims.get_or_score(key, compute)
-            if is_new:
+            if is_new or self._ahead.was_mine(key):
                 seconds, reused = seconds + score.seconds, False
-            scores[task.name] = score
-        return Evaluation(scores, seconds, reused)
+            scores[task.name] = _checked(mask, task, score)
+        return self._evaluation(scores, seconds, reused)
 
     def _compute(
-        self, mask: LayerMask, kv_heads: KVHeads, task: TaskSpec, documents: Documents
+        self, kv_heads: KVHeads, task: TaskSpec, documents: Documents, others: Sequence[KVHeads]
     ) -> Score:
-        score = self.scorer.score(kv_heads, task, documents)
-        _check_finite(mask, task, score)
+        known = self._prefixes.longest(kv_heads, task, documents)
+        if known is not None:
+            *_, score = self.scorer.score_in_parts(
+                kv_heads, task, documents, documents.limit or 2**31, known
+            )
+            return score
+        return self._ahead.score(kv_heads, task, documents, others)
+
+    def _race(
+        self, kv_heads: KVHeads, task: TaskSpec, documents: Documents, against: Score
+    ) -> Score:
+        assert self.rule is not None
+        score = race(
+            self.scorer,
+            kv_heads,
+            task,
+            documents,
+            incumbent=against,
+            higher_is_better=self.maximize,
+            rule=self.rule,
+            known=self._prefixes.longest(kv_heads, task, documents),
+        )
+        if score.n_docs < against.n_docs:
+            raise _GivenUp(score)
         return score
 
+    def _given_up(
+        self, mask: LayerMask, task: TaskSpec, score: Score, against: Score
+    ) -> Evaluation:
+        """Keep the score of a mask that lost a race, as one of fewer documents."""
+        shorter = Documents(self.search_split, score.n_docs, self.seed)
+        key = self._key(mask, task, shorter)
+        known = self.claims.store.get(key)
+        if known is None:
+            self.claims.store.put(key, score)
+        value = paired_estimate(score, against, task.metric)
+        seconds = score.seconds if known is None else 0.0
+        return Evaluation(value, {task.name: score}, seconds, known is not None, score.n_docs)
 
-def _check_finite(mask: LayerMask, task: TaskSpec, score: Score) -> None:
+    def _key(self, mask: LayerMask, task: TaskSpec, documents: Documents) -> ScoreKey:
+        return self.scorer.key(self._kv_heads(mask), task, documents)
+
+    def _digests(self, mask: LayerMask) -> set[str]:
+        return {self._key(mask, t, self.search_documents(t)).digest() for t in self.tasks}
+
+    def _kv_heads(self, mask: LayerMask) -> KVHeads:
+        return mask.kv_heads(self.scorer.shape, self.target_kv_heads)
+
+
+def _checked(mask: LayerMask, task: TaskSpec, score: Score) -> Score:
     for metric, value in score.values.items():
         if not math.isfinite(value):
             raise ScoreError(f"{task.name}: {metric} of mask {mask} is {value}")
+    return score

@@ -1,13 +1,14 @@
 """The Optuna objective: a trial's mask in, its loss or accuracy out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
+from optuna.trial import TrialState
 
 from mqasearch.errors import ScoreError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, param_name
-from mqasearch.search.attributes import StudyFacts, TrialFacts, set_trial_facts
+from mqasearch.search.attributes import StudyFacts, TrialFacts, set_trial_facts, trial_facts
 from mqasearch.search.create import NAME_KEY
 from mqasearch.search.evaluator import Evaluation, Evaluator
 
@@ -16,7 +17,8 @@ class Objective:
     """Scores the mask a selector proposes.
 
     A mask below the budget is a probe: its trial ends PRUNED with the value reported at step =
-    number of converted layers, so that the study's best trial is always a mask at the budget.
+    number of converted layers, so that the study's best trial is always a mask at the budget. So
+    does a mask that was given up in a race against the best one of its size.
     """
 
     def __init__(
@@ -24,25 +26,37 @@ class Objective:
         facts: StudyFacts,
         evaluator: Evaluator,
         on_mask: Callable[[], None] = lambda: None,
+        certain: Callable[[], Sequence[LayerMask]] = tuple,
     ) -> None:
-        """``on_mask`` is called when the trial's mask is in the database."""
+        """
+        Args:
+            facts: of the study.
+            evaluator: scores the masks.
+            on_mask: called when the trial's mask is in the database.
+            certain: the masks that will be asked for next, whatever this one scores.
+        """
         self.n_layers = facts.n_layers
         self.n_converted = facts.n_converted
         self.evaluator = evaluator
         self.on_mask = on_mask
+        self.certain = certain
 
     def __call__(self, trial: optuna.Trial) -> float:
         mask = suggest_mask(trial, self.n_layers)
         self.on_mask()
         try:
-            evaluation = self.evaluator.evaluate(mask)
+            incumbent = self._incumbent(trial, mask)
+            if incumbent is None:
+                evaluation = self.evaluator.evaluate(mask, self.certain())
+            else:
+                evaluation = self.evaluator.race(mask, incumbent)
             original = self.evaluator.original_value()
         except ScoreError as error:
             trial.set_user_attr(INVALID_KEY, str(error))
             raise
         facts = self._facts(trial, mask, evaluation, original)
         set_trial_facts(trial, facts)
-        if mask.n_converted != self.n_converted:
+        if mask.n_converted != self.n_converted or facts.given_up is not None:
             trial.report(facts.value, step=mask.n_converted)
             raise optuna.TrialPruned
         return facts.value
@@ -51,19 +65,37 @@ class Objective:
         self, trial: optuna.Trial, mask: LayerMask, evaluation: Evaluation, original: float
     ) -> TrialFacts:
         shape = self.evaluator.scorer.shape
-        value = self.evaluator.objective(evaluation.scores)
         kv_heads = mask.kv_heads(shape, self.evaluator.target_kv_heads)
         return TrialFacts(
             mask=str(mask),
             n_converted=mask.n_converted,
             kv_bytes_per_token=shape.kv_bytes_per_token(kv_heads),
-            value=value,
-            delta=value - original,
+            value=evaluation.value,
+            delta=evaluation.value - original,
             seconds=evaluation.seconds,
             reused=evaluation.reused,
             scores={task: dict(score.values) for task, score in evaluation.scores.items()},
             name=trial.user_attrs.get(NAME_KEY),
+            given_up=evaluation.given_up,
         )
+
+    def _incumbent(self, trial: optuna.Trial, mask: LayerMask) -> LayerMask | None:
+        """The best mask of the same size so far; None where the mask is to be scored in full."""
+        if self.evaluator.rule is None or NAME_KEY in trial.user_attrs:
+            return None
+        ended = trial.study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+        )
+        rivals = [
+            facts
+            for one in ended
+            if (facts := trial_facts(one)) is not None
+            and facts.given_up is None
+            and facts.n_converted == mask.n_converted
+        ]
+        sign = -1.0 if self.evaluator.maximize else 1.0
+        best = min(rivals, key=lambda facts: sign * facts.value, default=None)
+        return None if best is None else LayerMask.parse(best.mask)
 
 
 def suggest_mask(trial: optuna.Trial, n_layers: int) -> LayerMask:

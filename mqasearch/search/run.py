@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import optuna
 
+from mqasearch.evaluation.racing import StopRule
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
@@ -114,13 +115,25 @@ def work_with(
         target_kv_heads=spec.target_kv_heads,
         search_split=spec.search_split,
         seed=spec.documents.seed,
+        maximize=spec.maximize,
+        rule=stop_rule(spec),
     )
+    for selection in selections:
+        selection.sampler.prefer = evaluator.cheapest
     worker = Worker(selections, evaluator, turn_in, presence, watcher.on_trial, watcher.on_start)
     with presence:
         take_over(storage, selections, presence.worker)
         done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
         _confirm_ended(selections, evaluator, spec, watcher)
     return done
+
+
+def stop_rule(spec: StudySpec) -> StopRule | None:
+    """When a mask is given up; None where every mask is scored in full."""
+    pruner = spec.pruner
+    if pruner is None:
+        return None
+    return StopRule(pruner.interval_steps, pruner.n_startup_steps, pruner.p_threshold)
 
 
 def _confirm_ended(

@@ -2,12 +2,14 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.errors import StorageError, unknown_name
+from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, study_facts
 
@@ -31,6 +33,12 @@ class Selection:
                 running = any(trial.state == TrialState.RUNNING for trial in trials)
                 return Outlook.WAIT if running else Outlook.DONE
         return self.sampler.outlook(self.sampler.history(self.study))
+
+    def certain(self) -> Sequence[LayerMask]:
+        """Masks that will be asked for, whatever those that are running score."""
+        if self.facts.n_trials is not None:  # the number of trials may cut a plan short
+            return ()
+        return self.sampler.certain(self.sampler.history(self.study))
 
     def expected_trials(self) -> int:
         """About how many trials the study will have; a plan may end earlier or later."""

@@ -201,7 +201,8 @@ class SharedStorage(PatientStorage):
     def _fail(self, trial_id: int) -> bool:
         """Fail a trial and queue its successor, if it is to have one."""
         with _create_scoped_session(self.scoped_session) as session:
-            study_id = models.TrialModel.find_or_raise_by_id(trial_id, session).study_id
+            found = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            study_id = cast(int, found.study_id)
             # In the order in which whoever makes a trial locks.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)

@@ -105,7 +105,7 @@ class Worker:
     def _run_trial(self, selection: Selection, turn: Turn) -> None:
         self.on_start(selection)
         study = selection.study
-        objective = Objective(selection.facts, self.evaluator, on_mask=turn.end)
+        objective = Objective(selection.facts, self.evaluator, turn.end, selection.certain)
         running: list[optuna.Trial] = []
         faults: list[Exception] = []
 

@@ -235,6 +235,32 @@ def test_one_mask_that_diverges_does_not_cost_the_others_their_scores() -> None:
     assert isinstance(three, Score)
 
 
+def test_many_at_once_gain_where_the_states_of_one_mask_do_not_fit() -> None:
+    scores = []
+    for state_bytes, gains in ((10**9, False), (2_000, True)):
+        scorer = scorer_of(SharedPrefixScorer, state_bytes=state_bytes)
+        assert not scorer.gains_from_many()  # nothing is known of the texts yet
+        scores.append(scorer.score(heads("llama", (False,) * 3), TaskSpec("choice"), ALL))
+        assert scorer.gains_from_many() is gains
+    assert scores[0].values == scores[1].values
+
+
+def test_what_is_kept_is_what_a_mask_saves() -> None:
+    scorer = scorer_of(SharedPrefixScorer, state_bytes=10**9)
+    original, last, first = (
+        heads("llama", flags)
+        for flags in ((False,) * 3, (False, False, True), (True, False, False))
+    )
+    assert scorer.saved_layer_tokens(last) == 0
+    scorer.score(original, TaskSpec("choice"), ALL)
+    (plan,) = scorer.lm.used_plans
+    assert scorer.saved_layer_tokens(last) == 2 * plan.n_tokens
+    assert scorer.saved_layer_tokens(first) == 0
+    before = scorer.lm.resumable.layer_tokens
+    scorer.score(last, TaskSpec("choice"), ALL)
+    assert scorer.lm.resumable.layer_tokens - before == plan.n_tokens
+
+
 def test_law_bfloat16_is_as_near_to_the_exact_answers_as_hflm_is() -> None:
     """On the real model, with HFLM at two batch sizes.
 

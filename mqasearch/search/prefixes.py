@@ -1,0 +1,62 @@
+"""Scores of fewer documents, to go on from: a smaller limit is a prefix of a larger one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mqasearch.evaluation.racing import StopRule
+from mqasearch.evaluation.scorer import Scorer
+from mqasearch.mask import KVHeads
+from mqasearch.results import ScoreStore
+from mqasearch.score import Documents, Score, TaskSpec
+
+
+class KnownPrefixes:
+    """Finds what is known of a mask's first documents.
+
+    Which numbers of documents occur in the database is asked once a task, when the first mask is
+    scored: that is a question to the whole table, and other studies rarely begin meanwhile.
+    """
+
+    def __init__(self, scorer: Scorer, store: ScoreStore, rule: StopRule | None) -> None:
+        """
+        Args:
+            scorer: makes the keys.
+            store: of the scores.
+            rule: by which this study's races end; where they do is known without asking.
+        """
+        self._scorer = scorer
+        self._store = store
+        self._rule = rule
+        self._limits: dict[tuple[TaskSpec, Documents], Sequence[int]] = {}
+
+    def longest(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score | None:
+        """The score of most of the first documents, if any but not all are scored.
+
+        Raises:
+            StorageError: the database stayed away.
+        """
+        if (task, documents) not in self._limits:
+            self._limits[task, documents] = self._known_limits(kv_heads, task, documents)
+        keys = [
+            self._scorer.key(kv_heads, task, replace(documents, limit=limit))
+            for limit in self._limits[task, documents]
+        ]
+        found = self._store.get_many(keys) if keys else {}
+        return max(found.values(), key=lambda score: score.n_docs, default=None)
+
+    def _known_limits(
+        self, kv_heads: KVHeads, task: TaskSpec, documents: Documents
+    ) -> Sequence[int]:
+        """Numbers of documents that were scored and are a prefix of ``documents``."""
+        key = self._scorer.key(kv_heads, task, documents)
+        limits = {
+            n_docs
+            for digest, n_docs in self._store.document_sets(key)
+            if n_docs < (documents.limit or n_docs + 1)
+            and digest != key.documents
+            and digest
+            == self._scorer.key(kv_heads, task, replace(documents, limit=n_docs)).documents
+        }
+        if self._rule is not None and documents.limit is not None:
+            limits |= set(range(self._rule.part, documents.limit, self._rule.part))
+        return sorted(limits)
