@@ -129,6 +129,8 @@ class TrialFacts:
         reused: True where no new score was computed.
         scores: task → metric → value.
         name: of an enqueued mask.
+        given_up: documents after which the mask was clearly worse than another one of its size, so
+            that ``value`` is an estimate; None where all were scored.
     """
 
     mask: str
@@ -140,6 +142,7 @@ class TrialFacts:
     reused: bool
     scores: dict[str, dict[str, float]]
     name: str | None = None
+    given_up: int | None = None
 
 
 def set_trial_facts(trial: optuna.Trial, facts: TrialFacts) -> None:
