@@ -4,17 +4,49 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mqasearch import __version__
 from mqasearch.cli import convert, latency, launch, listing, serving, study
+from mqasearch.cli.logs import complain, start_logging, without_passwords
+from mqasearch.cli.options import ChosenLogFormat, LogFormat
 from mqasearch.errors import MqasearchError, UserError
+
+
+class Commands(TyperGroup):
+    """Repeats no password of a URL that stands where it does not belong."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the root options."""
+        with _passwords_hidden():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command and its options, and run it."""
+        with _passwords_hidden():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _passwords_hidden() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(message, str):  # a usage error, which says what was given
+            error.message = without_passwords(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="mqasearch",
+    cls=Commands,
     help="Find which attention layers of a pretrained transformer can become multi-query "
     "attention, under a budget, without retraining.",
     no_args_is_help=True,
@@ -35,17 +67,13 @@ def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
     verbose: bool = typer.Option(False, "-v", "--verbose", help="Log more, to stderr."),
+    log_format: ChosenLogFormat = LogFormat.TEXT,
 ) -> None:
     """Root options."""
     if version:
         print(f"mqasearch {__version__}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("mqasearch").setLevel(logging.INFO)
+    start_logging(log_format, verbose=verbose)
     if not verbose:
         _quiet_libraries()
 
@@ -88,9 +116,9 @@ def main() -> None:
     except SystemExit as ended:
         code = ended.code
     except UserError as error:
-        print(f"mqasearch: {error}", file=sys.stderr)
+        complain(error)
         code = 2
     except MqasearchError as error:
-        print(f"mqasearch: {error}", file=sys.stderr)
+        complain(error)
         code = 1
     sys.exit(128 + signals.received if signals.received else code or 0)

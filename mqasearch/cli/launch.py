@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mqasearch.cli.logs import options_for_children
 from mqasearch.cli.options import DEFAULT_STORAGE, Storage, StudyName
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Database:
         held: file descriptors that keep it up.
     """
 
-    url: str
+    url: str = field(repr=False)
     held: tuple[int, ...] = ()
 
 
@@ -131,14 +133,15 @@ def _check_study(storage: str, name: str) -> None:
 def _launch_on_ray(fleet: "Fleet", storage: str, dry_run: bool) -> None:
     from mqasearch.launch.ray_tasks import resources, run_on_ray
 
+    options = options_for_children()
     if dry_run:
-        words = " ".join(["mqasearch", *fleet.arguments])
+        words = " ".join(["mqasearch", *options, *fleet.arguments])
         print(f"{fleet.n_workers} Ray task(s) {resources(fleet)}: {words}")
         return
-    run_on_ray(fleet, storage, ray_worker)
+    run_on_ray(fleet, storage, partial(ray_worker, options=options))
 
 
-def ray_worker(url: str, fleet: "Fleet") -> None:
+def ray_worker(url: str, fleet: "Fleet", options: tuple[str, ...] = ()) -> None:
     """One worker: the same command as everywhere, inside a Ray task."""
     import os
 
@@ -146,7 +149,7 @@ def ray_worker(url: str, fleet: "Fleet") -> None:
 
     os.environ["OPTUNA_STORAGE"] = url
     limit = [] if fleet.seconds is None else [f"--timeout={fleet.seconds}"]
-    app([*fleet.arguments, *limit], standalone_mode=False)
+    app([*options, *fleet.arguments, *limit], standalone_mode=False)
 
 
 def _write(fleet: "Fleet", engine: str, image: str | None, folder: Path | None) -> None:
@@ -239,7 +242,6 @@ def default_workers(device: str) -> int:
 
 def work_together(database: "Database", study: str, device: str, n_workers: int) -> None:
     """Run workers as child processes until nothing is left to do."""
-    import logging
     import os
     import sys
 
@@ -251,8 +253,7 @@ def work_together(database: "Database", study: str, device: str, n_workers: int)
         **os.environ,
         "OPTUNA_STORAGE": database.url,
     }
-    verbose = ["--verbose"] if logging.getLogger().isEnabledFor(logging.INFO) else []
-    command = [sys.executable, "-m", "mqasearch", *verbose]
+    command = [sys.executable, "-m", "mqasearch", *options_for_children()]
     command += ["child", f"--study-name={study}", f"--parent={os.getpid()}"]
     children = []
     for n, its in enumerate(devices_for(device, n_workers)):

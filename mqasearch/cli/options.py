@@ -16,6 +16,13 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class LogFormat(StrEnum):
+    """How the log on stderr is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 Storage = Annotated[
     str,
     typer.Option(
@@ -40,5 +47,9 @@ StudyName = Annotated[
     typer.Option("--study-name", help="A comparison, or one of its selectors as NAME.SELECTOR."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N or mps.")]
+ChosenLogFormat = Annotated[
+    LogFormat,
+    typer.Option("--log-format", help="Of stderr: text, or json, one object a line."),
+]
 OutputFormat = Annotated[Format, typer.Option("-f", "--format", help="table or json.")]
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]

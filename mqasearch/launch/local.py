@@ -73,7 +73,7 @@ class Child:
 
     label: str
     command: Sequence[str]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)  # with the database's URL
     held: Sequence[int] = ()
     code: int | None = field(default=None, init=False)
     process: subprocess.Popen[str] | None = field(default=None, init=False)

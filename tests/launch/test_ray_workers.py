@@ -1,8 +1,11 @@
 """Workers on a real, local Ray."""
 
 import contextlib
+import json
+import logging
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,7 +26,6 @@ from mqasearch.search.run import create
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import open_storage
 from mqasearch.spec import parse_spec
-
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one in each of pytest's processes
 
@@ -83,11 +85,24 @@ def noting_titles() -> Iterator[set[str]]:
         looking.join()
 
 
+@pytest.fixture
+def _stderr_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Afterwards: JSON is for the length of a process, and this one goes on."""
+    for place, name in ((sys, "stderr"), (sys, "excepthook"), (threading, "excepthook")):
+        monkeypatch.setattr(place, name, getattr(place, name))
+    yield
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("_stderr_as_it_was")
 def test_workers_on_ray_finish_a_study(cluster: Path, mqasearch: Mqasearch, study_url: str) -> None:
     command = f"launch --engine ray --study-name demo --workers 2 --storage {study_url}"
     with noting_titles() as titles:
-        code, out, err = mqasearch(command)
+        code, out, err = mqasearch(f"--log-format json {command}")
     assert code == 0, err
+    said = [json.loads(line) for line in err.splitlines()]
+    trials = [row for row in said if " trial " in row["message"]]
+    assert any(row.get("worker", "").startswith("demo worker ") for row in trials)
     greedy, tpe = rows_of(study_url)
     assert greedy["complete"] >= 1
     assert tpe["complete"] + tpe["probes"] == 6
