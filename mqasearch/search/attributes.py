@@ -4,15 +4,18 @@ Each attribute is a transaction of its own, so facts travel together: one attrib
 trial (besides the mask, which the sampler writes first so that other workers see it at once).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 
+from mqasearch import __version__
 from mqasearch.errors import ModelError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import MASK_KEY
+from mqasearch.search.agreement import differences, remedies
+from mqasearch.search.attributes_once import record_once
 from mqasearch.spec import StudySpec, parse_spec
 
 STUDY_KEY = "mqasearch:study"
@@ -22,6 +25,14 @@ FACTS_KEY = "mqasearch:facts"
 Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"
 """What the sampler of a study that holds only masks enqueued by name is called."""
+
+_OURS = "mqasearch"
+"""This package, among versions."""
+
+
+def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are known here; a newer mqasearch may have written more."""
+    return {each.name: row[each.name] for each in fields(kind) if each.name in row}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,11 @@ class StudyFacts:
     @property
     def study_spec(self) -> StudySpec:
         """The spec, validated again: a stored study may come from anybody."""
-        return parse_spec(self.spec, f"the spec stored in study {self.comparison}.{self.selector}")
+        where = f"the spec stored in study {self.comparison}.{self.selector}"
+        author = self.versions.get(_OURS, __version__)
+        if author != __version__:  # a key that is unknown here may be known there
+            where += f" by mqasearch {author} (this is {__version__})"
+        return parse_spec(self.spec, where)
 
 
 def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
@@ -66,7 +81,7 @@ def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
 def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
     """A study's facts; None for a study that mqasearch did not create."""
     row = user_attrs.get(STUDY_KEY)
-    return StudyFacts(**row) if isinstance(row, dict) else None
+    return StudyFacts(**_known(StudyFacts, row)) if isinstance(row, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,7 @@ class ModelFacts:
         merge: name and parameters, canonical.
         calibration: digest of the calibration statistics; empty where the merge needs none.
         versions: of the packages that scores depend on.
+        tasks: lm-eval's version of each task; empty in what mqasearch wrote before it knew them.
     """
 
     fingerprint: str
@@ -86,32 +102,43 @@ class ModelFacts:
     merge: str
     calibration: str
     versions: dict[str, str]
+    tasks: dict[str, str] = field(default_factory=dict)
 
 
 def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:
     """What the study's workers agreed on; None before the first one."""
     row = user_attrs.get(MODEL_KEY)
-    return ModelFacts(**row) if isinstance(row, dict) else None
+    return ModelFacts(**_known(ModelFacts, row)) if isinstance(row, dict) else None
 
 
 def agree_on_model(study: optuna.Study, mine: ModelFacts) -> None:
-    """Record what this worker scores with, or check it against what others recorded.
+    """Record what this worker scores with, or check it against what the first one recorded.
+
+    The first one must have the mqasearch that created the study. Of two that come first at once,
+    one records and the other one is checked.
 
     Raises:
         ModelError: this worker's scores would not be comparable, with what differs.
     """
-    theirs = model_facts(study.user_attrs)
-    if theirs is None:
-        study.set_user_attr(MODEL_KEY, asdict(mine))
-        return
-    ours, others = asdict(mine), asdict(theirs)
-    if changes := [
-        f"{key}: {others[key]} → {ours[key]}" for key in ours if ours[key] != others[key]
-    ]:
+    attributes = study.user_attrs
+    ours = asdict(mine)
+    theirs: dict[str, Any] = {"versions": {}}
+    if (facts := study_facts(attributes)) is not None and _OURS in facts.versions:
+        theirs["versions"][_OURS] = facts.versions[_OURS]
+    _refuse_differences(study, ours, theirs)
+    recorded = model_facts(attributes)
+    if recorded is None:
+        record_once(study, MODEL_KEY, ours)
+        recorded = model_facts(study.user_attrs)
+        assert recorded is not None
+    _refuse_differences(study, ours, asdict(recorded))
+
+
+def _refuse_differences(study: optuna.Study, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    if rows := differences(ours, theirs):
         raise ModelError(
             f"this worker's scores would not be comparable with those of study "
-            f"{study.study_name!r} ({'; '.join(changes)}); use what the study uses, or create "
-            "another study"
+            f"{study.study_name!r}: {'; '.join(rows)}; {remedies(ours, theirs)}"
         )
 
 
@@ -153,7 +180,7 @@ def set_trial_facts(trial: optuna.Trial, facts: TrialFacts) -> None:
 def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
     """A trial's facts; None while it is not finished."""
     row = trial.user_attrs.get(FACTS_KEY)
-    return TrialFacts(**row) if isinstance(row, dict) else None
+    return TrialFacts(**_known(TrialFacts, row)) if isinstance(row, dict) else None
 
 
 def trial_mask(trial: FrozenTrial) -> LayerMask | None:

@@ -1,0 +1,93 @@
+"""Whether two workers' scores can be compared: what differs, in words, and what to do about it.
+
+Of packages and tasks only those are compared that both sides name: what one side did not write
+down is not known to differ.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mqasearch.evaluation.scorer import Scorer
+from mqasearch.score import Documents
+from mqasearch.spec import StudySpec
+
+Facts = Mapping[str, Any]
+"""``ModelFacts`` as plain data, or a part of it."""
+
+_NAMES = {
+    "fingerprint": "model fingerprint:",
+    "dtype": "dtype",
+    "merge": "merge",
+    "calibration": "calibration",
+}
+_CURES = {
+    "fingerprint": "give this worker the weights that the study uses",
+    "dtype": "use a device that computes in the study's dtype",
+    "calibration": "give this worker the benchmark data that the study uses",
+    "tasks": "give this worker the task files that the study uses",
+}
+_ANOTHER = "create another study (with another name in the study file)"
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
+
+
+def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
+    """lm-eval's version of each task of a study, as this worker has it."""
+    versions = {}
+    for task in spec.task_specs:
+        documents = Documents(spec.search_split, task.limit, spec.documents.seed)
+        versions[task.name] = scorer.key(scorer.shape.original, task, documents).task_version
+    return versions
+
+
+def differences(ours: Facts, theirs: Facts) -> list[str]:
+    """Each thing that differs, as ``mqasearch 0.1.0 here, 0.2.0 in the study``."""
+    rows = [
+        f"{name} {_short(ours[key])} here, {_short(theirs[key])} in the study"
+        for key, name in _NAMES.items()
+        if key in theirs and ours[key] != theirs[key]
+    ]
+    rows += [
+        f"{package} {mine} here, {other} in the study"
+        for package, mine, other in _apart(ours, theirs, "versions")
+    ]
+    rows += [
+        f"task {task} of version {mine} here, {other} in the study"
+        for task, mine, other in _apart(ours, theirs, "tasks")
+    ]
+    return rows
+
+
+def remedies(ours: Facts, theirs: Facts) -> str:
+    """What to do about the differences, in one sentence."""
+    if packages := list(_apart(ours, theirs, "versions")):
+        # Whatever else differs may follow from them.
+        wanted = [f"{name}=={_installable(mine, other)}" for name, mine, other in packages]
+        return f"pip install {' '.join(wanted)}, or {_ANOTHER}"
+    cures = [cure for key, cure in _CURES.items() if _differs(ours, theirs, key)]
+    return f"{' and '.join(cures)}, or {_ANOTHER}" if cures else _ANOTHER
+
+
+def _installable(mine: str, other: str) -> str:
+    """Without the build ("+cpu"), which belongs to the machine, unless that is all that differs."""
+    release = other.partition("+")[0]
+    return other if mine.partition("+")[0] == release else release
+
+
+def _differs(ours: Facts, theirs: Facts, key: str) -> bool:
+    if key == "tasks":
+        return any(_apart(ours, theirs, key))
+    return key in theirs and bool(ours[key] != theirs[key])
+
+
+def _apart(ours: Facts, theirs: Facts, key: str) -> Iterator[tuple[str, str, str]]:
+    """Name, ours and theirs, of what both name and differs."""
+    mine, others = ours.get(key, {}), theirs.get(key, {})
+    for name in mine:
+        if name in others and mine[name] != others[name]:
+            yield name, mine[name], others[name]
+
+
+def _short(value: str) -> str:
+    """A digest as people compare them; nothing in words."""
+    return _DIGEST.sub(lambda digest: digest[0][:12], value) or "none"
