@@ -201,8 +201,11 @@ class SharedStorage(PatientStorage):
     def _fail(self, trial_id: int) -> bool:
         """Fail a trial and queue its successor, if it is to have one."""
         with _create_scoped_session(self.scoped_session) as session:
-            found = models.TrialModel.find_or_raise_by_id(trial_id, session)
-            study_id = cast(int, found.study_id)
+            # Not the trial itself: the session would not look again after waiting for the lock.
+            query = select(models.TrialModel.study_id).where(models.TrialModel.trial_id == trial_id)
+            study_id = session.execute(query).scalar_one_or_none()
+            if study_id is None:
+                raise KeyError(models.NOT_FOUND_MSG)
             # In the order in which whoever makes a trial locks.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)

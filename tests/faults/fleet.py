@@ -276,9 +276,17 @@ def _check_ended(storage: Storage, spec: StudySpec) -> None:
         assert selection.outlook() == Outlook.DONE
         done = [trial for trial in trials if trial.state != TrialState.FAIL]
         masks = [trial.user_attrs["mqasearch:mask"] for trial in done]
-        assert len(masks) == len(set(masks))
+        assert len(masks) == len(set(masks)), _listed(trials)
         if selection.facts.n_trials is not None:
-            assert len(done) == selection.facts.n_trials
+            assert len(done) == selection.facts.n_trials, _listed(trials)
+
+
+def _listed(trials: Sequence[optuna.trial.FrozenTrial]) -> str:
+    return "\n".join(
+        f"{trial.number} {trial.state.name} {trial.datetime_start} {trial.datetime_complete} "
+        f"{trial.user_attrs.get('mqasearch:mask')} {trial.system_attrs}"
+        for trial in trials
+    )
 
 
 def _check_truth(storage: Storage, spec: StudySpec) -> None:

@@ -1,11 +1,14 @@
 """Laws of the shared storage: lost answers, parameters written at once, workers that die."""
 
+import contextlib
 import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +256,33 @@ def test_a_lost_answer_queues_no_second_successor(
     lose(storage, 1, monkeypatch)
     study.tell(trial, state=TrialState.FAIL)
     assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_two_that_fail_a_trial_at_once_queue_one_successor(any_url: str) -> None:
+    opened = [open_storage(any_url) for _ in range(2)]
+    study = new_study(opened[0])
+    for _ in range(15):
+        trial = study.ask()
+        trial.set_user_attr(MASK_KEY, str(MASK))
+        together = threading.Barrier(2)
+
+        def fail(
+            storage: Storage, trial: optuna.Trial = trial, together: threading.Barrier = together
+        ) -> bool:
+            together.wait()
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                return storage.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            return False
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(fail, opened)) == [False, True]
+        (successor,) = study.get_trials(states=(TrialState.WAITING,))
+        successor_trial = study.ask()
+        assert successor_trial.number == successor.number
+        successor_trial.set_user_attr(INVALID_KEY, "enough")
+        study.tell(successor_trial, state=TrialState.FAIL)
+    for storage in opened:
+        storage.close()
 
 
 def test_nobody_died_of_a_mask_that_was_given_back(storage: Storage) -> None:
