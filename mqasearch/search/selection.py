@@ -50,8 +50,19 @@ class Selection:
             "consecutive": 2 + budget.bit_length(),
             "sensitivity": layers + budget,
             "greedy": 1 + layers + 2 * (budget - 1),
+            "gp": 1 + layers + getattr(self.sampler, "n_masks", 0),
             "exhaustive": math.comb(layers, budget),
         }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
+
+    def trials_left(self) -> int:
+        """About how many trials are to be finished; 0 once the study is done."""
+        if self.outlook() == Outlook.DONE:
+            return 0
+        done = sum(
+            trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            for trial in self.study.get_trials(deepcopy=False)
+        )
+        return max(1, self.expected_trials() - done)
 
 
 def _counts(trial: FrozenTrial) -> bool:

@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.search.compare import best_trial
 from mqasearch.search.roster import list_workers
-from mqasearch.search.selection import fail_stale_trials, find_studies, known_studies
+from mqasearch.search.selection import (
+    fail_stale_trials,
+    find_studies,
+    known_studies,
+    open_selections,
+)
 from mqasearch.search.storage import Storage
 
 STATUS_HEADERS = (
@@ -20,6 +24,7 @@ STATUS_HEADERS = (
     "running",
     "waiting",
     "failed",
+    "left",
     "best value",
     "best layers",
 )
@@ -36,20 +41,22 @@ _STATES = (
 def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[Any, ...]]:
     """One row per Optuna study, as ``STATUS_HEADERS`` names it.
 
-    Trials whose worker has not been heard of for longer than the grace period are failed first.
+    What is left of a plan is an estimate: it depends on losses. Trials whose worker has not been
+    heard of for longer than the grace period are failed first.
 
     Raises:
         StorageError: ``name`` is given and there is no such study.
     """
-    names = known_studies(storage) if name is None else find_studies(storage, name)
-    for study_name in names:
-        study = optuna.load_study(study_name=study_name, storage=storage)
+    known = known_studies(storage) if name is None else find_studies(storage, name)
+    for selection in open_selections(storage, known):
+        study = selection.study
         fail_stale_trials(study)
         trials = study.get_trials(deepcopy=False)
         counts = [sum(trial.state == state for trial in trials) for state in _STATES]
         best = best_trial(study)
         layers = best and ",".join(map(str, LayerMask.parse(best.facts.mask).layers))
-        yield (study_name, *counts, best and round(best.facts.value, 6), layers)
+        left = selection.trials_left()
+        yield (study.study_name, *counts, left, best and round(best.facts.value, 6), layers)
 
 
 def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.run import Watcher
 from mqasearch.search.selection import Selection, find_studies
+from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import Storage
 
 
@@ -228,3 +229,20 @@ def test_a_worker_with_another_model_is_refused(storage: Storage) -> None:
     run_study(storage, spec_of(), FakeScorer(6), n_trials=1)
     with pytest.raises(ModelError, match="fingerprint: fake:6"):
         run_study(storage, spec_of(), FakeScorer(6, seed=1))
+
+
+def test_status_says_what_is_left(storage: Storage) -> None:
+    spec = spec_of(selectors=["sensitivity", {"name": "gp", "n_masks": 4}, "random"], n_trials=7)
+
+    def left() -> list[int]:
+        rows = [dict(zip(STATUS_HEADERS, r, strict=True)) for r in study_rows(storage.optuna)]
+        return [row["left"] for row in rows]
+
+    create_studies(storage.optuna, spec, FakeScorer(6).shape)
+    before = left()
+    assert before[2] == 7
+    run_study(storage, spec, FakeScorer(6), n_trials=4)
+    assert left() == [before[0] - 4, *before[1:]]
+    run_study(storage, spec, FakeScorer(6))
+    assert left() == [0, 0, 0]
+    assert [len(finished(study)) for study in studies_of(storage)] == before
