@@ -86,12 +86,14 @@ class Progress:
                 last.delta,
                 " known" if last.reused else f" in {last.seconds:.1f} s",
                 note,
+                extra={"study": selection.study.study_name, "trial": rows[-1].number},
             )
 
     def _confirm(self, selection: Selection) -> None:
         self._bars.update(self._task, note="confirming on held-out documents")
         if self._bars.disable:
-            log.info("%s: confirming on held-out documents", selection.study.study_name)
+            study = selection.study.study_name
+            log.info("%s: confirming on held-out documents", study, extra={"study": study})
 
     def _left(self, trials: int) -> str:
         if not self._scoring_seconds or not trials:

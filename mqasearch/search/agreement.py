@@ -62,16 +62,10 @@ def remedies(ours: Facts, theirs: Facts) -> str:
     """What to do about the differences, in one sentence."""
     if packages := list(_apart(ours, theirs, "versions")):
         # Whatever else differs may follow from them.
-        wanted = [f"{name}=={_installable(mine, other)}" for name, mine, other in packages]
+        wanted = [f"{name}=={other.partition('+')[0]}" for name, _, other in packages]
         return f"pip install {' '.join(wanted)}, or {_ANOTHER}"
     cures = [cure for key, cure in _CURES.items() if _differs(ours, theirs, key)]
     return f"{' and '.join(cures)}, or {_ANOTHER}" if cures else _ANOTHER
-
-
-def _installable(mine: str, other: str) -> str:
-    """Without the build ("+cpu"), which belongs to the machine, unless that is all that differs."""
-    release = other.partition("+")[0]
-    return other if mine.partition("+")[0] == release else release
 
 
 def _differs(ours: Facts, theirs: Facts, key: str) -> bool:
@@ -81,10 +75,13 @@ def _differs(ours: Facts, theirs: Facts, key: str) -> bool:
 
 
 def _apart(ours: Facts, theirs: Facts, key: str) -> Iterator[tuple[str, str, str]]:
-    """Name, ours and theirs, of what both name and differs."""
+    """Name, ours and theirs, of what both name and differs.
+
+    The build of a package ("+cpu") belongs to the machine: a study may have GPUs and CPUs at work.
+    """
     mine, others = ours.get(key, {}), theirs.get(key, {})
     for name in mine:
-        if name in others and mine[name] != others[name]:
+        if name in others and mine[name].partition("+")[0] != others[name].partition("+")[0]:
             yield name, mine[name], others[name]
 
 

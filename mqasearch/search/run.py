@@ -8,6 +8,7 @@ import optuna
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
+from mqasearch.search.agreement import task_versions
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
 from mqasearch.search.claims import Claims
 from mqasearch.search.claims_turn import Turn
@@ -91,7 +92,12 @@ def work_with(
     spec = next(iter(studies.values())).study_spec
     selections = open_selections(storage.optuna, dict(studies))
     mine = ModelFacts(
-        scoring.fingerprint, scoring.dtype, scoring.merge, scoring.calibration, versions()
+        scoring.fingerprint,
+        scoring.dtype,
+        scoring.merge,
+        scoring.calibration,
+        versions(),
+        task_versions(scoring.scorer, spec),
     )
     for selection in selections:
         agree_on_model(selection.study, mine)

@@ -117,11 +117,11 @@ class Worker:
             except (optuna.TrialPruned, UpdateFinishedTrialError):
                 raise
             except ScoreError as error:
-                log.warning("%s trial %d failed: %s", study.study_name, trial.number, error)
+                _warn(trial, error)
                 raise
             except torch.OutOfMemoryError as error:
                 trial.set_user_attr(INVALID_KEY, "out of memory")
-                log.warning("%s trial %d: %s", study.study_name, trial.number, error)
+                _warn(trial, error)
                 raise
             except KeyboardInterrupt:  # as it fails, its mask is queued again
                 trial.set_user_attr(GIVEN_BACK_KEY, True)
@@ -145,6 +145,11 @@ class Worker:
             self.presence.end_trial(done=done)
         self.n_done += 1
         self.on_trial(selection)
+
+
+def _warn(trial: optuna.Trial, error: Exception) -> None:
+    where = {"study": trial.study.study_name, "trial": trial.number}
+    log.warning("%s trial %d failed: %s", *where.values(), error, extra=where)
 
 
 def _was_given_away(study: optuna.Study, trial: optuna.Trial) -> bool:
