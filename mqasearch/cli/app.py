@@ -108,6 +108,9 @@ class Signals:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 128 + n on signal n."""
+    # Torch's threads wait for each other busily: beside any other process that makes them several
+    # times slower than waiting passively does. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals = Signals()
     signals.install()
     code: int | str | None
