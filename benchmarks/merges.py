@@ -2,10 +2,12 @@
 
 KL(original ‖ converted) of the next-token distribution, in nats, mean over the tokens of documents
 that no search and no calibration uses, and the negative log-likelihood of those tokens. Every
-replacement is the parallel form: computed once, whatever else is converted.
+replacement but ``sequential`` is the parallel form: computed once, whatever else is converted.
 
     python benchmarks/merges.py                     all merges, 32k calibration tokens, float32
     python benchmarks/merges.py --merge mean aligned --dtype bfloat16
+    python benchmarks/merges.py --merge aligned --calibration-tokens 8192 32768 65536
+    python benchmarks/merges.py --variants          aligned, and what was tried to better it
     python benchmarks/merges.py -f json
 """
 
@@ -13,11 +15,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from merge_variants import OF_SEVERAL_LAYERS, VARIANTS, Shared
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -48,6 +52,9 @@ LAYERS: tuple[tuple[int, ...], ...] = (
 )
 """Sets of layers that go to one KV head: those of the design's table, and those of issue 3."""
 
+Conversion = Callable[[Sequence[int]], AbstractContextManager[object]]
+"""Layers → the live model with them converted, for the length of a ``with`` block."""
+
 BATCH_TOKENS, MAX_LENGTH = 1024, 2048
 
 
@@ -71,17 +78,19 @@ def main() -> None:
     torch.manual_seed(options.seed)
     loaded = load_model(options.model, dtype=options.dtype)
     library = TaskLibrary()
-    calibration = calibration_tokens(
-        loaded.tokenizer, [options.task], options.calibration_tokens, seed=options.seed,
-        library=library,
-    )  # fmt: skip
+    calibrations = {
+        n_tokens: calibration_tokens(
+            loaded.tokenizer, [options.task], n_tokens, seed=options.seed, library=library
+        )
+        for n_tokens in options.calibration_tokens
+    }
     text = _held_out_text(loaded, library, options)
     facts = {
         "model": loaded.name,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "task": options.task,
         "seed": options.seed,
-        "calibration_tokens": sum(map(len, calibration)),
+        "calibration_tokens": [sum(map(len, each)) for each in calibrations.values()],
         "held_out_tokens": sum(map(len, text)),
     }
     print(json.dumps(facts), file=sys.stderr, flush=True)
@@ -90,23 +99,20 @@ def main() -> None:
         for batch in token_batches(text, BATCH_TOKENS, MAX_LENGTH)
     ]
     rows: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-    for label in options.merge:
-        began = time.perf_counter()
-        convertible = _converted(loaded, label, calibration)
-        seconds[label] = time.perf_counter() - began
-        n_layers = convertible.shape.n_layers
-        for layers in _sets(n_layers):
-            mask = LayerMask.of(layers, n_layers)
-            with convertible.converted(mask.kv_heads(convertible.shape)):
-                kl, nll = _measured(loaded, held_out)
-            rows.append({"layers": list(layers), "merge": label, "kl": kl, "nll": nll})
-            print(f"{label:14} {_name(layers):24} {kl:.4f}", file=sys.stderr, flush=True)
+    columns: list[dict[str, Any]] = []
+    for n_tokens, calibration in calibrations.items():
+        shared = Shared(loaded.model, family_of(loaded.model.config.model_type), calibration)
+        for label in options.merge:
+            if n_tokens != options.calibration_tokens[0] and not _reads_text(label):
+                continue
+            column, cells = _column(loaded, label, shared, held_out)
+            columns.append(column)
+            rows.extend(cells)
     result = {
         **facts,
         "rows": rows,
-        "conversion_seconds": seconds.get("aligned", max(seconds.values())),
-        "seconds": seconds,
+        "conversion_seconds": _conversion_seconds(columns),
+        "columns": columns,
     }
     print(json.dumps(result) if options.format == "json" else _table(result))
 
@@ -116,12 +122,32 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--task", default="hellaswag")
-    parser.add_argument("--merge", nargs="+", choices=[*MERGES], default=[*MERGES])
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument(
+        "--merge",
+        nargs="+",
+        choices=[*MERGES, *VARIANTS],
+        default=[*MERGES],
+        metavar="MERGE",
+        help=f"{', '.join(MERGES)}, or a variant",
+    )
+    labels.add_argument(
+        "--variants",
+        dest="merge",
+        action="store_const",
+        const=["aligned", *VARIANTS],
+        help=f"aligned, {', '.join(VARIANTS)}",
+    )
     parser.add_argument("--tokens", type=int, default=4096, help="held out, to measure on")
-    parser.add_argument("--calibration-tokens", type=int, default=32_768)
+    parser.add_argument(
+        "--calibration-tokens", type=int, nargs="+", default=[32_768], help="a column for each"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the documents")
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.calibration_tokens = sorted(set(options.calibration_tokens))
+    options.merge = list(dict.fromkeys(options.merge))
+    return options
 
 
 def _held_out_text(
@@ -137,19 +163,69 @@ def _held_out_text(
     return sequences
 
 
-def _converted(
-    loaded: LoadedModel, label: str, calibration: Sequence[Sequence[int]]
-) -> ConvertibleModel:
-    """Every layer merged to one KV head; nothing is read from a cache, so that time is honest."""
+def _column(
+    loaded: LoadedModel, label: str, shared: Shared, held_out: Sequence[HeldOut]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One merge on one calibration text: its facts, and a row per set of layers."""
+    n_tokens = sum(map(len, shared.text)) if _reads_text(label) else 0
+    rows: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    conversion = _conversion(loaded, label, shared)
+    seconds = time.perf_counter() - began
+    for layers in _sets(len(shared.attentions)):
+        if len(layers) == 1 and label in OF_SEVERAL_LAYERS:
+            continue
+        began = time.perf_counter()
+        converted = conversion(layers)
+        seconds += time.perf_counter() - began
+        with converted:
+            kl, nll = _measured(loaded, held_out)
+        rows.append(
+            {
+                "layers": list(layers),
+                "merge": label,
+                "kl": kl,
+                "nll": nll,
+                "calibration_tokens": n_tokens,
+            }
+        )
+        print(f"{label:14} {n_tokens:6} {_name(layers):24} {kl:.4f}", file=sys.stderr, flush=True)
+    return {"merge": label, "calibration_tokens": n_tokens, "seconds": seconds}, rows
+
+
+def _conversion(loaded: LoadedModel, label: str, shared: Shared) -> Conversion:
+    """Every layer to one KV head.
+
+    A merge of the product shares nothing, and reads no cache, so that its time is honest. A
+    variant's time leaves out what another variant has computed before.
+    """
+    if label in VARIANTS:
+        replacer = VARIANTS[label](shared)
+        return lambda layers: shared.installed(replacer(layers))
     name, parameters = MERGES[label]
     merge = merge_of(name, **parameters)
-    family = family_of(loaded.model.config.model_type)
     statistics = None
     if merge.reads_calibration:
-        statistics = calibrate(loaded.model, family, calibration, merge)
-    convertible = ConvertibleModel(loaded.model, family, merge, statistics)
+        statistics = calibrate(loaded.model, shared.family, shared.text, merge)
+    convertible = ConvertibleModel(loaded.model, shared.family, merge, statistics)
     convertible.prepare()
-    return convertible
+    shape = convertible.shape
+    return lambda layers: convertible.converted(
+        LayerMask.of(layers, shape.n_layers).kv_heads(shape)
+    )
+
+
+def _reads_text(label: str) -> bool:
+    if label in VARIANTS:
+        return True
+    name, parameters = MERGES[label]
+    return merge_of(name, **parameters).reads_calibration
+
+
+def _conversion_seconds(columns: Sequence[Mapping[str, Any]]) -> float:
+    """Of ``aligned`` with the most text where it was measured, else of the slowest."""
+    aligned = [column["seconds"] for column in columns if column["merge"] == "aligned"]
+    return float(aligned[-1] if aligned else max(column["seconds"] for column in columns))
 
 
 def _sets(n_layers: int) -> list[tuple[int, ...]]:
@@ -196,22 +272,31 @@ def _name(layers: Sequence[int]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    """Markdown: a row per set of layers, a column per merge, KL in the cells."""
-    labels = list(result["seconds"])
-    kl = {(tuple(row["layers"]), row["merge"]): row["kl"] for row in result["rows"]}
-    sets = list(dict.fromkeys(layers for layers, _ in kl))
+    """Markdown: a row per set of layers, a column per merge and calibration text, KL in cells."""
+    columns = [(column["merge"], column["calibration_tokens"]) for column in result["columns"]]
+    texts = result["calibration_tokens"]
+    heads = [
+        f"{label}, {n_tokens:,}" if n_tokens and len(texts) > 1 else label
+        for label, n_tokens in columns
+    ]
+    kl = {
+        (tuple(row["layers"]), row["merge"], row["calibration_tokens"]): row["kl"]
+        for row in result["rows"]
+    }
     lines = [
         f"{result['model']}, {result['dtype']}, {result['task']}, seed {result['seed']}, "
-        f"{result['calibration_tokens']:,} calibration tokens, "
+        f"{' / '.join(f'{n_tokens:,}' for n_tokens in texts)} calibration tokens, "
         f"{result['held_out_tokens']:,} held-out tokens",
         "",
-        f"| layers | {' | '.join(labels)} |",
-        f"|---|{'---|' * len(labels)}",
+        f"| layers | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
     ]
-    for layers in sets:
-        cells = " | ".join(f"{kl[layers, label]:.4f}" for label in labels)
-        lines.append(f"| {_name(layers)} | {cells} |")
-    times = " | ".join(f"{result['seconds'][label]:.0f}" for label in labels)
+    for layers in LAYERS:
+        found = [kl.get((layers, *column)) for column in columns]
+        cells = ["–" if each is None else f"{each:.4f}" for each in found]
+        if any(each is not None for each in found):
+            lines.append(f"| {_name(layers)} | {' | '.join(cells)} |")
+    times = " | ".join(f"{column['seconds']:.0f}" for column in result["columns"])
     lines.append(f"| seconds to convert | {times} |")
     return "\n".join(lines)
 
