@@ -132,8 +132,7 @@ def attended(shared: Shared, *, count_first: bool = False, in_values: bool = Fal
     queries keep the plain moment.
 
     Args:
-        count_first: count position 0, with its weight, which is most of all attention; else it is
-            left out, as in ``aligned``.
+        count_first: count position 0, with its weight; else it is left out, as in ``aligned``.
         in_values: values use the weighted moment too, not the plain one.
     """
     layers = []
