@@ -6,8 +6,8 @@ import torch
 STATE_SHARE = 0.125
 """Share of the free memory that kept states may take by default."""
 
-MOST_STATE_BYTES = 2 * 2**30
-"""And no more than this by default, on a CPU: what a search of SmolLM2 on 100 documents can use."""
+MOST_STATE_BYTES = 5 * 2**28
+"""And no more than this by default, on a CPU: it keeps a search of SmolLM2 below 4 GB in all."""
 
 _CPU_BATCH_TOKENS = 1024
 _CPU_LOGITS_BYTES = 24 * 2**20

@@ -210,7 +210,7 @@ class SharedPrefixScorer(HarnessScorer):
             batch_tokens: tokens at once elsewhere; None = by device and free memory.
             row_tokens: length that rows of short texts are filled to.
             state_bytes: for hidden states kept between masks; 0 = none, None = an eighth of what
-                is free where they are kept (on a CPU at most 2 GiB).
+                is free where they are kept (on a CPU at most 1.25 GiB).
             state_device: where they are kept; None = on the model's device. The host's memory is
                 larger and slower than a GPU's.
         """
