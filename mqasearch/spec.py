@@ -32,6 +32,10 @@ MAX_SPEC_BYTES = 1_000_000
 """A study file larger than this is refused before it is parsed."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""NumPy's and Optuna's generators take no other."""
+
+
 def _no_check(*_: Any) -> None:
     return None
 
@@ -118,7 +122,7 @@ class TaskEntry(_Strict):
     metric: str = "bits_per_byte"
     num_fewshot: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -136,7 +140,7 @@ class DocumentsEntry(_Strict):
     search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 100
     confirmation: int | None = Field(default=400, ge=2)
     calibration_tokens: int = Field(default=32_768, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PrunerEntry(_Strict):
@@ -173,7 +177,7 @@ class BudgetEntry(_Strict):
         if self.n_layers is not None:
             return f"n{self.n_layers}"
         assert self.kv_bytes_fraction is not None
-        return f"kv{round(100 * self.kv_bytes_fraction)}"
+        return f"kv{100 * self.kv_bytes_fraction:.6g}"
 
 
 def _budget_door(value: object) -> object:
@@ -203,10 +207,12 @@ class StudySpec(_Strict):
     enqueue: dict[str, list[int]] = Field(default={})
     pruner: Annotated[PrunerEntry, _named()] | None = None
     n_trials: int = Field(default=30, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if "original" in self.enqueue:
+            raise ValueError("enqueue: the original is scored under that name; choose another")
         if not self.selectors and not self.enqueue:
             raise ValueError("selectors: name at least one selector, or masks to enqueue")
         for what, names in (
@@ -259,6 +265,22 @@ class StudySpec(_Strict):
         }
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
     """Read a study file.
 
@@ -268,15 +290,20 @@ def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
             raise SpecError(str(path), [f"larger than {MAX_SPEC_BYTES:,} bytes, not a study file"])
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except FileNotFoundError:
         near = get_close_matches(path.name, _neighbours(path), n=1)
-        guess = f"did you mean {path.parent / near[0]}?" if near else "no such file"
+        guess = "no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
         raise SpecError(str(path), [guess]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(str(path), [f"cannot be read: {error}"]) from None
+    except UnicodeDecodeError:
+        raise SpecError(str(path), ["not a text file"]) from None
+    except OSError as error:
+        raise SpecError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
     except yaml.YAMLError as error:
         raise SpecError(str(path), [_yaml_fault(error)]) from None
+    except (ValueError, RecursionError) as error:  # a date that is none, endless digits or brackets
+        said = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise SpecError(str(path), [f"not YAML: {said}"]) from None
     return parse_spec(data, str(path), known)
 
 
@@ -301,7 +328,10 @@ def _neighbours(path: Path) -> list[str]:
 def _yaml_fault(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        if "given twice" in str(error.problem):
+            return f"{place}: {error.problem}"
+        return f"{place}: not YAML: {error.problem}"
     return f"not YAML: {' '.join(str(error).split())}"
 
 
@@ -331,8 +361,20 @@ def _fault(row: ErrorDetails) -> str:
         return f"{path}: missing"
     message = row["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if row["type"] in ("model_type", "model_attributes_type"):
+        message = f"expected {_EXPECTED.get(str(row['loc'][0]), 'a mapping of keys')}"
     shown = "" if row["type"] == "value_error" else f", not {row['input']!r:.80}"
     return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+_EXPECTED: Mapping[str, str] = {
+    "budget": "a number of layers, or {kv_bytes_fraction: 0.6}",
+    "model": "a name, or {name, revision, dtype, trust_remote_code}",
+    "merge": "a name, or {name, …parameters}",
+    "tasks": "a name, or {name, metric, num_fewshot, limit, weight}",
+    "selectors": "a name, or {name, n_trials, …parameters}",
+    "pruner": "wilcoxon, or {name: wilcoxon, p_threshold, n_startup_steps, interval_steps}",
+}
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

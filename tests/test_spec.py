@@ -127,3 +127,48 @@ def test_yaml_cannot_run_code(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SpecError, match="not YAML"):
         load_spec(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: 2024-13-45\n", "month must be in 1..12"),
+        ("seed: " + "9" * 5000, "digits"),
+        ("a: " + "[" * 20_000, "nested too deeply"),
+        ("budget: 5\nname: x\nbudget: 3\n", r"line 3, column 1: key 'budget' is given twice"),
+        ("\x80", "not a text file"),
+    ],
+)
+def test_what_yaml_itself_stumbles_over_is_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "s.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SpecError, match=message) as caught:
+        load_spec(tmp_path / "s.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 10**30}, "seed: input should be less than 4294967296"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
+        ({"documents": {"seed": 10**30}}, "documents.seed: input should be less than"),
+        ({"budget": "5"}, "budget.*: expected a number of layers"),
+        ({"merge": 3}, "merge: expected a name"),
+        ({"enqueue": {"original": [1]}}, "enqueue: the original is scored under that name"),
+        ({"pruner": "wilcoxn"}, "pruner.name: input should be 'wilcoxon'"),
+        ({"pruner": "wilcoxon", "tasks": ["piqa", "copa"]}, "pruner: .*one task"),
+    ],
+)
+def test_what_no_study_can_hold_is_said_in_words(changes: dict[str, object], message: str) -> None:
+    data = {"name": "s", "model": "m", "budget": 2, "tasks": ["piqa"], "selectors": ["greedy"]}
+    with pytest.raises(SpecError, match=message):
+        parse_spec(data | changes, "s.yaml")
+
+
+def test_budgets_that_are_nearly_the_same_have_names_of_their_own() -> None:
+    data = {"name": "s", "model": "m", "tasks": ["piqa"], "selectors": ["greedy"]}
+    budgets = [{"kv_bytes_fraction": 0.601}, {"kv_bytes_fraction": 0.604}]
+    spec = parse_spec(data | {"budget": budgets}, "s.yaml")
+    assert list(spec.comparisons()) == ["s-kv60.1", "s-kv60.4"]

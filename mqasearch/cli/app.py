@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+import click
 import typer
 from typer.core import TyperGroup
 
@@ -103,7 +104,18 @@ class Signals:
         self.received = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
+        # Imported only where a database is open. Whoever cleans up must not wait for it for long.
+        if (patience := sys.modules.get("mqasearch.results.patience")) is not None:
+            patience.hurry()
         raise Stopped
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the command line, on one line."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "mqasearch"
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    return f"{message}; see {command} --help"
 
 
 def main() -> None:
@@ -115,9 +127,14 @@ def main() -> None:
     signals.install()
     code: int | str | None
     try:
-        app()
+        code = app(standalone_mode=False)
     except SystemExit as ended:
         code = ended.code
+    except click.ClickException as error:
+        complain(UserError(_usage(error)))
+        code = error.exit_code
+    except (click.Abort, Stopped):
+        code = 1
     except UserError as error:
         complain(error)
         code = 2

@@ -61,6 +61,7 @@ def run(
     from mqasearch.spec import load_spec
 
     spec = load_spec(study, known_names())
+    _check_folder(output_dir)
     n_workers = workers or default_workers(device)
     with database(storage, spec.name, n_workers) as place:
         opened = _open(place.url)
@@ -126,7 +127,7 @@ def status(
     from mqasearch.cli.tables import print_json, print_rows
     from mqasearch.search.status import STATUS_HEADERS, WORKER_HEADERS, study_rows, worker_rows
 
-    opened = _open(storage, create=False)
+    opened = _open_to_look(storage)
     studies, workers = list(study_rows(opened.optuna, study_name)), list(worker_rows(opened))
     if format is Format.JSON:
         tables = {"studies": (STATUS_HEADERS, studies), "workers": (WORKER_HEADERS, workers)}
@@ -157,16 +158,23 @@ def export(
     selector: Annotated[str | None, typer.Option(help="This one's best mask only.")] = None,
 ) -> None:
     """Write the best mask of each selector, and the front over budgets, as JSON."""
-    from mqasearch.errors import UnknownNameError
+    from mqasearch.errors import UnknownNameError, UserError
     from mqasearch.serving.export import export as export_masks
     from mqasearch.serving.mask_json import write_masks
 
     document = export_masks(study_name, _studies(storage, study_name))
     if selector is not None:
-        masks = {mask["study"]["selector"]: mask for mask in document["masks"]}
-        if selector not in masks:
-            raise UnknownNameError("selector", selector, masks)
-        document = masks[selector]
+        masks = [m for m in document["masks"] if m["study"]["selector"] == selector]
+        if not masks:
+            known = {mask["study"]["selector"] for mask in document["masks"]}
+            raise UnknownNameError("selector", selector, known)
+        if len(masks) > 1:
+            names = ", ".join(mask["study"]["name"] for mask in masks)
+            raise UserError(
+                f"study {study_name!r} has a {selector} for each of its budgets; give one of "
+                f"them as --study-name: {names}"
+            )
+        (document,) = masks
     write_masks(document, output)
     print(output)
 
@@ -180,16 +188,38 @@ def _open(storage: str, *, create: bool = True) -> "OpenStorage":
     return open_storage(storage, create=create)
 
 
+def _open_to_look(storage: str) -> "OpenStorage":
+    """Writable if it may be written, so that trials of the dead are failed; else to read only."""
+    from mqasearch.errors import StorageError
+    from mqasearch.search.storage import open_storage
+
+    try:
+        return _open(storage, create=False)
+    except StorageError:
+        return open_storage(storage, create=False, read_only=True)
+
+
 def _studies(storage: str, name: str) -> "list[optuna.Study]":
     import optuna
 
     from mqasearch.search.selection import find_studies
 
-    opened = _open(storage, create=False)
+    opened = _open_to_look(storage)
     return [
         optuna.load_study(study_name=study, storage=opened.optuna)
         for study in find_studies(opened.optuna, name)
     ]
+
+
+def _check_folder(path: Path) -> None:
+    """Before hours of work: the results need a folder."""
+    from mqasearch.errors import UserError
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = error.strerror or error
+        raise UserError(f"--output-dir {path}: {said}; give a folder that can be written") from None
 
 
 def _print_comparison(storage: str, name: str, format: Format) -> "list[optuna.Study]":

@@ -38,6 +38,9 @@ def print_rows(headers: Sequence[str], rows: Iterable[Sequence[Any]], format: Fo
 def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Selectors side by side."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    several = len({row.comparison for row in rows}) > 1
+    if several:
+        table.add_column("comparison")
     table.add_column("selector")
     table.add_column("layers")
     table.add_column("value", justify="right")
@@ -48,7 +51,8 @@ def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
     for header in ("trials", "scored", "seconds"):
         table.add_column(header, justify="right")
     for row in rows:
-        table.add_row(*_cells(row, _confirmed_tasks(rows)))
+        first = [row.comparison] if several else []
+        table.add_row(*first, *_cells(row, _confirmed_tasks(rows)))
     return table
 
 

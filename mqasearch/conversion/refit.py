@@ -120,6 +120,11 @@ def refit_sequential(
     return refitted
 
 
+def least_tokens(n_heads: int, head_dim: int) -> int:
+    """Calibration tokens that a refit takes at least."""
+    return TOKENS_PER_INPUT * n_heads * head_dim
+
+
 def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights) -> None:
     """Refuse to fit more numbers than the text determines.
 
@@ -127,7 +132,7 @@ def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights) 
         UserError: how many tokens are needed, and which key sets their number.
     """
     have = sum(map(len, sequences))
-    need = TOKENS_PER_INPUT * weights.n_heads * weights.head_dim
+    need = least_tokens(weights.n_heads, weights.head_dim)
     if have < need:
         raise UserError(
             f"refit needs at least {need:,} calibration tokens and the tasks give {have:,}: set "

@@ -7,6 +7,7 @@ table, a read-only database) fails at once.
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -59,6 +60,17 @@ def _of_database(error: BaseException) -> BaseException | None:
     return cause
 
 
+HURRIED_SECONDS = 5.0
+"""How long an outage may last for a process that was told to stop."""
+
+_hurried = threading.Event()
+
+
+def hurry() -> None:
+    """This process was told to stop: from now on it waits for a database a few seconds only."""
+    _hurried.set()
+
+
 class Patience:
     """Tries again while the fault may pass.
 
@@ -104,7 +116,8 @@ class Patience:
         return answer
 
     def _is_over(self, state: RetryCallState) -> bool:
-        return self._exhausted or state.idle_for >= self.seconds
+        seconds = min(self.seconds, HURRIED_SECONDS) if _hurried.is_set() else self.seconds
+        return self._exhausted or state.idle_for >= seconds
 
     @staticmethod
     def _tell(state: RetryCallState) -> None:

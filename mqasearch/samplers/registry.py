@@ -73,7 +73,8 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
         if not known:
             raise UserError(f"selector {name!r} takes no parameters, not even {parameter!r}")
         if parameter not in known:
-            raise UnknownNameError(f"parameter of selector {name!r}:", parameter, known)
+            everything = {*known, "n_trials"}  # which every selector takes
+            raise UnknownNameError(f"parameter of selector {name!r}:", parameter, everything)
         if (expected := _mismatch(value, known[parameter][0])) is not None:
             raise UserError(f"{parameter} of selector {name!r}: expected {expected}, got {value!r}")
     # Ranges are the constructor's to judge; any model will do for that.

@@ -28,6 +28,8 @@ class ComparisonRow:
     """One selector.
 
     Attributes:
+        comparison: that it is part of.
+        budget: layers that a mask at the budget converts; of an enqueued mask its own.
         selector: its name, or that of an enqueued mask.
         mask: the best mask at the budget; None before the first.
         layers: its converted layers.
@@ -42,6 +44,8 @@ class ComparisonRow:
         kv_bytes_per_token: original and converted.
     """
 
+    comparison: str
+    budget: int
     selector: str
     mask: str | None
     layers: tuple[int, ...]
@@ -85,15 +89,17 @@ def compare(studies: Iterable[optuna.Study]) -> list[ComparisonRow]:
     for study in studies:
         facts = study_facts(study.user_attrs)
         if facts is not None and facts.selector == ENQUEUED:
-            rows += [_named_row(trial) for trial in finished(study)]
+            rows += [_named_row(facts.comparison, trial) for trial in finished(study)]
         else:
             rows.append(_row(study))
     return rows
 
 
-def _named_row(trial: FinishedTrial) -> ComparisonRow:
+def _named_row(comparison: str, trial: FinishedTrial) -> ComparisonRow:
     facts = trial.facts
     return ComparisonRow(
+        comparison=comparison,
+        budget=facts.n_converted,
         selector=facts.name or facts.mask,
         mask=facts.mask,
         layers=LayerMask.parse(facts.mask).layers,
@@ -114,6 +120,8 @@ def _row(study: optuna.Study) -> ComparisonRow:
     assert facts is not None, "only mqasearch's own studies are compared"
     rows = finished(study)
     row = ComparisonRow(
+        comparison=facts.comparison,
+        budget=facts.n_converted,
         selector=facts.selector,
         mask=None,
         layers=(),

@@ -11,7 +11,7 @@ from typing import Any
 from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
 from mqasearch.score import Score
-from mqasearch.search.attributes import confirmation, set_confirmation
+from mqasearch.search.attributes import ENQUEUED, confirmation, set_confirmation
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.selection import Selection
@@ -33,8 +33,8 @@ def confirm(
     """
     for selection in selections:
         best = best_trial(selection.study)
-        if best is None:
-            continue
+        if best is None or selection.facts.selector == ENQUEUED:
+            continue  # masks that were enqueued by name are no winners of a search
         known = confirmation(selection.study.user_attrs)
         wanted = {"trial_number": best.number, "mask": best.facts.mask, "limit": limit}
         if known is not None and {key: known.get(key) for key in wanted} == wanted:

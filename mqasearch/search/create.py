@@ -15,9 +15,11 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
+from mqasearch.conversion import merge_of
+from mqasearch.conversion.refit import least_tokens
 from mqasearch.errors import MaskError, SpecError, UserError
 from mqasearch.mask import LayerMask, ModelShape
-from mqasearch.samplers import SELECTORS, mask_params
+from mqasearch.samplers import SELECTORS, mask_params, sampler_of
 from mqasearch.search.attributes import (
     ENQUEUED,
     Direction,
@@ -71,6 +73,9 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
                     f"budget: {entry.budget} cannot be met by a model of {shape.n_layers} layers; "
                     f"choose at most {shape.n_layers} layers"
                 )
+                continue
+            faults += _sampler_faults(spec, shape, entry.budget.n_converted(shape, target))
+    faults += _calibration_faults(spec, shape)
     for name, layers in spec.enqueue.items():
         try:
             LayerMask.of(layers, shape.n_layers)
@@ -78,6 +83,29 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
             faults.append(f"enqueue.{name}: {error}")
     if faults:
         raise SpecError(spec.name, faults)
+
+
+def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
+    """A worker would find out too, when the study is there and cannot be changed any more."""
+    merge = merge_of(spec.merge.name, **spec.merge.parameters)
+    need, have = least_tokens(shape.n_heads, shape.head_dim), spec.documents.calibration_tokens
+    if not merge.refit or have >= need:
+        return []
+    return [
+        f"documents.calibration_tokens: {have} are too few for the refit of this model; give "
+        f"{need} or more, or the merge refit: false"
+    ]
+
+
+def _sampler_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> list[str]:
+    """What selectors say against the number of layers or the budget."""
+    faults = []
+    for selector in spec.selectors:
+        try:
+            sampler_of(selector.name, shape.n_layers, n_converted, spec.seed, **selector.parameters)
+        except UserError as error:
+            faults.append(f"selectors.{selector.name}: {error}")
+    return faults
 
 
 def versions() -> dict[str, str]:

@@ -146,6 +146,8 @@ class Evaluator:
         """With the weighted mean of each task's metric as value."""
         total = sum(task.weight for task in self.tasks)
         weighted = sum(t.weight * scores[t.name].values[t.metric] for t in self.tasks)
+        if not math.isfinite(weighted / total):
+            raise ScoreError(f"the objective is {weighted / total}")
         return Evaluation(weighted / total, scores, seconds, reused)
 
     def _evaluate(

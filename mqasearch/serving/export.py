@@ -9,6 +9,7 @@ import optuna
 from mqasearch.errors import StorageError
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search.attributes import (
+    ENQUEUED,
     StudyFacts,
     TrialFacts,
     confirmation,
@@ -31,16 +32,15 @@ def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
         StorageError: no study has a mask at its budget yet.
     """
     rows = [(facts, study) for study in studies if (facts := study_facts(study.user_attrs))]
-    bests = [
-        (best, facts, study) for facts, study in rows if (best := best_trial(study)) is not None
-    ]
+    bests = [row for facts, study in rows for row in _candidates(facts, study)]
     if not bests:
         raise StorageError(
             f"study {name!r} has no scored mask at its budget yet; start a worker with "
             f"`mqasearch worker --storage URL --study-name {name}`"
         )
     sign = -1.0 if bests[0][1].direction == "maximize" else 1.0
-    bests.sort(key=lambda row: sign * row[0].facts.value)
+    # Masks enqueued by name need not meet any budget: they come behind those that do.
+    bests.sort(key=lambda row: (row[1].selector == ENQUEUED, sign * row[0].facts.value))
     spec = bests[0][1].study_spec
     every = [row.facts for _, study in rows for row in finished(study)]
     original = next((row.value for row in every if row.n_converted == 0), None)
@@ -55,6 +55,24 @@ def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
         "masks": [mask_document(best, facts, study) for best, facts, study in bests],
         "front": _front(every, bests[0][1], sign),
     }
+
+
+def _candidates(
+    facts: StudyFacts, study: optuna.Study
+) -> list[tuple[FinishedTrial, StudyFacts, optuna.Study]]:
+    """A selector's best mask, or every mask that was enqueued by name."""
+    if facts.selector != ENQUEUED:
+        best = best_trial(study)
+        return [] if best is None else [(best, facts, study)]
+    named = [trial for trial in finished(study) if trial.facts.n_converted]
+    return [(trial, facts, study) for trial in named]
+
+
+def _budget(best: FinishedTrial, facts: StudyFacts, spec: StudySpec) -> dict[str, Any]:
+    """The study's; of a mask that was enqueued by name its own size."""
+    if facts.selector == ENQUEUED:
+        return {"n_layers": best.facts.n_converted}
+    return spec.budget[0].model_dump(mode="json", exclude_none=True)
 
 
 def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -> dict[str, Any]:
@@ -75,7 +93,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         "merge": spec.merge.model_dump(mode="json"),
         "calibration": _calibration(model.calibration if model else "", spec),
         **_layers(best.facts, shape, spec.target_kv_heads),
-        "budget": spec.budget[0].model_dump(mode="json", exclude_none=True),
+        "budget": _budget(best, facts, spec),
         "kv_bytes_per_token": {
             "original": shape.kv_bytes_per_token(shape.original),
             "converted": best.facts.kv_bytes_per_token,
@@ -85,7 +103,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         "delta": delta,
         "study": {
             "name": study.study_name,
-            "selector": facts.selector,
+            "selector": best.facts.name if facts.selector == ENQUEUED else facts.selector,
             "trial_number": best.number,
             "n_trials": len(finished(study)),
         },

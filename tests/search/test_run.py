@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -19,6 +20,7 @@ from mqasearch.search.run import Watcher
 from mqasearch.search.selection import Selection, find_studies
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import Storage
+from mqasearch.serving.export import export
 
 
 @pytest.fixture
@@ -191,6 +193,7 @@ def test_a_study_of_somebody_else_is_left_alone(storage: Storage) -> None:
         ({"target_kv_heads": 3}, "3 does not divide"),
         ({"target_kv_heads": 4}, "4 KV head"),
         ({"enqueue": {"odd": [1, 9]}}, r"enqueue.odd: layers \[9\]"),
+        ({"documents": {"calibration_tokens": 50}}, "50 are too few for the refit of this model"),
     ],
 )
 def test_a_spec_that_does_not_fit_the_model_is_refused(
@@ -246,3 +249,50 @@ def test_status_says_what_is_left(storage: Storage) -> None:
     run_study(storage, spec, FakeScorer(6))
     assert left() == [0, 0, 0]
     assert [len(finished(study)) for study in studies_of(storage)] == before
+
+
+def test_a_selector_that_cannot_take_on_the_model_is_refused_when_the_study_is_made(
+    storage: Storage,
+) -> None:
+    spec = spec_of(selectors=["exhaustive"], budget=12)
+    with pytest.raises(SpecError, match=r"selectors.exhaustive: 12 of 40 .* choose 'greedy'"):
+        create_studies(storage.optuna, spec, FakeScorer(40).shape)
+
+
+def test_an_objective_that_is_not_finite_fails_its_trials_and_the_study_ends(
+    storage: Storage,
+) -> None:
+    class Huge(FakeScorer):
+        def score(self, kv_heads, task, documents):  # type: ignore[no-untyped-def]
+            score = super().score(kv_heads, task, documents)
+            if kv_heads[2] == 1:
+                return replace(score, values=dict.fromkeys(score.values, 1.7e308))
+            return score
+
+    weights = [{"name": name, "weight": 1e6} for name in ("hellaswag", "piqa")]
+    run_study(storage, spec_of(tasks=weights, selectors=["greedy"]), Huge(6))
+    (study,) = studies_of(storage)
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert failed
+    assert all("inf" in trial.user_attrs["mqasearch:invalid"] for trial in failed)
+    assert len(compare([study])[0].layers) == 3
+
+
+def test_masks_enqueued_by_name_are_exported_behind_those_of_selectors(storage: Storage) -> None:
+    masks = {"first": [0], "last-two": [4, 5]}
+    spec = spec_of(selectors=["sensitivity"], enqueue=masks)
+    run_study(storage, spec, FakeScorer(6))
+    document = export("s", studies_of(storage))
+    found = [(m["study"]["selector"], m["mqa_layers"], m["budget"]) for m in document["masks"]]
+    assert found[0][0] == "sensitivity"
+    assert found[0][2] == {"n_layers": 3}
+    assert sorted(found[1:]) == [
+        ("first", [0], {"n_layers": 1}),
+        ("last-two", [4, 5], {"n_layers": 2}),
+    ]
+
+
+def test_rows_of_several_budgets_say_which_they_belong_to(storage: Storage) -> None:
+    run_study(storage, spec_of(budget=[1, 3], selectors=["sensitivity"]), FakeScorer(6))
+    rows = [(row.comparison, row.budget, len(row.layers)) for row in compare(studies_of(storage))]
+    assert rows == [("s-n1", 1, 1), ("s-n3", 3, 3)]
