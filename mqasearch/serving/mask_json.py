@@ -5,6 +5,7 @@ holds either one mask or what ``mqasearch export`` writes, the best mask of each
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -47,14 +48,22 @@ def write_masks(document: Mapping[str, Any], path: Path) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
-        path.chmod(0o644)
+        _replace(path, text)
     except OSError as error:
         raise MaskError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and rename; a failure leaves nothing beside it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
@@ -63,19 +72,35 @@ def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
     Raises:
         MaskError: unreadable, not a mask JSON, inconsistent, or no such selector.
     """
-    document = _read(path)
+    try:
+        return _consistent(_chosen(_masks(_read(path), path), selector, path), path)
+    except RecursionError:
+        raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
+
+
+def _masks(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The masks of a file, best first, each valid by the schema."""
     if "masks" not in document:
         _check(document, "mask", path)
-        return _consistent(document, path)
+        return [document]
     _check(document, "masks", path)
-    masks = {row["study"]["selector"]: row for row in document["masks"] if "study" in row}
-    if not document["masks"]:
+    masks: list[dict[str, Any]] = document["masks"]
+    if not masks:
         raise MaskError(f"{path}: holds no mask; the study had none at its budget yet")
+    return masks
+
+
+def _chosen(masks: list[dict[str, Any]], selector: str | None, path: Path) -> dict[str, Any]:
     if selector is None:
-        return _consistent(document["masks"][0], path)
-    if selector not in masks:
-        raise MaskError(f"{path}: {unknown_name('selector', selector, masks)}")
-    return _consistent(masks[selector], path)
+        return masks[0]
+    of_selectors = [mask for mask in masks if "study" in mask]
+    for mask in of_selectors:  # best first
+        if mask["study"]["selector"] == selector:
+            return mask
+    if not of_selectors:
+        raise MaskError(f"{path}: names no selector; leave out selector {selector!r}")
+    known = {mask["study"]["selector"] for mask in of_selectors}
+    raise MaskError(f"{path}: {unknown_name('selector', selector, known)}")
 
 
 def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str) -> None:
@@ -103,7 +128,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MASK_BYTES:
             raise MaskError(f"{path}: larger than {MAX_MASK_BYTES:,} bytes, not a mask JSON")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_float=_number, parse_constant=_number)
     except FileNotFoundError:
         raise MaskError(
             f"{path}: no such file; write one with `mqasearch export --study-name NAME -o {path}`"
@@ -114,15 +140,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise MaskError(
             f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
         ) from None
+    except ValueError as error:
+        raise MaskError(f"{path}: not a mask JSON: {error}") from None
     if not isinstance(document, dict):
         raise MaskError(f"{path}: not a mask JSON: expected an object")
     return document
 
 
+def _number(text: str) -> float:
+    """A JSON number with a point or an exponent; 2.0 is an integer to JSON Schema, so to us too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text:.20} is not finite")
+    return int(value) if value.is_integer() else value
+
+
 def _check(document: dict[str, Any], kind: str, path: Path) -> None:
     if (found := document.get("schema_version")) != SCHEMA_VERSION:
         raise MaskError(
-            f"{path}: schema_version {found!r}; this mqasearch reads version {SCHEMA_VERSION}"
+            f"{path}: schema_version {found!r:.80}; this mqasearch reads version {SCHEMA_VERSION}"
         )
     fault = best_match(_validator(kind).iter_errors(document))
     if fault is not None:

@@ -110,6 +110,66 @@ def test_what_is_no_mask_json_is_refused(tmp_path: Path, masks: Path) -> None:
         read_mask(masks, "gredy")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 200_000, "nested too deeply"),
+        ('{"schema_version": NaN}', "number NaN is not finite"),
+        ('{"schema_version": -1e400}', "number -1e400 is not finite"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "not a mask JSON"),
+        ('{"schema_version": "' + "x" * 5000 + '"}', "schema_version 'xxx"),
+    ],
+)
+def test_json_that_no_exporter_writes_is_one_short_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(MaskError, match=message) as caught:
+        read_mask(tmp_path / "odd.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_whole_number_written_with_a_point_is_a_whole_number(masks: Path) -> None:
+    """JSON Schema says so, and some software writes all numbers like that."""
+    plain = read_mask(masks)
+    with_points = {
+        "kv_heads": [float(heads) for heads in plain["kv_heads"]],
+        "calibration": {"digest": "", "n_tokens": 1500.0, "seed": 0.0},
+        "mqa_layers": [float(layer) for layer in plain["mqa_layers"]],
+    }
+    document = read_mask(edited(masks, lambda d: d.update(with_points)))
+    numbers = [*document["kv_heads"], *document["mqa_layers"]]
+    numbers += [document["calibration"]["n_tokens"], document["calibration"]["seed"]]
+    assert {type(number) for number in numbers} == {int}
+    assert document["kv_heads"] == plain["kv_heads"]
+
+
+def test_a_path_that_is_a_folder_is_one_line_and_leaves_nothing(
+    masks: Path, tmp_path: Path
+) -> None:
+    document = read_mask(masks)
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MaskError, match="folder: cannot be written") as caught:
+        write_masks(document, tmp_path / "folder")
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_selector_of_a_single_mask_is_checked_too(masks: Path, tmp_path: Path) -> None:
+    document = read_mask(masks, "greedy")
+    write_masks(document, tmp_path / "one.json")
+    assert read_mask(tmp_path / "one.json", "greedy") == document
+    with pytest.raises(MaskError, match="did you mean 'greedy'"):
+        read_mask(tmp_path / "one.json", "gredy")
+    del document["study"]
+    write_masks(document, tmp_path / "one.json")
+    with pytest.raises(MaskError, match="names no selector"):
+        read_mask(tmp_path / "one.json", "greedy")
+
+
 def test_a_mask_of_another_model_is_refused(masks: Path) -> None:
     document = read_mask(masks)
     check_model(document, SCORER.shape, SCORER.model)
