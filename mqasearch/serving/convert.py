@@ -19,7 +19,7 @@ from mqasearch.models import LoadedModel
 from mqasearch.serving.card import model_card
 from mqasearch.serving.folder import check_output, whole_folder
 from mqasearch.serving.formats import Format, format_of
-from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, write_masks
+from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, without_evidence, write_masks
 from mqasearch.serving.safetensors_stream import Entry, write_sharded
 
 MAX_SHARD_BYTES = 4 * 10**9
@@ -78,16 +78,13 @@ def convert_checkpoint(
     """
     model = loaded.model
     family = family_of(model.config.model_type)
-    written = check_request(mask, loaded, out_dir, format)
     convertible = ConvertibleModel(model, family, merge or _merge_of(mask), statistics)
-    kv_heads: KVHeads = tuple(mask["kv_heads"]) if isinstance(mask, Mapping) else tuple(mask)
-    convertible.check(kv_heads)
+    writing = _checked(mask, loaded, out_dir, format, convertible)
+    written, kv_heads = writing.format, writing.kv_heads
     document = _document(mask, loaded, convertible)
 
-    writing = _Writing(convertible, written, kv_heads)
     entries = writing.entries()
     total = sum(entry.n_bytes for entry in entries)
-    check_output(out_dir, total + _SMALL_FILES_BYTES)
     with whole_folder(out_dir) as folder:
         done = 0
         for entry in write_sharded(folder, entries, writing.tensors(), max_shard_bytes):
@@ -103,29 +100,43 @@ def convert_checkpoint(
 
 def check_request(
     mask: Mapping[str, Any] | KVHeads, loaded: LoadedModel, out_dir: Path, format: str
-) -> Format:
-    """What of a conversion can be refused before anything is calibrated or merged.
-
-    Returns:
-        The format of that name.
+) -> None:
+    """Refuse, before anything is calibrated or merged, what ``convert_checkpoint`` would refuse.
 
     Raises:
         UnknownNameError, ModelError, MaskError, UserError: as ``convert_checkpoint``.
     """
+    family = family_of(loaded.model.config.model_type)
+    # the tensors' sizes are the same whatever the merge, and this one needs no calibration
+    convertible = ConvertibleModel(loaded.model, family, merge_of("mean"))
+    _checked(mask, loaded, out_dir, format, convertible)
+
+
+def _checked(
+    mask: Mapping[str, Any] | KVHeads,
+    loaded: LoadedModel,
+    out_dir: Path,
+    format: str,
+    convertible: ConvertibleModel,
+) -> "_Writing":
     written = format_of(format, loaded.model.config.model_type)
     if isinstance(mask, Mapping):
         check_model(mask, loaded.shape, loaded.fingerprint)
-    check_output(out_dir, _SMALL_FILES_BYTES)
-    return written
+    kv_heads: KVHeads = tuple(mask["kv_heads"]) if isinstance(mask, Mapping) else tuple(mask)
+    convertible.check(kv_heads)
+    writing = _Writing(convertible, written, kv_heads)
+    total = sum(entry.n_bytes for entry in writing.entries())
+    check_output(out_dir, total + _SMALL_FILES_BYTES)
+    return writing
 
 
 class _Writing:
     """The tensors of the checkpoint, announced first, then one after the other."""
 
     def __init__(self, convertible: ConvertibleModel, written: Format, kv_heads: KVHeads) -> None:
+        self.format = written
+        self.kv_heads = kv_heads
         self._convertible = convertible
-        self._format = written
-        self._kv_heads = kv_heads
         self._places = _attention_places(convertible)
 
     def entries(self) -> list[Entry]:
@@ -153,14 +164,14 @@ class _Writing:
 
     def _pack(self, weights: AttentionWeights) -> dict[str, Tensor]:
         n_kv_heads = self._convertible.shape.n_kv_heads
-        return self._format.pack(self._convertible.family, weights, n_kv_heads)
+        return self.format.pack(self._convertible.family, weights, n_kv_heads)
 
     def _merged(self, layer: int) -> AttentionWeights:
-        return self._convertible.merged(layer, self._kv_heads[layer])
+        return self._convertible.merged(layer, self.kv_heads[layer])
 
     def _announced(self, layer: int) -> AttentionWeights:
         weights = self._convertible.original(layer).to(device="meta")
-        return select_kv_heads(weights, range(self._kv_heads[layer]))
+        return select_kv_heads(weights, range(self.kv_heads[layer]))
 
 
 def _unshared(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -191,17 +202,19 @@ def _merge_of(mask: Mapping[str, Any] | KVHeads) -> Merge:
 def _document(
     mask: Mapping[str, Any] | KVHeads, loaded: LoadedModel, convertible: ConvertibleModel
 ) -> dict[str, Any]:
-    """The mask JSON that goes along; evidence only if it was measured on these very weights."""
+    """The mask JSON that goes along; evidence only if it was measured on these very weights.
+
+    Which texts to calibrate on stays in it, so that it can be converted again.
+    """
     merge = {"name": convertible.merge.name, **convertible.merge.parameters}
     digest = convertible.calibration
-    calibration = {"digest": digest} if digest else None
     if isinstance(mask, Mapping):
+        described = mask.get("calibration") or {}
         same = _merge_of(mask).digest == convertible.merge_name
-        if same and (mask.get("calibration") or {}).get("digest", "") == digest:
+        if same and described.get("digest", "") == digest:
             return dict(mask)
-        evidence = ("scores", "baseline", "delta")
-        kept = {key: value for key, value in mask.items() if key not in evidence}
-        return kept | {"merge": merge, "calibration": calibration}
+        calibration = {**described, "digest": digest} if digest else None
+        return without_evidence(mask) | {"merge": merge, "calibration": calibration}
     shape = convertible.shape
     flags = LayerMask(tuple(heads < shape.n_kv_heads for heads in mask))
     return {
@@ -214,7 +227,7 @@ def _document(
             "n_kv_heads": shape.n_kv_heads,
         },
         "merge": merge,
-        "calibration": calibration,
+        "calibration": {"digest": digest} if digest else None,
         "mask": [int(flag) for flag in flags],
         "mqa_layers": list(flags.layers),
         "kv_heads": list(mask),

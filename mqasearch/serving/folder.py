@@ -13,6 +13,15 @@ from filelock import FileLock, Timeout
 from mqasearch.errors import UserError
 
 _LOCK = ".lock"
+_PLACE_ERRORS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 def check_output(folder: Path, n_bytes: int) -> None:
@@ -23,17 +32,39 @@ def check_output(folder: Path, n_bytes: int) -> None:
         n_bytes: that will be written.
 
     Raises:
-        UserError: something is there already, or the disk has too little room.
+        UserError: something is there already, the place cannot be written to, or the disk has too
+            little room.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; name another folder, or delete it first")
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(there).free
+    try:
+        if _is_there(folder) and not _is_empty_folder(folder):
+            raise UserError(f"{folder} exists already; name another folder, or delete it first")
+        there = next(parent for parent in folder.absolute().parents if _is_there(parent))
+        if not there.is_dir():
+            raise UserError(f"{folder}: {there} is a file, not a folder; name another folder")
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {there} cannot be written to; name another folder")
     if n_bytes > free:
         raise UserError(
             f"{folder}: {n_bytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free there; "
             "free some, or name a folder on another disk"
         )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything has that name, a link to nothing too."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """What a rename may replace: not a link, whatever it leads to."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 @contextlib.contextmanager
@@ -68,11 +99,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise UserError(
                 f"{folder}: no space left on the disk; nothing was kept, name another folder"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOTEMPTY):
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); name another folder"
-            ) from error
+        if error.errno in _PLACE_ERRORS:
+            raise _not_writable(folder, error) from error
         raise
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be written ({error.strerror}); name another folder")
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:

@@ -124,6 +124,12 @@ def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str
         )
 
 
+def without_evidence(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask JSON without what was measured on the weights that it was exported for."""
+    measured = ("scores", "baseline", "delta")
+    return {key: value for key, value in document.items() if key not in measured}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MASK_BYTES:

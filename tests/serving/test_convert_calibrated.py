@@ -123,10 +123,44 @@ def test_the_command_writes_the_model_that_was_scored(
     assert json.loads((tmp_path / "out" / "mask.json").read_text()) == json.loads(mask.read_text())
 
 
+def test_a_mask_converted_from_other_texts_can_be_converted_again(
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its calibration was made of is kept, though it is not the one that was scored."""
+    document = json.loads(mask.read_text())
+    mask.write_text(json.dumps(document | {"calibration": CALIBRATION | {"digest": "0" * 64}}))
+
+    assert command(monkeypatch, "convert", mask, tmp_path / "out", "--dtype", "float32") == 0
+    written = read_mask(tmp_path / "out" / "mask.json")
+    again = command(
+        monkeypatch, "convert", tmp_path / "out/mask.json", tmp_path / "2", "--dtype", "float32"
+    )
+
+    assert written["calibration"] == document["calibration"]
+    assert "scores" not in written
+    assert again == 0
+    assert read_mask(tmp_path / "2" / "mask.json") == written
+
+
+@pytest.mark.parametrize("room", [0, 64_010_000])
+def test_too_little_room_is_found_before_anything_is_calibrated(
+    room: int, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": room})
+
+    def calibrated(*_: object) -> None:
+        raise AssertionError("calibrated before the room was checked")
+
+    monkeypatch.setattr("mqasearch.serving.folder.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr(scoring, "calibrate_for_mask", calibrated)
+    assert command(monkeypatch, "convert", mask, tmp_path / "out") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["missing.json", "out"], "missing.json: no such file"),
+        (["mask.json", "mask.json/x/y"], "mask.json is a file, not a folder"),
         (["mask.json", "out", "--format", "expended"], "did you mean 'expanded'"),
         (["mask.json", "model"], "model"),
         (["mask.json", "out", "--model", "./nowhere"], "./nowhere"),

@@ -93,3 +93,36 @@ def test_room_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None
     check_output(tmp_path / "not" / "yet" / "there", 1)
     with pytest.raises(UserError, match=r"1000000\.00 GB are needed"):
         check_output(tmp_path / "not" / "yet" / "there", 10**15)
+
+
+def test_a_place_below_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for out in ("file/a", "file/a/b", "broken/a"):
+        with pytest.raises(UserError, match="is a file, not a folder") as raised:
+            check_output(tmp_path / out, 0)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="cannot be written"), whole_folder(tmp_path / "file/a/b"):
+        pass
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output(tmp_path / ("x" * 300) / "y", 0)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "empty"])
+def test_a_link_is_not_replaced(target: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="exists already"):
+        check_output(tmp_path / "link", 0)
+
+
+def test_a_folder_without_rights_is_found_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqasearch.serving.folder.os.access", lambda *_: False)  # root may anything
+    with pytest.raises(UserError, match="cannot be written to"):
+        check_output(tmp_path / "a" / "b", 0)
