@@ -4,7 +4,7 @@ from mqasearch.models.fingerprint import fingerprint_of
 from mqasearch.models.loading import LoadedModel, load_model, load_shape
 from mqasearch.models.precision import DTYPES, device_of, dtype_of
 from mqasearch.models.shape import shape_of
-from mqasearch.models.source import EMBEDDED, check_name
+from mqasearch.models.source import EMBEDDED, check_name, is_here, is_hub_id
 
 __all__ = [
     "DTYPES",
@@ -14,6 +14,8 @@ __all__ = [
     "device_of",
     "dtype_of",
     "fingerprint_of",
+    "is_here",
+    "is_hub_id",
     "load_model",
     "load_shape",
     "shape_of",

@@ -1,5 +1,6 @@
 """What a model's name stands for: the embedded one, a GGUF file, a local folder, or a hub id."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,22 @@ class Source:
     is_hub: bool
 
 
+def is_here(name: str) -> bool:
+    """Whether ``name`` stands for the embedded model, or a file or folder that exists."""
+    return name in EMBEDDED or os.path.exists(_path(name))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` can only be meant for the hub."""
+    is_path = is_here(name) or name.endswith(".gguf")
+    return not is_path and _HUB_ID.fullmatch(name) is not None
+
+
+def _path(name: str) -> Path:
+    """Where a name may lie. Unlike pathlib, ``os.path`` bears a ~user that nobody is."""
+    return Path(os.path.expanduser(name))
+
+
 def check_name(name: str) -> None:
     """Refuse a name that can stand for no model. Quick: nothing is loaded, no hub is asked.
 
@@ -38,15 +55,15 @@ def check_name(name: str) -> None:
         UnknownNameError: close to an embedded model's name, but not it.
         ModelError: a file or folder that is not there or holds no model.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if name in EMBEDDED:
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(f"folder {name} holds no model: it has no config.json")
         return
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"there is no GGUF file {name}")
         return
     if not _HUB_ID.fullmatch(name):
@@ -63,10 +80,10 @@ def resolve(name: str) -> Source:
         AssetError: the embedded model cannot be fetched.
     """
     check_name(name)
-    path = Path(name).expanduser()
+    path = _path(name)
     if name in EMBEDDED:
         return Source(str(converted(EMBEDDED[name]())), is_hub=False)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Source(str(path), is_hub=False)
     if path.suffix == ".gguf":
         return Source(str(converted(path)), is_hub=False)

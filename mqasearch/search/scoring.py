@@ -3,10 +3,11 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics, calibrate, merge_of
+from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.evaluation.calibration import calibration_tokens
 from mqasearch.evaluation.fake import FakeScorer
@@ -107,7 +108,8 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
             spec.documents.calibration_tokens,
             spec.documents.seed,
         )
-        statistics = _calibrated(loaded, merge, text, (spec.target_kv_heads,), library)
+        sequences = _sequences(loaded, text, library)
+        statistics = _calibrated(loaded, merge, sequences, (spec.target_kv_heads,))
     convertible = ConvertibleModel(loaded.model, family, merge, statistics)
     scorer = SharedPrefixScorer(
         convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype, library=library
@@ -168,8 +170,12 @@ def calibrate_for_mask(loaded: LoadedModel, document: Mapping[str, Any]) -> Stat
         described["n_tokens"],
         described["seed"],
     )
-    targets = set(document["kv_heads"]) - {loaded.shape.n_kv_heads}
-    statistics = _calibrated(loaded, merge, text, targets, TaskLibrary())
+    sequences = _sequences(loaded, text, TaskLibrary())
+    if merge.refit and document.get("refit") == "sequential":
+        statistics = _fitted_in_turn(loaded, merge, sequences, document["kv_heads"])
+    else:
+        targets = set(document["kv_heads"]) - {loaded.shape.n_kv_heads}
+        statistics = _calibrated(loaded, merge, sequences, targets)
     if statistics.digest != described.get("digest"):
         logger.warning(
             "the calibration is not the one that the mask was scored with: model, tokenizer or "
@@ -178,17 +184,17 @@ def calibrate_for_mask(loaded: LoadedModel, document: Mapping[str, Any]) -> Stat
     return statistics
 
 
-def _calibrated(
-    loaded: LoadedModel,
-    merge: Merge,
-    text: CalibrationText,
-    targets: Iterable[int],
-    library: TaskLibrary,
-) -> Statistics:
+def _sequences(loaded: LoadedModel, text: CalibrationText, library: TaskLibrary) -> list[list[int]]:
     sequences = calibration_tokens(
         loaded.tokenizer, text.tasks, text.n_tokens, seed=text.seed, library=library
     )
     logger.info("calibrating on %s tokens", f"{sum(map(len, sequences)):,}")
+    return sequences
+
+
+def _calibrated(
+    loaded: LoadedModel, merge: Merge, sequences: Sequence[Sequence[int]], targets: Iterable[int]
+) -> Statistics:
     return calibrate(
         loaded.model,
         family_of(loaded.model.config.model_type),
@@ -197,6 +203,29 @@ def _calibrated(
         targets=targets,
         fingerprint=loaded.fingerprint,
     )
+
+
+def _fitted_in_turn(
+    loaded: LoadedModel,
+    merge: Merge,
+    sequences: Sequence[Sequence[int]],
+    kv_heads: Sequence[int],
+) -> Statistics:
+    """The calibration whose fitted layers are those of the sequential refit, for one mask only."""
+    model, family = loaded.model, family_of(loaded.model.config.model_type)
+    without: Merge = replace(merge, refit=False)
+    statistics = _calibrated(loaded, without, sequences, ())
+    convertible = ConvertibleModel(model, family, without, statistics)
+    merged = {
+        layer: convertible.merged(layer, heads)
+        for layer, heads in enumerate(kv_heads)
+        if heads < convertible.shape.n_kv_heads
+    }
+    logger.info("refitting %d layers one after the other", len(merged))
+    layers = list(statistics.layers)
+    for layer, weights in refit_sequential(model, family, merged, sequences).items():
+        layers[layer] = replace(layers[layer], fitted={kv_heads[layer]: weights.tensors()})
+    return Statistics(tuple(layers), statistics.digest)
 
 
 def _fake(name: str) -> FakeScorer | None:

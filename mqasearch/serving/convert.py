@@ -1,8 +1,9 @@
 """From a mask and a loaded model to a checkpoint folder that other software loads."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from mqasearch import __version__
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
 from mqasearch.conversion.pooling import select_kv_heads
+from mqasearch.errors import UnknownNameError
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.mask import KVHeads, LayerMask, ModelShape
 from mqasearch.models import LoadedModel
@@ -22,6 +24,10 @@ from mqasearch.serving.formats import Format, format_of
 from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, without_evidence, write_masks
 from mqasearch.serving.safetensors_stream import Entry, write_sharded
 
+logger = logging.getLogger(__name__)
+
+REFITS = ("parallel", "sequential", "none")
+"""How a converted layer's output projection is fitted, see ``with_refit``."""
 MAX_SHARD_BYTES = 4 * 10**9
 _SMALL_FILES_BYTES = 64 * 10**6  # tokenizer, code, card: more than any of them takes
 
@@ -66,7 +72,8 @@ def convert_checkpoint(
         out_dir: must not exist, or be empty.
         format: a name in ``formats.FORMATS``.
         merge: None = the mask JSON's; ``mean`` for bare KV heads.
-        statistics: calibration of ``loaded``, for merges that read it.
+        statistics: calibration of ``loaded``, for merges that read it; for a mask JSON as
+            ``calibrate_for_mask`` gives it.
         max_shard_bytes: size of the largest weights file.
         progress: called with (bytes written, bytes in all) after every tensor.
 
@@ -82,6 +89,13 @@ def convert_checkpoint(
     writing = _checked(mask, loaded, out_dir, format, convertible)
     written, kv_heads = writing.format, writing.kv_heads
     document = _document(mask, loaded, convertible)
+    if type(model).__module__.startswith("transformers_modules"):
+        logger.warning(
+            "the code that came with %s does not go along: the checkpoint computes as "
+            "transformers' own %s does",
+            loaded.name,
+            model.config.model_type,
+        )
 
     entries = writing.entries()
     total = sum(entry.n_bytes for entry in entries)
@@ -96,6 +110,31 @@ def convert_checkpoint(
         for name, text in _texts(written, model, convertible.shape, document).items():
             (folder / name).write_text(text, encoding="utf-8")
     return Checkpoint(out_dir, written.name, kv_heads, total)
+
+
+def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
+    """The mask JSON for the same heads, merged with another refit.
+
+    Its scores stay only where the refit is the one that it names already.
+
+    Args:
+        document: as ``read_mask`` returns it.
+        refit: ``parallel``, every layer as if it were the only converted one, as a search scores
+            it; ``sequential``, one after the other; ``none``.
+
+    Raises:
+        UnknownNameError: another word.
+    """
+    if refit not in REFITS:
+        raise UnknownNameError("refit", refit, REFITS)
+    merge = _merge_of(document)
+    present = document.get("refit", "parallel") if merge.refit else "none"
+    if refit == present:
+        return dict(document)
+    merge = replace(merge, refit=refit != "none")
+    changed = without_evidence(document) | {"merge": {"name": merge.name, **merge.parameters}}
+    changed.pop("refit", None)
+    return changed | ({"refit": refit} if refit == "sequential" else {})
 
 
 def check_request(

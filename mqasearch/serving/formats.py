@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError, UnknownNameError
@@ -48,7 +49,9 @@ class Format(ABC):
         """The contents of config.json."""
         config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
         config.pop("_name_or_path", None)  # a path of this machine
-        config["architectures"] = [type(model).__name__]
+        config.pop("auto_map", None)  # the original's own code does not go along
+        stock = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+        config["architectures"] = [stock or type(model).__name__]
         config["dtype"] = str(model.dtype).removeprefix("torch.")
         return config
 

@@ -113,6 +113,8 @@ def test_a_gguf_file_of_an_unknown_architecture_is_one_line(tmp_path, own_cache)
         ("nowhere.gguf", "there is no GGUF file nowhere.gguf"),
         ("a/b/c", "there is no model 'a/b/c'"),
         ("../up", "there is no model '../up'"),
+        ("~nobody-of-that-name/model", "there is no model '~nobody-of-that-name/model'"),
+        ("x/" * 5000, "there is no model 'x/x/"),
     ],
 )
 def test_a_name_that_can_be_no_model_is_answered_at_once(name, said, own_cache, hub_cache):
