@@ -30,6 +30,9 @@ from mqasearch.models.source import EMBEDDED, Source, resolve
 
 logger = logging.getLogger(__name__)
 
+KV_HEADS_KEY = "kv_heads_per_layer"
+"""In config.json of a model that mqasearch has converted: KV heads, layer 0 first."""
+
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -151,6 +154,13 @@ def _config(
 ) -> PreTrainedConfig:
     if source.is_hub:
         logger.info("asking the hub for %s", name)
+    with _explained(name, source, revision):
+        written, _ = PreTrainedConfig.get_config_dict(source.location, revision=revision)
+    if KV_HEADS_KEY in written:  # said before its code is asked for
+        raise ModelError(
+            f"{name} was converted by mqasearch already: start from the original that its "
+            "mask.json names"
+        )
     with _explained(name, source, revision):
         config = AutoConfig.from_pretrained(
             source.location, revision=revision, trust_remote_code=trust_remote_code

@@ -1,11 +1,11 @@
 """The model card of a converted checkpoint."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from mqasearch.mask import ModelShape
-from mqasearch.models import EMBEDDED
+from mqasearch.models import is_hub_id
 from mqasearch.serving.formats import Format
 
 
@@ -18,10 +18,10 @@ def model_card(document: Mapping[str, Any], shape: ModelShape, written: Format) 
         written: the format of the checkpoint.
     """
     source = document["model"]["id"]
-    is_place = source in EMBEDDED or Path(source).expanduser().exists()
-    name = Path(source).name if is_place else source  # no path of this machine in a card
+    on_hub = is_hub_id(source)
+    name = source if on_hub else PurePath(source).name  # no path of this machine in a card
     before, after = (document["kv_bytes_per_token"][key] for key in ("original", "converted"))
-    base = "" if is_place else f"base_model: {source}\n"
+    base = f"base_model: {source}\n" if on_hub else ""
     lines = [
         f"---\nlibrary_name: transformers\n{base}tags:\n- mqasearch\n- multi-query-attention\n---",
         f"# {name} with fewer KV heads",
@@ -37,11 +37,21 @@ def model_card(document: Mapping[str, Any], shape: ModelShape, written: Format) 
             " original's shapes, so it computes the same but saves no memory."
         ),
         _scores(document),
-        f"```python\nfrom transformers import AutoModelForCausalLM\n\nmodel = "
-        f"{written.how_to_load}\n```",
+        _how_to_load(written),
         "The weights are derived from the original's, whose license applies to them.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _how_to_load(written: Format) -> str:
+    arguments = ", ".join(filter(None, ["FOLDER", written.load_options]))
+    return (
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({arguments})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({arguments})\n"
+        "```"
+    )
 
 
 def _table(kv_heads: list[int], shape: ModelShape) -> str:

@@ -15,9 +15,7 @@ from mqasearch import __version__
 from mqasearch.errors import ModelError, UnknownNameError
 from mqasearch.families import COMPACT_SUFFIX, FAMILIES, AttentionWeights, Family
 from mqasearch.mask import KVHeads
-
-KV_HEADS_KEY = "kv_heads_per_layer"
-"""In config.json of the format ``hf``: KV heads, layer 0 first."""
+from mqasearch.models import KV_HEADS_KEY
 
 
 class Format(ABC):
@@ -26,13 +24,13 @@ class Format(ABC):
     Attributes:
         name: ``--format`` of ``mqasearch convert``.
         summary: one line for the command line.
-        how_to_load: Python, for the model card.
+        load_options: Python, what ``from_pretrained`` needs besides the folder.
         model_types: the model types that it can express.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    how_to_load: ClassVar[str]
+    load_options: ClassVar[str] = ""
     model_types: ClassVar[Iterable[str]]
 
     @abstractmethod
@@ -65,7 +63,6 @@ class Expanded(Format):
 
     name = "expanded"
     summary = "the original's architecture; loads anywhere without remote code, saves no memory"
-    how_to_load = "AutoModelForCausalLM.from_pretrained(FOLDER)"
     model_types = tuple(FAMILIES)
 
     def pack(self, family: Family, weights: AttentionWeights, n_kv_heads: int) -> dict[str, Tensor]:
@@ -77,7 +74,7 @@ class CompactHF(Format):
 
     name = "hf"
     summary = "fewer KV heads in weights and cache; needs trust_remote_code=True"
-    how_to_load = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
+    load_options = "trust_remote_code=True"
     _STOCK: ClassVar[Mapping[str, str]] = {
         "llama": "Llama",
         "mistral": "Mistral",

@@ -170,6 +170,21 @@ def test_quantized_weights_are_refused(tmp_path, own_cache):
     assert "are quantized (gptq)" in refusal(str(folder))
 
 
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_a_converted_model_is_not_taken_for_an_original(trust_remote_code, tmp_path, own_cache):
+    """Nor is its code run, or asked for."""
+    folder = save(tiny_model("llama"), tmp_path / "model")
+    code = {"AutoConfig": "modeling_mqa.MqaConfig"}
+    edit_config(folder, model_type="llama_mqa", auto_map=code, kv_heads_per_layer=[1, 4, 2])
+    for load in (load_model, load_shape):
+        with pytest.raises(ModelError) as refused:
+            load(str(folder), trust_remote_code=trust_remote_code)
+        assert str(refused.value) == (
+            f"{folder} was converted by mqasearch already: start from the original that its "
+            "mask.json names"
+        )
+
+
 def test_pickled_weights_are_never_loaded(tmp_path, own_cache):
     folder = save(tiny_model("llama"), tmp_path / "model")
     weights = load_file(folder / "model.safetensors")

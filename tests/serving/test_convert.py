@@ -16,8 +16,9 @@ from mqasearch.conversion import ConvertibleModel, Merge, merge_of
 from mqasearch.errors import MaskError, ModelError, UnknownNameError, UserError
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads
-from mqasearch.models import LoadedModel
+from mqasearch.models import LoadedModel, load_model
 from mqasearch.serving import formats
+from mqasearch.serving.card import model_card
 from mqasearch.serving.convert import convert_checkpoint
 from mqasearch.serving.mask_json import read_mask
 from tests.models.checkpoints import tokenizer
@@ -203,6 +204,47 @@ def test_a_card_names_no_path(tmp_path: Path) -> None:
     for file in ("README.md", "config.json", "tokenizer_config.json", "generation_config.json"):
         assert str(tmp_path) not in (tmp_path / "out" / file).read_text()
     assert "saves no memory" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "base"),
+    [
+        ("owner/name", "base_model: owner/name\n"),
+        ("gpt2", "base_model: gpt2\n"),
+        ("smollm2-135m", ""),
+        ("/models/of mine/tiny", ""),
+        ("../tiny", ""),
+        ("tiny.gguf", ""),
+    ],
+)
+def test_a_card_names_the_base_model_where_others_can_find_it(
+    source: str, base: str, mask: dict[str, Any]
+) -> None:
+    mask["model"]["id"] = source
+    shape = loaded(tiny_model("llama")).shape
+    card = model_card(mask, shape, formats.FORMATS["hf"])
+    assert card.count("base_model") == bool(base)
+    assert base in card
+    assert "of mine" not in card
+    assert "models/" not in card
+    assert f"# {source.split('/')[-1] if not base else source} with" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("hf", ", trust_remote_code=True"), ("expanded", "")]
+)
+def test_a_card_says_how_to_load_the_tokenizer_too(
+    name: str, options: str, mask: dict[str, Any]
+) -> None:
+    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS[name])
+    for kind in ("AutoModelForCausalLM", "AutoTokenizer"):
+        assert f"= {kind}.from_pretrained(FOLDER{options})\n" in card
+
+
+def test_a_converted_folder_is_known_for_what_it_is(tmp_path: Path) -> None:
+    convert_checkpoint(KV_HEADS, loaded(tiny_model("llama")), tmp_path / "out")
+    with pytest.raises(ModelError, match="converted by mqasearch already"):
+        load_model(str(tmp_path / "out"), device="cpu")
 
 
 @pytest.fixture
