@@ -198,7 +198,7 @@ def test_a_mask_in_a_file_of_its_own_reads_back(masks: Path, tmp_path: Path) -> 
 
 def test_a_mask_of_a_calibrated_study_says_how_to_calibrate_again(tmp_path: Path) -> None:
     opened = storage_in(tmp_path)
-    merge, documents = {"name": "aligned"}, {"search": 40, "calibration_tokens": 500, "seed": 7}
+    merge, documents = {"name": "aligned"}, {"search": 40, "calibration_tokens": 600, "seed": 7}
     spec = spec_of(merge=merge, documents=documents, selectors=["sensitivity"])
     run_study(opened, spec, SCORER)
     for study in studies_of(opened):
@@ -213,7 +213,7 @@ def test_a_mask_of_a_calibrated_study_says_how_to_calibrate_again(tmp_path: Path
     assert mask["calibration"] == {
         "digest": "c" * 64,
         "tasks": [{"name": "hellaswag", "num_fewshot": 0}],
-        "n_tokens": 500,
+        "n_tokens": 600,
         "seed": 7,
     }
     opened.close()
