@@ -30,7 +30,10 @@ class Aligned(Merge):
 
     Attributes:
         refit: fit the output projection to the original layer's outputs afterwards.
-        first_token: how often the first token of a text counts in the statistics.
+        first_token: how often the first token of a text counts in the statistics. It is seen by
+            all others, and trained heads give it a large share of their attention when nothing else
+            is of use (Xiao et al. 2023, "attention sinks"): its key and its value matter as much
+            as those of many tokens.
     """
 
     name = "aligned"
@@ -38,7 +41,7 @@ class Aligned(Merge):
     reads_statistics = True
 
     refit: bool = True
-    first_token: float = 0.0
+    first_token: float = 64.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_token < math.inf:

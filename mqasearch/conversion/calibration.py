@@ -23,11 +23,11 @@ from transformers import PreTrainedModel
 from mqasearch.assets import build_once, cache_dir
 from mqasearch.conversion.convertible import ConvertibleModel
 from mqasearch.conversion.merge import Merge
+from mqasearch.conversion.normal_equations import not_finite
 from mqasearch.conversion.refit import (
     Progress,
     calibration_batches,
     check_tokens,
-    not_finite,
     refit_layers,
     run_base,
 )

@@ -4,24 +4,26 @@ With Z the heads' outputs of the converted layer and Y the outputs of the origin
 calibration text, W_O'ᵀ = (ZᵀZ + λI)⁻¹ (ZᵀY + λ W_Oᵀ) minimises |Y − Z W'ᵀ|² + λ|W' − W_O|² (Hoerl
 and Kennard, 1970, shrunk towards W_O instead of zero). A bias of the projection is fitted along,
 without shrinkage. The sums are streamed: no activation is kept.
+
+λ is chosen for each layer by two-fold cross-validation on the calibration text (Stone, 1974): early
+layers want little shrinkage, late ones more, and the less text there is the more all of them want.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mqasearch.conversion.normal_equations import NormalEquations
 from mqasearch.conversion.token_batches import TokenBatch, token_batches
-from mqasearch.errors import ModelError, UserError
+from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, Family
 
-RIDGE = 1e-2
 TOKENS_PER_INPUT = 4
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 _LONGEST = 4096
 
 Progress = Callable[[int, int], None]
@@ -33,7 +35,7 @@ def refit_layers(
     merged: Sequence[AttentionWeights],
     sequences: Sequence[Sequence[int]],
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     progress: Progress | None = None,
 ) -> list[AttentionWeights]:
     """Every merged layer with its output projection refitted, each as if it were the only one.
@@ -46,7 +48,8 @@ def refit_layers(
         family: of the model.
         merged: every layer after merging, layer 0 first.
         sequences: token ids of calibration texts.
-        ridge: λ as a share of the mean of the diagonal of ZᵀZ.
+        ridge: λ as a share of the mean of the diagonal of ZᵀZ; None = the best of ``RIDGES`` by
+            cross-validation.
         progress: called with (tokens done, tokens in all).
 
     Raises:
@@ -62,7 +65,7 @@ def refit_layers(
             stack.enter_context(tap.behind_the_original(each.add))
         for batch in calibration_batches(model, sequences, progress):
             for tap in taps:
-                tap.real = batch.real
+                tap.batch = batch
             run_base(model, batch.tokens)
     return [each.solved(ridge, f"layer {layer}") for layer, each in enumerate(sums)]
 
@@ -73,7 +76,7 @@ def refit_sequential(
     merged: Mapping[int, AttentionWeights],
     sequences: Sequence[Sequence[int]],
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
 ) -> dict[int, AttentionWeights]:
     """The converted layers of one mask refitted one after the other.
 
@@ -112,7 +115,7 @@ def refit_sequential(
                 install(replaced)
                 family.install(attention, converted)
                 heads, _ = tap.stopping_behind(model, batch.tokens)
-                sums.add(heads[batch.real], wanted[batch.real])
+                sums.add(heads, wanted, batch)
         finally:
             install(originals)
         refitted[layer] = sums.solved(ridge, f"layer {layer}")
@@ -160,58 +163,7 @@ def run_base(model: PreTrainedModel, tokens: Tensor) -> None:
         model.base_model(input_ids=tokens, use_cache=False)
 
 
-class NormalEquations:
-    """Sums over tokens that decide a layer's output projection, in float64 on the CPU."""
-
-    def __init__(self, weights: AttentionWeights) -> None:
-        """
-        Args:
-            weights: the merged layer; its projection is what the fit is shrunk towards.
-        """
-        self._weights = weights
-        self._has_bias = weights.o_bias is not None
-        inputs = weights.n_heads * weights.head_dim + self._has_bias
-        self._zz = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self._zy = torch.zeros(inputs, len(weights.o), dtype=torch.float64)
-
-    def add(self, heads: Tensor, wanted: Tensor) -> None:
-        """Count tokens: heads' outputs [tokens, n_q · d], wanted outputs [tokens, D]."""
-        heads, wanted = heads.float(), wanted.float()
-        if self._has_bias:
-            heads = torch.cat([heads, heads.new_ones(len(heads), 1)], dim=1)
-        self._zz += (heads.T @ heads).to("cpu", torch.float64)
-        self._zy += (heads.T @ wanted).to("cpu", torch.float64)
-
-    def solved(self, ridge: float, where: str) -> AttentionWeights:
-        """The layer with the projection of least error; only ``o`` and ``o_bias`` are new.
-
-        Raises:
-            ModelError: a sum is NaN or infinite.
-        """
-        if not bool(torch.isfinite(self._zz).all() and torch.isfinite(self._zy).all()):
-            raise not_finite(where)
-        weights = self._weights
-        inputs = weights.n_heads * weights.head_dim
-        present = weights.o.cpu().double().flatten(1, 2).T
-        shrink = torch.zeros(len(self._zz), dtype=torch.float64)
-        shrink[:inputs] = ridge * self._zz.diagonal()[:inputs].mean()
-        if weights.o_bias is not None:
-            present = torch.cat([present, weights.o_bias.cpu().double()[None]])
-        if not bool(shrink[0] > 0):
-            return weights  # heads that say nothing leave nothing to fit
-        solution = torch.linalg.solve(
-            self._zz + shrink.diag(), self._zy + shrink[:, None] * present
-        )
-        output = solution[:inputs].T.reshape(weights.o.shape)
-        return replace(weights, o=output, o_bias=solution[inputs] if self._has_bias else None)
-
-
-def not_finite(where: str) -> ModelError:
-    """The error for calibration that overflowed."""
-    return ModelError(
-        f"{where}: attention gives NaN or infinity on the calibration text; "
-        "load the model in float32 or bfloat16"
-    )
+Use = Callable[[Tensor, Tensor, TokenBatch], None]
 
 
 class _Stop(Exception):
@@ -227,13 +179,13 @@ class _Tap:
         self._output = family.output_projection(attention)
         self._merged = merged
         self._seen: tuple[Tensor, Tensor] | None = None
-        self.real: Tensor | None = None
+        self.batch: TokenBatch | None = None
 
     @contextmanager
-    def behind_the_original(self, use: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    def behind_the_original(self, use: Use) -> Iterator[None]:
         """After every run of the attention, run the converted one on the same input.
 
-        ``use`` gets the converted heads' outputs and the original's output, real tokens only.
+        ``use`` gets the converted heads' outputs, the original's output, and the batch.
         """
         family, attention = self._family, self._attention
         originals = family.parameters(attention)
@@ -248,7 +200,8 @@ class _Tap:
             finally:
                 family.install(module, originals)
             heads, _ = self._take()
-            use(heads[self.real], wanted[self.real])
+            assert self.batch is not None
+            use(heads, wanted, self.batch)
 
         hook = attention.register_forward_hook(again, with_kwargs=True)
         try:

@@ -19,6 +19,15 @@ class TokenBatch:
     tokens: Tensor
     real: Tensor
 
+    @property
+    def parity(self) -> Tensor:
+        """[real tokens] bool: the half of all texts that a row is in, however rows are batched.
+
+        By the sum of its token ids; padding is 0.
+        """
+        odd = self.tokens.sum(dim=1) % 2 == 1
+        return odd[:, None].expand_as(self.real)[self.real]
+
     def to(self, device: torch.device) -> "TokenBatch":
         """The same batch elsewhere."""
         return TokenBatch(self.tokens.to(device), self.real.to(device))

@@ -207,7 +207,7 @@ def test_an_output_bias_takes_up_what_the_mean_value_lost(model_type: str) -> No
     model, family = tiny_model(model_type), family_of(model_type)
     original = family.read(family.attention(family.blocks(model)[0])).to(dtype=torch.float64)
     layer = statistics_of(model, ALIGNED).layers[0]
-    mean = layer.x_moment[-1, :-1]
+    mean = layer.moment(ALIGNED.first_token)[-1, :-1]
 
     def output(weights: AttentionWeights) -> Tensor:
         values = weights.v @ mean + (0 if weights.v_bias is None else weights.v_bias)
@@ -310,5 +310,5 @@ def test_parameters_of_another_kind_are_refused(
 def test_what_is_off_by_default_is_not_named() -> None:
     assert merge_of("mean").digest == "mean"
     assert merge_of("mean", refit=True).digest == "mean(refit=True)"
-    assert merge_of("aligned").digest == "aligned(first_token=0.0, refit=True)"
-    assert merge_of("aligned", refit=False).digest == "aligned(first_token=0.0, refit=False)"
+    assert merge_of("aligned").digest == "aligned(first_token=64.0, refit=True)"
+    assert merge_of("aligned", refit=False).digest == "aligned(first_token=64.0, refit=False)"

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mqasearch.conversion import ConvertibleModel, calibrate, merge_of, refit
-from mqasearch.conversion.refit import NormalEquations, refit_layers, refit_sequential
+from mqasearch.conversion.normal_equations import RIDGE, RIDGES, NormalEquations
+from mqasearch.conversion.refit import refit_layers, refit_sequential
+from mqasearch.conversion.token_batches import TokenBatch
 from mqasearch.errors import ModelError, UserError
 from mqasearch.families import AttentionWeights, family_of
 from tests.conversion.calibrated import random, texts
@@ -101,8 +103,8 @@ def test_the_equations_are_those_of_ridge_regression() -> None:
     )  # fmt: skip
     heads, wanted = random(5, 50, 6), random(6, 50, 5)
     sums = NormalEquations(weights)
-    sums.add(heads[:20], wanted[:20])
-    sums.add(heads[20:], wanted[20:])
+    for rows in (slice(0, 20), slice(20, 50)):
+        sums.add(heads[None, rows], wanted[None, rows], batch_of(heads[None, rows], rows.start))
 
     solved = sums.solved(0.1, "layer 0")
 
@@ -114,6 +116,37 @@ def test_the_equations_are_those_of_ridge_regression() -> None:
     expected = torch.linalg.lstsq(rows, goals).solution
     torch.testing.assert_close(solved.o.flatten(1, 2).T, expected[:6], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(solved.o_bias, expected[6], atol=1e-5, rtol=1e-5)
+
+
+def batch_of(heads: torch.Tensor, parity: int = 0) -> TokenBatch:
+    tokens = torch.zeros(heads.shape[:2], dtype=torch.long)
+    tokens[:, 0] = torch.arange(len(tokens)) + parity
+    return TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("noise", "best"), [(0.0, RIDGES[-1]), (100.0, RIDGES[0])])
+def test_the_ridge_is_as_strong_as_the_text_is_noisy(noise: float, best: float) -> None:
+    weights = replace(family_of("gpt2").read(
+        family_of("gpt2").attention(family_of("gpt2").blocks(tiny_model("gpt2"))[0])
+    ), o_bias=None)  # fmt: skip
+    inputs = weights.n_heads * weights.head_dim
+    heads = random(0, 8, 2 * inputs, inputs)
+    wanted = heads @ random(1, inputs, len(weights.o))
+    wanted = wanted + noise * random(2, *wanted.shape)
+    sums = NormalEquations(weights)
+    sums.add(heads, wanted, batch_of(heads))
+    chosen, expected = (sums.solved(ridge, "layer 0").o for ridge in (None, best))
+    assert torch.equal(chosen, expected)
+
+
+def test_text_that_cannot_be_halved_leaves_the_ridge_as_it_is() -> None:
+    weights = family_of("gpt2").read(
+        family_of("gpt2").attention(family_of("gpt2").blocks(tiny_model("gpt2"))[0])
+    )
+    heads = random(0, 1, 50, weights.n_heads * weights.head_dim)
+    sums = NormalEquations(weights)
+    sums.add(heads, random(1, 1, 50, len(weights.o)), batch_of(heads))
+    assert torch.equal(sums.solved(None, "layer 0").o, sums.solved(RIDGE, "layer 0").o)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -68,7 +68,7 @@ def test_a_merge_that_reads_calibration_gets_it_and_its_scores_name_it(folder: P
     assert len(refitted.calibration) == 64
     assert merged.calibration == refitted.calibration
     assert (mean.merge, mean.calibration) == ("mean", "")
-    assert refitted.merge == "aligned(first_token=0.0, refit=True)"
+    assert refitted.merge == "aligned(first_token=64.0, refit=True)"
     key = refitted.scorer.key((1, 4, 4), TaskSpec("group"), Documents("search"))
     assert (key.merge, key.calibration) == (refitted.merge, refitted.calibration)
     values = {value(found, (1, 1, 1)) for found in (refitted, merged, mean)}

@@ -188,7 +188,7 @@ def test_without_refit_layers_are_merged_only(
     same_layers(converted(tmp_path, mask, *options), list(expected.values()))
 
     written = read_mask(tmp_path / "out" / "mask.json")
-    assert written["merge"] == {"name": "aligned", "refit": False, "first_token": 0.0}
+    assert written["merge"] == {"name": "aligned", "refit": False, "first_token": 64.0}
     assert written["calibration"] == read_mask(mask)["calibration"]
     assert "scores" not in written
 
@@ -204,7 +204,7 @@ def test_the_sequential_refit_is_that_of_the_masks_layers(mask: Path, tmp_path: 
     same_layers(layers, list(expected.values()))
     written = read_mask(tmp_path / "out" / "mask.json")
     assert written["refit"] == "sequential"
-    assert written["merge"] == {"name": "aligned", "refit": True, "first_token": 0.0}
+    assert written["merge"] == {"name": "aligned", "refit": True, "first_token": 64.0}
     assert "scores" not in written
     (tmp_path / "out").rename(tmp_path / "first")
     again = converted(tmp_path, tmp_path / "first" / "mask.json")
