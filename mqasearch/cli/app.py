@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -110,12 +109,12 @@ class Signals:
         raise Stopped
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: Any) -> str:
     """What is wrong with the command line, on one line."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "mqasearch"
     message = " ".join(error.format_message().split()).removesuffix(".")
-    return f"{message}; see {command} --help"
+    return f"{message}; see {command} --help" if message else ""
 
 
 def main() -> None:
@@ -130,10 +129,11 @@ def main() -> None:
         code = app(standalone_mode=False)
     except SystemExit as ended:
         code = ended.code
-    except click.ClickException as error:
-        complain(UserError(_usage(error)))
-        code = error.exit_code
-    except (click.Abort, Stopped):
+    except typer.TyperException as error:
+        if said := _usage(error):  # nothing but the name of the program was given: help is printed
+            complain(UserError(said))
+        code = 2
+    except (typer.Abort, Stopped):
         code = 1
     except UserError as error:
         complain(error)

@@ -86,6 +86,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         "model": {
             "id": spec.model.name,
             "fingerprint": model.fingerprint if model else None,
+            **({"revision": spec.model.revision} if spec.model.revision else {}),
             "n_layers": shape.n_layers,
             "n_heads": shape.n_heads,
             "n_kv_heads": shape.n_kv_heads,
