@@ -255,3 +255,59 @@ def test_the_studies_that_ship_are_valid(path: Path) -> None:
     from mqasearch.spec import load_spec
 
     assert load_spec(path, known_names()).tasks[0].name == "hellaswag"
+
+
+def test_a_selector_of_several_budgets_is_not_guessed(folder: Path, mqasearch: Command) -> None:
+    write_study(folder / "studies" / "demo.yaml", budget=[1, 2], selectors=["sensitivity"])
+    assert mqasearch("run studies/demo.yaml --storage sqlite:///two.db")[0] == 0
+    code, _, err = mqasearch(
+        "export --study-name demo --selector sensitivity -o one.json --storage sqlite:///two.db"
+    )
+    assert code == 2
+    assert "demo-n1.sensitivity, demo-n2.sensitivity" in err
+    assert not (folder / "one.json").exists()
+    code, out, _ = mqasearch("compare --study-name demo --storage sqlite:///two.db")
+    assert code == 0
+    assert all(name in out for name in ("comparison", "demo-n1", "demo-n2"))
+
+
+def test_a_folder_for_results_that_cannot_be_is_found_before_the_work(
+    folder: Path, mqasearch: Command
+) -> None:
+    (folder / "taken").write_text("a file")
+    code, out, err = mqasearch(
+        "run studies/demo.yaml --storage sqlite:///s.db --output-dir taken/deeper"
+    )
+    assert (code, out) == (2, "")
+    assert err.startswith("mqasearch: --output-dir taken/deeper: ")
+    assert not (folder / "s.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("wrker", "Did you mean 'worker'"),
+        ("worker", "Missing option '--study-name'; see mqasearch worker --help"),
+        ("status -f xml", "'xml' is not one of 'table', 'json'"),
+        ("worker --study-name s --n-trials 0", "'--n-trials'"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    folder: Path, mqasearch: Command, line: str, message: str
+) -> None:
+    code, out, err = mqasearch(line)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("mqasearch: ")
+    assert message in err
+
+
+def test_whoever_only_looks_needs_no_right_to_write(folder: Path, mqasearch: Command) -> None:
+    assert mqasearch("run studies/demo.yaml --storage sqlite:///s.db")[0] == 0
+    read_only = "'sqlite:///file:s.db?mode=ro&uri=true'"
+    for command in ("status", "compare --study-name demo", "export --study-name demo -o m.json"):
+        code, _, err = mqasearch(f"{command} --storage {read_only}")
+        assert code == 0, err
+    code, _, err = mqasearch(f"worker --study-name demo --storage {read_only}")
+    assert code == 2
+    assert "readonly" in err

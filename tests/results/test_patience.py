@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from sqlalchemy import exc
 
 from mqasearch.errors import StorageError
 from mqasearch.results import Patience
+from mqasearch.results import patience as patience_module
 from mqasearch.results.patience import is_passing
 
 
@@ -111,3 +113,19 @@ def test_it_says_what_it_waits_for_but_not_the_statement(caplog: pytest.LogCaptu
         Patience(seconds=30)(operation)
     assert "connection refused" in caplog.text
     assert "SELECT" not in caplog.text
+
+
+def test_a_process_that_was_told_to_stop_waits_a_few_seconds_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience_module, "_hurried", threading.Event())
+    monkeypatch.setattr(patience_module, "HURRIED_SECONDS", 0.2)
+    patience_module.hurry()
+
+    def away() -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    started = time.monotonic()
+    with pytest.raises(StorageError):
+        Patience(600)(away)
+    assert time.monotonic() - started < 30
