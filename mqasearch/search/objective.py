@@ -47,7 +47,8 @@ class Objective:
         try:
             incumbent = self._incumbent(trial, mask)
             if incumbent is None:
-                evaluation = self.evaluator.evaluate(mask, self.certain())
+                many = self.evaluator.scorer.gains_from_many()
+                evaluation = self.evaluator.evaluate(mask, self.certain() if many else ())
             else:
                 evaluation = self.evaluator.race(mask, incumbent)
             original = self.evaluator.original_value()
