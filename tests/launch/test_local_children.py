@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -122,6 +122,15 @@ def interrupt_when_ready(paths: Sequence[Path]) -> None:
     signal.raise_signal(signal.SIGINT)  # to the main thread, as Ctrl-C
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whoever started the tests in the background may have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("slow", [0.1, 60])
 def test_an_interrupt_is_passed_on_once_and_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: float
