@@ -24,6 +24,7 @@ from mqasearch.errors import ScoreError
 from mqasearch.evaluation.batches import Answer, Plan, TokenPair, plan_of
 from mqasearch.evaluation.harness import HarnessScorer, ResidentLM, TokenRequest
 from mqasearch.evaluation.memory import (
+    MASKS_KEPT,
     default_batch_tokens,
     default_logits_bytes,
     default_state_budget,
@@ -80,7 +81,9 @@ class SharedPrefixLM(ResidentLM):
         if not self.trees:
             _log.warning("%s: no tree attention; answers run in separate rows", _name(model))
         self.resumable.layer_tokens = 0
-        self.store = StateStore(budget, self.resumable.n_layers, state_device)
+        n_layers = self.resumable.n_layers
+        most = MASKS_KEPT * n_layers if state_bytes is None else None
+        self.store = StateStore(budget, n_layers, state_device, most)
         self.runner = PlanRunner(self.resumable, self.store, default_logits_bytes(device))
         self._plans: dict[tuple[TokenPair, ...], Plan] = {}
         self._known: dict[tuple[Plan, KVHeads], list[Answer]] = {}
@@ -210,7 +213,7 @@ class SharedPrefixScorer(HarnessScorer):
             batch_tokens: tokens at once elsewhere; None = by device and free memory.
             row_tokens: length that rows of short texts are filled to.
             state_bytes: for hidden states kept between masks; 0 = none, None = an eighth of what
-                is free where they are kept (on a CPU at most 1.25 GiB).
+                is free where they are kept, for the boundaries of three masks at most.
             state_device: where they are kept; None = on the model's device. The host's memory is
                 larger and slower than a GPU's.
         """

@@ -48,14 +48,22 @@ class StateStore:
         used: bytes kept, and promised to a run under way.
     """
 
-    def __init__(self, budget: int, n_layers: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        n_layers: int,
+        device: torch.device | None = None,
+        most: int | None = None,
+    ) -> None:
         """
         Args:
             budget: bytes.
             n_layers: blocks of the model.
             device: to keep the states on; None = where the model makes them.
+            most: boundaries to keep; None = as many as fit.
         """
         self.budget = budget
+        self._most = most
         self.used = 0
         self._device = device
         self._habits = _Habits(n_layers)
@@ -131,7 +139,9 @@ class StateStore:
         tree = _Tree({key: self._habits.chance(*key) for key in sizes})
         dropped: set[Key] = set()
         total = sum(sizes.values())
-        while total > self.budget:
+        while total > self.budget or (
+            self._most is not None and len(sizes) - len(dropped) > self._most
+        ):
             least = min(sizes.keys() - dropped - {pinned}, key=tree.worth)
             tree.remove(least)
             dropped.add(least)

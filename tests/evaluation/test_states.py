@@ -42,6 +42,14 @@ def test_the_budget_is_kept_and_what_is_found_is_what_was_put(
         assert store.used <= budget
 
 
+@given(masks=st.lists(MASKS, max_size=30), most=st.integers(1, 12))
+def test_no_more_boundaries_are_kept_than_allowed(masks: list[tuple[int, ...]], most: int) -> None:
+    store, plans = StateStore(10**6, N_LAYERS, most=most), [small_plan(1), small_plan(2)]
+    for number, kv_heads in enumerate(masks):
+        run(store, plans[number % 2], kv_heads, 10)
+        assert store.used <= 10 * most
+
+
 def test_a_mask_starts_where_it_parts_from_the_kept_ones() -> None:
     store, plan = StateStore(10**6, N_LAYERS), small_plan()
     assert run(store, plan, (2, 2, 2, 2, 2, 2), 10) == 0
