@@ -2,8 +2,8 @@
 
 A mask is scored on growing prefixes of one fixed order of documents, and compared on those with a
 mask that is known to be good, document by document. The test looks at each prefix, so its level is
-not the chance of ever stopping a mask wrongly; that chance was measured on real scores, see
-benchmarks/scoring.md.
+not the chance of ever stopping a mask wrongly; benchmarks/racing.py measures that chance on real
+scores.
 """
 
 from collections.abc import Sequence
