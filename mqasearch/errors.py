@@ -8,7 +8,8 @@
     │   ├── UnknownNameError    with "did you mean"
     │   ├── ModelError          a model that cannot be loaded or converted
     │   ├── MaskError           a mask (or mask JSON) that does not fit
-    │   ├── StorageError        the database: unreachable, read-only, another schema
+    │   ├── StorageError        the database: unreachable, another schema
+    │   │   └── ReadOnlyError   the database may be read and not written
     │   └── AssetError          offline data that cannot be fetched or unpacked
     └── ScoreError              a score that is not a number: the trial fails, the study goes on
 """
@@ -55,6 +56,10 @@ class MaskError(UserError):
 
 class StorageError(UserError):
     """A database that cannot be used as it is."""
+
+
+class ReadOnlyError(StorageError):
+    """A database that may be read and not written."""
 
 
 class AssetError(UserError):

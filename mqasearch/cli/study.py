@@ -179,24 +179,23 @@ def export(
     print(output)
 
 
-def _open(storage: str, *, create: bool = True) -> "OpenStorage":
+def _open(storage: str, *, create: bool = True, read_only: bool = False) -> "OpenStorage":
     import optuna
 
     from mqasearch.search.storage import open_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own log says more, in one line
-    return open_storage(storage, create=create)
+    return open_storage(storage, create=create, read_only=read_only)
 
 
 def _open_to_look(storage: str) -> "OpenStorage":
     """Writable if it may be written, so that trials of the dead are failed; else to read only."""
-    from mqasearch.errors import StorageError
-    from mqasearch.search.storage import open_storage
+    from mqasearch.errors import ReadOnlyError
 
     try:
         return _open(storage, create=False)
-    except StorageError:
-        return open_storage(storage, create=False, read_only=True)
+    except ReadOnlyError:
+        return _open(storage, create=False, read_only=True)
 
 
 def _studies(storage: str, name: str) -> "list[optuna.Study]":

@@ -15,6 +15,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -159,12 +160,16 @@ class FakeScorer:
         Raises:
             MaskError, ScoreError: as ``score``.
         """
+        seconds = 0.0
         if known is not None:
+            seconds = known.seconds
             yield known
         n_docs = self._n_docs(documents)
         for done in range(known.n_docs if known else 0, n_docs, part):
             limit = min(n_docs, done + part)
-            yield self.score(kv_heads, task, Documents(documents.split, limit, documents.seed))
+            score = self.score(kv_heads, task, Documents(documents.split, limit, documents.seed))
+            seconds += score.seconds
+            yield replace(score, seconds=seconds)
 
     def _share(self, kv_heads: KVHeads) -> np.ndarray:
         """0 for an untouched layer, 1 for one at a single KV head, between for those between."""

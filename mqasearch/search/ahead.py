@@ -25,8 +25,8 @@ class Ahead:
     def __init__(self, scorer: Scorer, claims: Claims) -> None:
         self._scorer = scorer
         self._claims = claims
-        self._seconds: dict[str, float] = {}
-        """Task → what one mask took last."""
+        self._seconds: dict[tuple[str, Documents], float] = {}
+        """What one mask took last."""
         self._mine: set[str] = set()
 
     def score(
@@ -38,12 +38,12 @@ class Ahead:
             ScoreError: the one mask has no score.
             StorageError: the database stayed away.
         """
-        n_others = self._room(task) if others and self._scorer.gains_from_many() else 0
+        n_others = self._room(task, documents) if others and self._scorer.gains_from_many() else 0
         if not n_others:
             score = self._scorer.score(kv_heads, task, documents)
         else:
             score = self._score_together(kv_heads, task, documents, others[:n_others])
-        self._seconds[task.name] = score.seconds
+        self._seconds[task.name, documents] = score.seconds
         return score
 
     def was_mine(self, key: ScoreKey) -> bool:
@@ -53,9 +53,9 @@ class Ahead:
         self._mine.discard(digest)
         return found
 
-    def _room(self, task: TaskSpec) -> int:
+    def _room(self, task: TaskSpec, documents: Documents) -> int:
         """Masks to score beside one."""
-        seconds = self._seconds.get(task.name)
+        seconds = self._seconds.get((task.name, documents))
         if seconds is None:  # the first mask tells how long one takes
             return 0
         return min(MOST, int(SECONDS / max(seconds, 1e-3))) - 1

@@ -77,6 +77,8 @@ class Evaluator:
         self.maximize = maximize
         self.rule = rule
         self._original_value: float | None = None
+        self._earlier = 0.0
+        """Seconds of the score computed last that were spent before, on its first documents."""
         self._prefixes = KnownPrefixes(scorer, claims.store, rule)
         self._ahead = Ahead(scorer, claims)
 
@@ -111,7 +113,8 @@ class Evaluator:
             score, is_new = self.claims.get_or_score(key, compute)
         except _GivenUp as given_up:
             return self._given_up(mask, task, given_up.score, against)
-        return self._evaluation({task.name: score}, score.seconds if is_new else 0.0, not is_new)
+        seconds = score.seconds - self._earlier if is_new else 0.0
+        return self._evaluation({task.name: score}, seconds, not is_new)
 
     def confirm(self, mask: LayerMask, limit: int | None) -> Evaluation:
         """Score a mask on ``limit`` documents of every task that the search never sees."""
@@ -164,7 +167,9 @@ class Evaluator:
             key = self.scorer.key(kv_heads, task, documents[task.name])
             compute = partial(self._compute, kv_heads, task, documents[task.name], others)
             score, is_new = self.claims.get_or_score(key, compute)
-            if is_new or self._ahead.was_mine(key):
+            if is_new:
+                seconds, reused = seconds + score.seconds - self._earlier, False
+            elif self._ahead.was_mine(key):
                 seconds, reused = seconds + score.seconds, False
             scores[task.name] = _checked(mask, task, score)
         return self._evaluation(scores, seconds, reused)
@@ -172,7 +177,7 @@ class Evaluator:
     def _compute(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents, others: Sequence[KVHeads]
     ) -> Score:
-        known = self._prefixes.longest(kv_heads, task, documents)
+        known = self._longest_prefix(kv_heads, task, documents)
         if known is not None:
             *_, score = self.scorer.score_in_parts(
                 kv_heads, task, documents, documents.limit or 2**31, known
@@ -192,7 +197,7 @@ class Evaluator:
             incumbent=against,
             higher_is_better=self.maximize,
             rule=self.rule,
-            known=self._prefixes.longest(kv_heads, task, documents),
+            known=self._longest_prefix(kv_heads, task, documents),
         )
         if score.n_docs < against.n_docs:
             raise _GivenUp(score)
@@ -208,8 +213,15 @@ class Evaluator:
         if known is None:
             self.claims.store.put(key, score)
         value = paired_estimate(score, against, task.metric)
-        seconds = score.seconds if known is None else 0.0
+        seconds = score.seconds - self._earlier if known is None else 0.0
         return Evaluation(value, {task.name: score}, seconds, known is not None, score.n_docs)
+
+    def _longest_prefix(
+        self, kv_heads: KVHeads, task: TaskSpec, documents: Documents
+    ) -> Score | None:
+        known = self._prefixes.longest(kv_heads, task, documents)
+        self._earlier = 0.0 if known is None else known.seconds
+        return known
 
     def _key(self, mask: LayerMask, task: TaskSpec, documents: Documents) -> ScoreKey:
         return self.scorer.key(self._kv_heads(mask), task, documents)

@@ -11,7 +11,7 @@ from optuna.storages._rdb import models
 from sqlalchemy import URL, Engine, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import ReadOnlyError, StorageError
 from mqasearch.results import Patience, schema
 from mqasearch.results.patience import one_line
 from mqasearch.results.reading import reading
@@ -183,7 +183,7 @@ def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
         if connection.dialect.name == "postgresql":
             setting = connection.execute(text("SHOW transaction_read_only")).scalar_one()
             if setting == "on":
-                raise StorageError(
+                raise ReadOnlyError(
                     f"{shown} is read-only (a standby server, or set so); use the primary server"
                 )
 
@@ -194,7 +194,7 @@ def _check_rights(engine: Engine, shown: str) -> None:
     may_write = text(f"SELECT has_table_privilege('{ClaimRow.__tablename__}', 'INSERT')")
     with engine.connect() as connection:
         if not connection.execute(may_write).scalar_one():
-            raise StorageError(
+            raise ReadOnlyError(
                 f"{shown}: the user {engine.url.username!r} may only read; "
                 "use one with the rights of a worker (dashboards/roles.sql)"
             )
@@ -226,11 +226,16 @@ def _faults_of(url: URL, shown: str) -> Iterator[None]:
         ) from None
     except (exc.SQLAlchemyError, StorageInternalError) as error:
         said = one_line(error)
-        raise StorageError(f"{shown}: {said}; {_advice(url, said)}") from error
+        kind = ReadOnlyError if _says_read_only(said) else StorageError
+        raise kind(f"{shown}: {said}; {_advice(url, said)}") from error
+
+
+def _says_read_only(said: str) -> bool:
+    return "readonly" in said or "read-only" in said
 
 
 def _advice(url: URL, said: str) -> str:
-    if "readonly" in said or "read-only" in said:
+    if _says_read_only(said):
         return "make it writable, or give another --storage"
     if "permission denied" in said:
         return "ask the owner for the rights in dashboards/roles.sql"

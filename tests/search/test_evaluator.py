@@ -1,6 +1,7 @@
 """What a worker need not compute: scored ahead, or on fewer documents, or clearly worse."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from mqasearch.search.attributes import trial_facts
 from mqasearch.search.claims import Claims
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
-from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.evaluator import Evaluation, Evaluator
 from mqasearch.search.storage import Storage
 
 TASK = TaskSpec("hellaswag", limit=200)
@@ -135,6 +136,22 @@ def test_a_larger_limit_goes_on_from_a_smaller_one(storage: Storage) -> None:
     assert known.count(40) == len(masks & longer)
 
 
+def test_what_was_spent_before_is_not_spent_again(storage: Storage) -> None:
+    class Timed(FakeScorer):
+        def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
+            return replace(super().score(kv_heads, task, documents), seconds=1.0)
+
+    def evaluation(limit: int) -> Evaluation:
+        claims = Claims(storage.engine, ScoreStore(storage.engine))
+        return Evaluator(Timed(6), claims, [replace(TASK, limit=limit)]).evaluate(mask(1))
+
+    assert evaluation(40).seconds == 1.0
+    longer = evaluation(60)
+    assert longer.seconds == 1.0
+    assert longer.scores["hellaswag"].seconds == 2.0
+    assert evaluation(60).seconds == 0.0
+
+
 def test_a_race_gives_up_what_is_clearly_worse_and_keeps_what_it_found(storage: Storage) -> None:
     scorer = ManyScorer(6, noise=0.2)
     rule = StopRule(part=25, least=50)
@@ -206,9 +223,9 @@ def test_a_study_with_a_pruner_finds_the_same_mask_for_less(tmp_path: Path) -> N
 
 def test_a_spec_stored_before_a_key_was_known_is_no_other_spec(storage: Storage) -> None:
     spec, shape = spec_of(), FakeScorer(6).shape
-    create_studies(storage.optuna, spec, shape)
+    names = create_studies(storage.optuna, spec, shape)
     for study in studies_of(storage):
         stored = study.user_attrs["mqasearch:study"]
         del stored["spec"]["pruner"]
         study.set_user_attr("mqasearch:study", stored)
-    create_studies(storage.optuna, spec, shape)
+    assert create_studies(storage.optuna, spec, shape) == names
