@@ -89,14 +89,7 @@ def convert_checkpoint(
     writing = _checked(mask, loaded, out_dir, format, convertible)
     written, kv_heads = writing.format, writing.kv_heads
     document = _document(mask, loaded, convertible)
-    if type(model).__module__.startswith("transformers_modules"):
-        logger.warning(
-            "the code that came with %s does not go along: the checkpoint computes as "
-            "transformers' own %s does",
-            loaded.name,
-            model.config.model_type,
-        )
-
+    _warn_of_remote_code(loaded)
     entries = writing.entries()
     total = sum(entry.n_bytes for entry in entries)
     with whole_folder(out_dir) as folder:
@@ -135,6 +128,16 @@ def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
     changed = without_evidence(document) | {"merge": {"name": merge.name, **merge.parameters}}
     changed.pop("refit", None)
     return changed | ({"refit": refit} if refit == "sequential" else {})
+
+
+def _warn_of_remote_code(loaded: LoadedModel) -> None:
+    if type(loaded.model).__module__.startswith("transformers_modules"):
+        logger.warning(
+            "the code that came with %s does not go along: the checkpoint computes as "
+            "transformers' own %s does",
+            loaded.name,
+            loaded.model.config.model_type,
+        )
 
 
 def check_request(

@@ -1,6 +1,7 @@
 """What every selector promises, whatever its idea: one suite for the seam ``MaskSampler``."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -23,6 +24,7 @@ from mqasearch.samplers import (
     PLANNED,
     SELECTORS,
     MaskSampler,
+    MaskTrial,
     Outlook,
     mask_params,
     param_name,
@@ -108,6 +110,40 @@ def test_another_worker_sees_a_mask_as_soon_as_its_first_parameter_is_asked_for(
     assert [str(trial.mask) for trial in history] == [
         trial.user_attrs[MASK_KEY] for trial in study.trials
     ]
+
+
+@every_selector
+@few
+@given(budgets(), seeds, st.integers(1, 3))
+def test_what_is_certain_is_new_and_comes_whatever_the_preference(
+    name: str, budget: tuple[int, int], seed: int, n_workers: int
+) -> None:
+    announced: set[LayerMask] = set()
+
+    def make(pick: int) -> MaskSampler:
+        sampler = sampler_of(name, *budget, seed)
+        propose = sampler.propose
+
+        def noting(history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
+            certain = sampler.certain(history)
+            assert not set(certain) & {trial.mask for trial in history}
+            announced.update(certain)
+            return propose(history, rng)
+
+        sampler.propose = noting  # type: ignore[method-assign]
+        sampler.prefer = lambda masks: masks[pick]
+        return sampler
+
+    n_trials = None if name in PLANNED else 8
+    ends = [
+        Simulation(lambda p=pick: make(p), pairwise_loss(budget[0], seed), n_workers, seed).run(
+            n_trials
+        )
+        for pick in (0, -1)
+    ]
+    assert announced <= set(ends[0].masks) | set(ends[1].masks)
+    if name in PLANNED and name != "gp":
+        assert ends[0].at_budget == ends[1].at_budget
 
 
 @every_selector
