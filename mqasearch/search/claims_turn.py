@@ -3,18 +3,23 @@
 Between asking a selector for its outlook and publishing the mask of the new trial, nobody else may
 do the same: two workers would both start the last trial, or the same step of a plan. The turn is
 short, a few queries; scoring happens outside of it.
+
+A turn can be lost without notice, when the database restarts or a connection is cut. What was found
+of the study is then out of date, so the trial itself is made only if it gets the number that it was
+found to have: :meth:`SharedStorage.only_number`.
 """
 
 import contextlib
 import time
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from mqasearch.results import Patience
 from mqasearch.search.claims import Claims
+from mqasearch.search.storage import Storage
 
 LOCK_CLASS = 730_521_680
 """PostgreSQL's advisory locks (class, study number); any class that nobody else uses."""
@@ -33,9 +38,9 @@ class Turn:
     Elsewhere a turn is a claim with a lease.
     """
 
-    def __init__(self, engine: Engine, patience: Patience, claims: Claims, study_id: int) -> None:
-        self._engine = engine
-        self._patience = patience
+    def __init__(self, storage: Storage, claims: Claims, study_id: int) -> None:
+        self._storage = storage
+        self._engine = storage.engine
         self._claims = claims
         self._study_id = study_id
         self._connection: Connection | None = None
@@ -43,7 +48,7 @@ class Turn:
 
     def __enter__(self) -> Self:
         if self._engine.dialect.name == "postgresql":
-            self._connection = self._patience(self._lock)
+            self._connection = self._storage.patience(self._lock)
             return self
         pause = SHORTEST_WAIT
         while not self._claims.claim(self._name, LEASE_SECONDS):
@@ -69,6 +74,14 @@ class Turn:
                 connection.close()
         if claimed:
             self._claims.release(self._name)
+
+    def starting(self, number: int | None) -> AbstractContextManager[None]:
+        """Within this block, no trial but the one numbered ``number`` is made in the study.
+
+        Raises:
+            TrialTaken: from whatever would make another one. Somebody else came first.
+        """
+        return self._storage.optuna.only_number(self._study_id, number)
 
     @property
     def _name(self) -> str:

@@ -112,7 +112,7 @@ def work_with(
     )
 
     def turn_in(study: optuna.Study) -> Turn:
-        return Turn(storage.engine, storage.patience, claims, study._study_id)
+        return Turn(storage, claims, study._study_id)
 
     evaluator = Evaluator(
         scoring.scorer,

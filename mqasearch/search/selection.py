@@ -14,6 +14,19 @@ from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, study_facts
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found of a study at one moment.
+
+    Attributes:
+        outlook: whether a trial can be started.
+        next_number: that a new trial would have; None where an enqueued one is to be run instead.
+    """
+
+    outlook: Outlook
+    next_number: int | None
+
+
 @dataclass(frozen=True)
 class Selection:
     """One selector's Optuna study, with the sampler that proposes its masks."""
@@ -24,9 +37,17 @@ class Selection:
 
     def outlook(self) -> Outlook:
         """Whether a trial can be started now, must wait for running ones, or is not needed."""
+        return self.look().outlook
+
+    def look(self) -> Look:
+        """``outlook``, and what it holds for."""
         trials = self.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
-            return Outlook.READY
+            return Look(Outlook.READY, None)
+        return Look(self._outlook(trials), len(trials))
+
+    def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
+        """Of a study none of whose trials is waiting."""
         if self.facts.n_trials is not None:
             spent = sum(map(_counts, trials))
             if spent >= self.facts.n_trials:

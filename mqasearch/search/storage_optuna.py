@@ -17,6 +17,10 @@ A failed trial's mask is never out of sight
     successor queued in the same transaction. Optuna does that in two steps, between which another
     worker finds the study one trial short.
 
+No trial beyond the last
+    Who makes a trial can say which number it must have, so that a decision that is out of date by
+    then makes none.
+
 Parameters at once
     Optuna commits each parameter by itself. Here they are kept until something else is asked of
     the storage, at the latest the next heartbeat, and are then written in one transaction. Optuna's
@@ -27,7 +31,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
@@ -60,6 +65,10 @@ Parameters = dict[str, tuple[float, BaseDistribution]]
 """Name → Optuna's internal value (for a categorical parameter the index of the choice)."""
 
 
+class TrialTaken(Exception):
+    """A trial was not made, because somebody else has made one in the meantime."""
+
+
 class SharedStorage(PatientStorage):
     """See the module.
 
@@ -82,11 +91,13 @@ class SharedStorage(PatientStorage):
         """Study → when this process last looked for stale trials, on its monotonic clock."""
         self._pending: dict[int, Parameters] = {}
         self._lock = threading.Lock()
+        self._only = threading.local()
+        """What ``only_number`` was told in this thread: study → number."""
 
     def __getstate__(self) -> dict[Any, Any]:
         self.flush()
         state = super().__getstate__()
-        for name in ("_running", "_fresh", "_asked", "_pending", "_lock"):
+        for name in ("_running", "_fresh", "_asked", "_pending", "_lock", "_only"):
             del state[name]
         return state
 
@@ -254,6 +265,7 @@ class SharedStorage(PatientStorage):
                 if trial is None:
                     trial = self._get_prepared_new_trial(study_id, template_trial, session)
                     if template_trial is None:
+                        self._check_number(study_id, int(trial.number))
                         trial._datetime_start_utc = moment
                 return _frozen(trial, template_trial)
 
@@ -262,6 +274,27 @@ class SharedStorage(PatientStorage):
             self._running.add(frozen._trial_id)
             self._fresh.add(frozen._trial_id)
         return frozen
+
+    @contextmanager
+    def only_number(self, study_id: int, number: int | None) -> Iterator[None]:
+        """Within the block this thread starts no trial of the study but the one so numbered.
+
+        Numbers are given one by one while the study's row is locked, so nobody can have made a
+        trial since the study was found to have ``number`` of them. None: no new trial at all.
+
+        Raises:
+            TrialTaken: from whatever would start another one.
+        """
+        self._only.numbers = {study_id: number}
+        try:
+            yield
+        finally:
+            self._only.numbers = {}
+
+    def _check_number(self, study_id: int, number: int) -> None:
+        numbers = getattr(self._only, "numbers", {})
+        if study_id in numbers and numbers[study_id] != number:
+            raise TrialTaken  # which rolls back
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session

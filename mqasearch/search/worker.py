@@ -17,6 +17,7 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
 from mqasearch.search.roster import Presence
 from mqasearch.search.selection import Selection, fail_stale_trials
+from mqasearch.search.storage_optuna import TrialTaken
 from mqasearch.search.storage_stale import GIVEN_BACK_KEY
 
 log = logging.getLogger(__name__)
@@ -97,10 +98,11 @@ class Worker:
         if outlook != Outlook.READY:
             return outlook
         with self.turn_in(selection.study) as turn:
-            outlook = selection.outlook()  # somebody may have started a trial before our turn
-            if outlook == Outlook.READY:
-                self._run_trial(selection, turn)
-            return outlook
+            look = selection.look()  # somebody may have started a trial before our turn
+            if look.outlook == Outlook.READY:
+                with turn.starting(look.next_number):
+                    self._run_trial(selection, turn)
+            return look.outlook
 
     def _run_trial(self, selection: Selection, turn: Turn) -> None:
         self.on_start(selection)
@@ -137,6 +139,8 @@ class Worker:
         except UnboundLocalError as error:
             # Optuna's own, when the database is away for good at the end of a trial.
             raise _storage_error(error) or error from None
+        except TrialTaken:  # the database was away in our turn, which another worker had meanwhile
+            return
         except (AssertionError, ValueError, UpdateFinishedTrialError) as error:
             if faults or not running or not _was_given_away(study, running[0]):
                 raise

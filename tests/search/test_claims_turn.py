@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import make_url
+from studies_on_fake import run_study, spec_of, studies_of
 
+from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.results import ScoreStore
 from mqasearch.search.claims import Claims
 from mqasearch.search.claims_turn import Turn
+from mqasearch.search.run import Watcher
+from mqasearch.search.selection import Selection
 from mqasearch.search.storage import Storage, open_storage
 
 
@@ -33,7 +37,7 @@ def storages(url: str) -> Iterator[list[Storage]]:
 
 def turn_of(storage: Storage, study_id: int = 1) -> Turn:
     claims = Claims(storage.engine, ScoreStore(storage.engine), storage.patience)
-    return Turn(storage.engine, storage.patience, claims, study_id)
+    return Turn(storage, claims, study_id)
 
 
 def test_turns_of_a_study_never_overlap_and_everybody_gets_one(storages: list[Storage]) -> None:
@@ -83,3 +87,23 @@ def test_the_turn_of_the_dead_passes_on(
     with turn_of(storages[1]):
         pass
     dead.end()
+
+
+@pytest.mark.parametrize("n_trials", [1, 3])
+def test_a_decision_from_a_turn_that_was_lost_starts_nothing(
+    url: str, n_trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every time one worker has decided to start a trial, another one does so before it."""
+    monkeypatch.setattr(Turn, "__enter__", lambda turn: turn)
+    spec = spec_of(model="fake:6", selectors=[{"name": "random", "n_trials": n_trials}])
+    scorer = FakeScorer(6)
+    slow, quick = open_storage(url), open_storage(url)
+
+    def overtake(_: Selection) -> None:
+        run_study(quick, spec, scorer, n_trials=1)
+
+    run_study(slow, spec, scorer, watcher=Watcher(on_start=overtake))
+    (study,) = studies_of(slow)
+    assert len(study.trials) == n_trials
+    slow.close()
+    quick.close()
