@@ -89,6 +89,10 @@ def the_spec(
     )
 
 
+LONG = the_spec(seconds=0.1, n_random=40, n_layers=8)
+"""A study that goes on, even on a fast machine, while a test disturbs it many times."""
+
+
 def worker(url: str, name: str, log: str, handicap: Handicap) -> None:
     """The body of a worker process; what it scores goes to ``log``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)

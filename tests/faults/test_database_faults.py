@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.fleet import Handicap, check, fleet
+from faults.fleet import LONG, Handicap, check, fleet
 from faults.tcp_proxy import Proxy, proxy_to
 from postgres import Postgres, running_postgres
 
@@ -45,7 +45,7 @@ def test_the_server_is_killed_and_restarted(own_server: Postgres, tmp_path: Path
 
 def test_connections_are_cut(own_server: Postgres, proxy: Proxy, tmp_path: Path) -> None:
     url = own_server.new_database()
-    with fleet(through(proxy, url, own_server), tmp_path) as workers:
+    with fleet(through(proxy, url, own_server), tmp_path, spec=LONG) as workers:
         workers.create()
         workers.start(3)
         for _ in range(20):
@@ -119,7 +119,7 @@ def test_a_disk_that_stays_full_ends_the_worker_and_loses_nothing(tmp_path: Path
 
 def test_the_schema_is_upgraded_while_workers_run(own_server: Postgres, tmp_path: Path) -> None:
     url = own_server.new_database()
-    with fleet(url, tmp_path) as workers:
+    with fleet(url, tmp_path, spec=LONG) as workers:
         workers.create()
         workers.start(3)
         for _ in range(5):

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from faults.fleet import GRACE, Handicap, check, fleet
+from faults.fleet import GRACE, LONG, Handicap, check, fleet
 
 
 def test_nothing_happens(postgres_url: str, tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_nothing_happens(postgres_url: str, tmp_path: Path) -> None:
 
 def test_killed_at_ten_random_moments(postgres_url: str, tmp_path: Path) -> None:
     moments = random.Random(1)
-    with fleet(postgres_url, tmp_path) as workers:
+    with fleet(postgres_url, tmp_path, spec=LONG) as workers:
         workers.create()
         workers.start(3)
         for _ in range(10):
