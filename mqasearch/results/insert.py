@@ -12,11 +12,19 @@ def insert_if_absent(
 ) -> int:
     """Insert ``rows``, leaving alone those whose unique key is there already.
 
+    Args:
+        connection: in a transaction.
+        table: to insert into.
+        rows: column → value; an SQL expression only where there is one row.
+
     Returns:
         How many were inserted.
     """
-    statement = _statement(connection, table).values(list(rows))
-    return connection.execute(statement.execution_options(preserve_rowcount=True)).rowcount
+    statement = _statement(connection, table).execution_options(preserve_rowcount=True)
+    # Not ``values(rows)``: SQLAlchemy would compile the statement anew each time.
+    if len(rows) == 1:
+        return connection.execute(statement.values(dict(rows[0]))).rowcount
+    return connection.execute(statement, [dict(row) for row in rows]).rowcount
 
 
 def _statement(connection: Connection, table: Table) -> Insert:

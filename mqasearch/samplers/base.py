@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -14,7 +14,14 @@ from optuna.trial import FrozenTrial
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers.draw import n_left, random_unseen, repaired
-from mqasearch.samplers.history import MASK_KEY, HistoryReader, MaskTrial, mask_of
+from mqasearch.samplers.history import (
+    MASK_KEY,
+    History,
+    HistoryReader,
+    MaskTrial,
+    mask_of,
+    taken,
+)
 from mqasearch.samplers.space import param_name, search_space
 
 _TRIES = 5
@@ -26,6 +33,15 @@ Preference = Callable[[Sequence[LayerMask]], LayerMask]
 def first(masks: Sequence[LayerMask]) -> LayerMask:
     """The preference of somebody who has none."""
     return masks[0]
+
+
+@runtime_checkable
+class MaskRegister(Protocol):
+    """A storage that settles by itself which of several trials has a mask."""
+
+    def publish_mask(self, trial_id: int, mask: str, since: int) -> bool:
+        """Write a trial's mask unless a trial numbered ``since`` or more has it; whether it did."""
+        ...
 
 
 class Outlook(Enum):
@@ -53,7 +69,7 @@ class MaskSampler(BaseSampler, abc.ABC):
     3. :meth:`infer_relative_search_space` and :meth:`sample_relative`, by Optuna, once, when the
        objective asks for the first layer. :meth:`sample_relative` reads the history, calls
        :meth:`propose` and writes the mask to the trial (``mqasearch:mask``) so that every other
-       worker sees it from then on. If an earlier trial turns out to have written the same mask
+       worker sees it from then on. If another trial turns out to have written the same mask
        meanwhile, it proposes again: two workers that ask at once get two masks.
     4. :meth:`sample_independent`, by Optuna, for parameters that are not layers: drawn at random.
 
@@ -132,9 +148,14 @@ class MaskSampler(BaseSampler, abc.ABC):
         """
         return ()
 
-    def history(self, study: Study) -> list[MaskTrial]:
-        """All that the study knows about masks; cheap, and current at every call."""
-        return self._reader.read(study)
+    def history(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> History:
+        """All that the study knows about masks; cheap, and current at every call.
+
+        Args:
+            study: with this sampler.
+            trials: all of its trials by number, where the caller has just read them.
+        """
+        return self._reader.read(study, trials)
 
     def random_mask(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
         """A random mask at the budget, unseen as long as any is.
@@ -231,22 +252,30 @@ class MaskSampler(BaseSampler, abc.ABC):
             mask = self.draw(study, trial, history, rng)
             if fixed:
                 mask = repaired(mask, self.n_converted, rng, fixed=fixed)
-            self._publish(study, trial, mask)
-            if mask in taken(history):
+            if mask in history.taken:  # nothing else is left
                 break
+            if self._publish_first(study, trial, mask, history):
+                return mask
             history = self._reader.read(study, without=trial.number)
-            if all(other.mask != mask or other.number > trial.number for other in history):
-                break
+        self._publish(study, trial, mask)
         return mask
+
+    def _publish_first(
+        self, study: Study, trial: FrozenTrial, mask: LayerMask, history: History
+    ) -> bool:
+        """Publish a mask that is new to ``history``. False if another trial has it by now."""
+        register = study._storage
+        if isinstance(register, MaskRegister):
+            return register.publish_mask(trial._trial_id, str(mask), history.n_settled)
+        self._publish(study, trial, mask)
+        now = self._reader.read(study, without=trial.number)
+        return mask not in now.taken or all(
+            other.mask != mask or other.number > trial.number for other in now
+        )
 
     def _publish(self, study: Study, trial: FrozenTrial, mask: LayerMask) -> None:
         # A FrozenTrial cannot write itself; Optuna's own samplers go through the storage too.
         study._storage.set_trial_user_attr(trial._trial_id, MASK_KEY, str(mask))
-
-
-def taken(history: Sequence[MaskTrial]) -> set[LayerMask]:
-    """The masks that are finished, running or invalid."""
-    return {trial.mask for trial in history}
 
 
 def _fixed_flags(trial: FrozenTrial, n_layers: int) -> Mapping[int, bool]:

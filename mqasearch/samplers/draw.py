@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from mqasearch.mask import LayerMask
+from mqasearch.samplers.taken import MaskSet
 
 _TRIES = 100
 
@@ -39,11 +40,12 @@ def random_unseen(
 
 
 def n_left(n_layers: int, n_converted: int, taken: Collection[LayerMask]) -> int:
-    """How many masks with exactly ``n_converted`` layers are outside ``taken`` (no repeats in it).
+    """How many masks with exactly ``n_converted`` layers are outside ``taken``.
 
     Counts only; nothing is listed.
     """
-    return math.comb(n_layers, n_converted) - sum(m.n_converted == n_converted for m in taken)
+    masks = taken if isinstance(taken, MaskSet) else MaskSet(taken)
+    return math.comb(n_layers, n_converted) - masks.n_of_size(n_converted)
 
 
 def random_neighbour(

@@ -9,8 +9,8 @@ import numpy as np
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
-from mqasearch.samplers.base import MaskSampler, taken
-from mqasearch.samplers.history import MaskTrial
+from mqasearch.samplers.base import MaskSampler
+from mqasearch.samplers.history import MaskTrial, taken
 
 LIMIT = 20_000
 """More masks than this are refused."""

@@ -1,15 +1,15 @@
 """Bayesian search with a model of single layers and pairs of layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
-from mqasearch.samplers.base import MaskSampler, Outlook, taken
-from mqasearch.samplers.history import MaskTrial
+from mqasearch.samplers.base import MaskSampler, Outlook
+from mqasearch.samplers.history import MaskTrial, taken
 from mqasearch.samplers.interactions import Floats, InteractionModel
 
 _N_LEARNED = 400
@@ -114,7 +114,7 @@ class GPSampler(MaskSampler):
         return InteractionModel(np.vstack([flags, running]), expected, scales)
 
     def _candidates(
-        self, model: InteractionModel, incumbents: Floats, seen: set[LayerMask]
+        self, model: InteractionModel, incumbents: Floats, seen: Collection[LayerMask]
     ) -> Floats:
         """The unseen masks that are, or are one swap from, the model's optimum or an incumbent."""
         starts = [self._optimum(model), *incumbents]

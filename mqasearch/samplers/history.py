@@ -11,6 +11,7 @@ Two user attributes of a trial carry what Optuna's own fields do not:
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.samplers.space import param_name
+from mqasearch.samplers.taken import MaskSet
 
 MASK_KEY = "mqasearch:mask"
 INVALID_KEY = "mqasearch:invalid"
@@ -50,12 +52,44 @@ class MaskTrial:
         return self.state != "running"
 
 
+class History(list[MaskTrial]):
+    """A study's trials by number, with the set of their masks.
+
+    Args:
+        trials: of the study.
+        masks: that they are known to have.
+        n_settled: below this number all of the study's trials were finished.
+    """
+
+    def __init__(
+        self,
+        trials: Iterable[MaskTrial] = (),
+        masks: MaskSet | None = None,
+        n_settled: int = 0,
+    ) -> None:
+        super().__init__(trials)
+        self._masks = masks
+        self.n_settled = n_settled
+
+    @property
+    def taken(self) -> MaskSet:
+        """The masks that are finished, running or invalid."""
+        if self._masks is None:
+            self._masks = MaskSet(trial.mask for trial in self)
+        return self._masks
+
+
+def taken(history: Sequence[MaskTrial]) -> MaskSet:
+    """The masks that are finished, running or invalid."""
+    return history.taken if isinstance(history, History) else History(history).taken
+
+
 class HistoryReader:
     """Reads a study's history again and again at a cost that hardly grows with it.
 
     Finished trials cannot change, and Optuna's storages hand out the same object for one at every
-    read; what was made of it is kept beside it. A cache and no memory: any other instance reads
-    the same history.
+    read, so what was made of the first trials, up to the first unfinished one, is kept. A cache and
+    no memory: any other instance reads the same history.
 
     Args:
         n_layers: of the masks; trials of another length are no part of the history.
@@ -63,30 +97,60 @@ class HistoryReader:
 
     def __init__(self, n_layers: int) -> None:
         self.n_layers = n_layers
-        self._finished: dict[int, tuple[FrozenTrial, MaskTrial | None]] = {}
+        self._forget()
 
-    def read(self, study: Study, *, without: int | None = None) -> list[MaskTrial]:
+    def _forget(self) -> None:
+        self._n_settled = 0
+        self._last: FrozenTrial | None = None
+        """The newest of the first trials that are all finished."""
+        self._settled: list[MaskTrial] = []
+        self._masks = MaskSet()
+
+    def read(
+        self,
+        study: Study,
+        trials: Sequence[FrozenTrial] | None = None,
+        *,
+        without: int | None = None,
+    ) -> History:
         """Every trial of the study whose mask is known and counts, by number.
 
         Left out: failed trials that are not marked invalid, trials of another search space or
         number of layers, and the trial numbered ``without`` (the one that asks).
+
+        Args:
+            study: to be read.
+            trials: all of its trials by number, where the caller has just read them.
+            without: the number of an unfinished trial.
         """
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        trials = [
-            self._trial(trial, sign)
-            for trial in study.get_trials(deepcopy=False)
+        if trials is None:
+            trials = study.get_trials(deepcopy=False)
+        self._settle(trials, sign)
+        others = [
+            found
+            for trial in trials[self._n_settled :]
             if trial.number != without
+            and (found := _mask_trial(trial, self.n_layers, sign)) is not None
         ]
-        return [trial for trial in trials if trial is not None]
+        masks = self._masks.copy()
+        masks.update(trial.mask for trial in others)
+        return History(self._settled + others, masks, self._n_settled)
 
-    def _trial(self, frozen: FrozenTrial, sign: float) -> MaskTrial | None:
-        kept = self._finished.get(frozen._trial_id)
-        if kept is not None and kept[0] is frozen:
-            return kept[1]
-        trial = _mask_trial(frozen, self.n_layers, sign)
-        if frozen.state.is_finished():
-            self._finished[frozen._trial_id] = (frozen, trial)
-        return trial
+    def _settle(self, trials: Sequence[FrozenTrial], sign: float) -> None:
+        """Go on to the first trial that is not finished."""
+        n = self._n_settled
+        if n and (len(trials) < n or trials[n - 1] is not self._last):  # another storage, or study
+            self._forget()
+        for trial in trials[self._n_settled :]:
+            if not trial.state.is_finished():
+                break
+            self._n_settled += 1
+            self._last = trial
+            found = _mask_trial(trial, self.n_layers, sign)
+            if found is not None:
+                self._settled.append(found)
+                self._masks.update([found.mask])
 
 
 def _mask_trial(trial: FrozenTrial, n_layers: int, sign: float) -> MaskTrial | None:

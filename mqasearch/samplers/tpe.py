@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
-from mqasearch.samplers.base import MaskSampler, taken
+from mqasearch.samplers.base import MaskSampler
 from mqasearch.samplers.draw import random_neighbour, repaired
-from mqasearch.samplers.history import MaskTrial
+from mqasearch.samplers.history import MaskTrial, taken
 from mqasearch.samplers.space import search_space
 
 

@@ -12,6 +12,8 @@ from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, study_facts
+from mqasearch.search.storage_cached import TrialCache
+from mqasearch.search.storage_optuna import SharedStorage
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,13 @@ class Selection:
 
     def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
         """Of a study none of whose trials is waiting."""
-        if self.facts.n_trials is not None:
-            spent = sum(map(_counts, trials))
+        if self.facts.n_trials is not None:  # a killed worker's trial does not count
+            failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+            spent = len(trials) - sum(INVALID_KEY not in trial.user_attrs for trial in failed)
             if spent >= self.facts.n_trials:
                 running = any(trial.state == TrialState.RUNNING for trial in trials)
                 return Outlook.WAIT if running else Outlook.DONE
-        return self.sampler.outlook(self.sampler.history(self.study))
+        return self.sampler.outlook(self.sampler.history(self.study, trials))
 
     def certain(self) -> Sequence[LayerMask]:
         """Masks that will be asked for, whatever those that are running score."""
@@ -86,17 +89,12 @@ class Selection:
         return max(1, self.expected_trials() - done)
 
 
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether a trial counts against ``n_trials``: a killed worker's does not."""
-    return trial.state != TrialState.FAIL or INVALID_KEY in trial.user_attrs
-
-
 def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:
     """Every Optuna study that mqasearch created, by name."""
     return {
-        summary.study_name: facts
-        for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)
-        if (facts := study_facts(summary.user_attrs)) is not None
+        study.study_name: facts
+        for study in storage.get_all_studies()  # whose summaries would read every trial
+        if (facts := study_facts(study.user_attrs)) is not None
     }
 
 
@@ -127,6 +125,8 @@ def open_selections(
     storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
 ) -> list[Selection]:
     """Load each study with its sampler."""
+    if isinstance(storage, SharedStorage):
+        storage = TrialCache(storage)
     return [_open_selection(storage, name, facts) for name, facts in studies.items()]
 
 

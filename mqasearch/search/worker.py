@@ -48,6 +48,8 @@ class Worker:
     on_trial: Callable[[Selection], None] = lambda _: None
     on_start: Callable[[Selection], None] = lambda _: None
     n_done: int = field(default=0, init=False)
+    _latest: Selection | None = field(default=None, init=False)
+    """Whose trial was run last, which probably has another one."""
 
     def run(
         self,
@@ -94,11 +96,13 @@ class Worker:
         return Outlook.WAIT if waiting else Outlook.DONE
 
     def _step(self, selection: Selection) -> Outlook:
-        outlook = selection.outlook()
-        if outlook != Outlook.READY:
-            return outlook
+        if selection is not self._latest:
+            outlook = selection.outlook()
+            if outlook != Outlook.READY:
+                return outlook
         with self.turn_in(selection.study) as turn:
             look = selection.look()  # somebody may have started a trial before our turn
+            self._latest = selection if look.outlook == Outlook.READY else None
             if look.outlook == Outlook.READY:
                 with turn.starting(look.next_number):
                     self._run_trial(selection, turn)

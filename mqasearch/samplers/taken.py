@@ -1,0 +1,42 @@
+"""The masks that a selector must not propose again."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
+
+from mqasearch.mask import LayerMask
+
+
+class MaskSet(Set[LayerMask]):
+    """A set of masks that knows how many of them convert how many layers."""
+
+    def __init__(self, masks: Iterable[LayerMask] = ()) -> None:
+        self._masks: set[LayerMask] = set()
+        self._sizes: Counter[int] = Counter()
+        self.update(masks)
+
+    def update(self, masks: Iterable[LayerMask]) -> None:
+        """Put more masks in."""
+        for mask in masks:
+            if mask not in self._masks:
+                self._masks.add(mask)
+                self._sizes[mask.n_converted] += 1
+
+    def copy(self) -> "MaskSet":
+        """Another set of the same masks; nothing is hashed or counted again."""
+        other = MaskSet()
+        other._masks = self._masks.copy()
+        other._sizes = self._sizes.copy()
+        return other
+
+    def n_of_size(self, n_converted: int) -> int:
+        """How many of the masks convert so many layers."""
+        return self._sizes[n_converted]
+
+    def __contains__(self, mask: object) -> bool:
+        return mask in self._masks
+
+    def __iter__(self) -> Iterator[LayerMask]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
