@@ -25,7 +25,7 @@ from postgres import running_postgres
 def others(n_trials: int) -> list[Any]:
     """Selectors beside sensitivity, greedy and random."""
     free = {"name": "tpe", "n_trials": n_trials}
-    return ["alternating", "consecutive", {"name": "gp", "n_masks": 10}, free]
+    return ["alternating", "consecutive", "exhaustive", {"name": "gp", "n_masks": 10}, free]
 
 
 def main() -> None:
@@ -46,7 +46,8 @@ def main() -> None:
         else:
             url = f"sqlite:///{folder}/soak.db"
         more = others(options.trials) if options.more else []
-        spec = the_spec(0.05, options.trials, n_layers=30, budget=5, more=more)
+        budget = 2 if options.more else 5  # of 30 layers: few enough to try all
+        spec = the_spec(0.05, options.trials, n_layers=30, budget=budget, more=more)
         workers = stack.enter_context(fleet(url, folder, spec=spec))
         workers.create()
         workers.start(options.workers)
