@@ -148,6 +148,11 @@ class MaskSampler(BaseSampler, abc.ABC):
         """
         return ()
 
+    def least_trials(self) -> int:
+        """Trials of a study, the original model's among them, up to the first mask at the budget,
+        if all goes as fast as it can."""
+        return 2
+
     def history(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> History:
         """All that the study knows about masks; cheap, and current at every call.
 

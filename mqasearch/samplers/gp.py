@@ -65,6 +65,10 @@ class GPSampler(MaskSampler):
         """With a budget of one layer the layers alone are masks at the budget themselves."""
         return self.n_layers if self.n_converted == 1 else self.n_masks
 
+    def least_trials(self) -> int:
+        """The layers alone come first."""
+        return 2 if self.n_converted == 1 else self.n_layers + 2
+
     def propose(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
         """The next layer alone, else the most promising candidate, else at random."""
         seen = taken(history)

@@ -82,6 +82,19 @@ class PlannedSampler(MaskSampler):
         known, running = _split(history)
         return [m for m in next(self._missing(known), []) if m not in running]
 
+    def least_trials(self) -> int:
+        """As many as the plan takes where layers do harm independently of each other."""
+        seen = {LayerMask.empty(self.n_layers)}
+        plan = self.plan()
+        request = next(plan, None)
+        while request:
+            for mask in request:
+                seen.add(mask)
+                if mask.n_converted == self.n_converted:
+                    return len(seen)
+            request = plan.send({mask: float(sum(mask.layers)) for mask in request})
+        return len(seen)
+
     def _next_step(self, history: Sequence[MaskTrial]) -> LayerMask | Outlook:
         """The mask to propose, or why there is none."""
         known, running = _split(history)

@@ -27,7 +27,7 @@ from mqasearch.search.attributes import (
     set_study_facts,
     study_facts,
 )
-from mqasearch.spec import StudySpec
+from mqasearch.spec import SelectorEntry, StudySpec
 
 NAME_KEY = "mqasearch:name"
 SCORING_PACKAGES = ("mqasearch", "lm_eval", "transformers", "torch")
@@ -102,10 +102,25 @@ def _sampler_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> lis
     faults = []
     for selector in spec.selectors:
         try:
-            sampler_of(selector.name, shape.n_layers, n_converted, spec.seed, **selector.parameters)
+            sampler = sampler_of(
+                selector.name, shape.n_layers, n_converted, spec.seed, **selector.parameters
+            )
         except UserError as error:
             faults.append(f"selectors.{selector.name}: {error}")
+            continue
+        n_trials, least = _n_trials(spec, selector), sampler.least_trials()
+        if n_trials is not None and n_trials < least:
+            faults.append(
+                f"selectors.{selector.name}: with n_trials {n_trials} it ends before its first "
+                f"mask of {n_converted} layers; give {least} or more"
+                + (", or none" if sampler.ends else "")
+            )
     return faults
+
+
+def _n_trials(spec: StudySpec, selector: SelectorEntry) -> int | None:
+    """None where the selector's plan ends by itself."""
+    return selector.n_trials or (None if SELECTORS[selector.name].ends else spec.n_trials)
 
 
 def versions() -> dict[str, str]:
@@ -117,12 +132,7 @@ def _plan(study: str, comparison: str, spec: StudySpec, shape: ModelShape) -> li
     target = spec.target_kv_heads
     budget = spec.budget[0].budget.n_converted(shape, target)
     rows: list[tuple[str, int, int | None]] = [
-        (
-            selector.name,
-            budget,
-            selector.n_trials or (None if SELECTORS[selector.name].ends else spec.n_trials),
-        )
-        for selector in spec.selectors
+        (selector.name, budget, _n_trials(spec, selector)) for selector in spec.selectors
     ]
     if spec.enqueue:
         largest = max(len(set(layers)) for layers in spec.enqueue.values())

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers.sampler_workers import (
+    Loss,
     Simulation,
+    additive_loss,
     all_masks,
     fail,
     finish,
@@ -237,6 +239,26 @@ def test_enqueued_masks_run_as_they_are_and_count(name: str) -> None:
     assert simulation.masks[:2] == [larger, smaller]
     assert not {larger, smaller} & set(simulation.masks[2:])
     assert all(MASK_KEY in trial.user_attrs for trial in simulation.study.trials)
+
+
+@every_selector
+@few
+@given(budgets(), seeds)
+def test_no_mask_at_the_budget_comes_before_the_least_number_of_trials(
+    name: str, budget: tuple[int, int], seed: int
+) -> None:
+    n_layers, n_converted = budget
+    least = sampler_of(name, n_layers, n_converted, seed).least_trials()
+
+    def sizes(loss: Loss) -> list[int]:
+        simulation = Simulation(lambda: sampler_of(name, n_layers, n_converted, seed), loss)
+        simulation.study.enqueue_trial(mask_params(LayerMask.empty(n_layers)))
+        return [mask.n_converted for mask in simulation.run(least).masks]
+
+    assert n_converted not in sizes(pairwise_loss(n_layers, seed))[: least - 1]
+    independent = sizes(additive_loss(n_layers, seed))
+    assert n_converted not in independent[:-1]
+    assert independent[-1] == n_converted
 
 
 @every_selector

@@ -193,6 +193,10 @@ def test_a_study_of_somebody_else_is_left_alone(storage: Storage) -> None:
         ({"target_kv_heads": 3}, "3 does not divide"),
         ({"target_kv_heads": 4}, "4 KV head"),
         ({"enqueue": {"odd": [1, 9]}}, r"enqueue.odd: layers \[9\]"),
+        (
+            {"selectors": [{"name": "greedy", "n_trials": 8}]},
+            "greedy: with n_trials 8 it ends before its first mask of 3 layers; give 9 or more, or",
+        ),
         ({"documents": {"calibration_tokens": 50}}, "50 are too few for the refit of this model"),
     ],
 )
