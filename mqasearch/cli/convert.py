@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqasearch.cli.options import Device
+from mqasearch.cli.options import Device, TrustRemoteCode
 from mqasearch.errors import ModelError, UnknownNameError, UserError
 
 
@@ -42,9 +42,7 @@ def convert(
     revision: Annotated[
         str | None, typer.Option(help="Of a hub id; the mask's own otherwise.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqasearch.cli.options import Device, Format, OutputFormat
+from mqasearch.cli.options import Device, Format, OutputFormat, TrustRemoteCode
 from mqasearch.errors import UserError
 
 log = logging.getLogger("mqasearch")
@@ -34,6 +34,8 @@ def latency(
     batch_size: Annotated[str, typer.Option(help="Sequences at a time, a list.")] = "1,4",
     n_tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 32,
     repetitions: Annotated[int, typer.Option(help="Timed runs of each variant.")] = 5,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     output: Annotated[
@@ -54,7 +56,13 @@ def latency(
     if output is not None:
         check_figure_path(output)
     document = None if mask is None else read_mask(mask)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(
+        model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
     if document is None:
         variants = shares_of_layers(loaded.shape)
     else:

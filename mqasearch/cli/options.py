@@ -47,6 +47,9 @@ StudyName = Annotated[
     typer.Option("--study-name", help="A comparison, or one of its selectors as NAME.SELECTOR."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:N or mps.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
 ChosenLogFormat = Annotated[
     LogFormat,
     typer.Option("--log-format", help="Of stderr: text, or json, one object a line."),

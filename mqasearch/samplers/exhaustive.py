@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -49,9 +50,10 @@ class ExhaustiveSampler(MaskSampler):
     def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
         """The first unseen ones."""
         seen = taken(history)
-        left = (mask for mask in self._masks() if mask not in seen)
+        left = (mask for mask in self._masks if mask not in seen)
         return [*itertools.islice(left, _CHOICE)]
 
-    def _masks(self) -> Iterator[LayerMask]:
-        for layers in itertools.combinations(range(self.n_layers), self.n_converted):
-            yield LayerMask.of(layers, self.n_layers)
+    @cached_property
+    def _masks(self) -> list[LayerMask]:
+        chosen = itertools.combinations(range(self.n_layers), self.n_converted)
+        return [LayerMask.of(layers, self.n_layers) for layers in chosen]

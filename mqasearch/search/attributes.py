@@ -4,6 +4,7 @@ Each attribute is a transaction of its own, so facts travel together: one attrib
 trial (besides the mask, which the sampler writes first so that other workers see it at once).
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -181,6 +182,26 @@ def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
     """A trial's facts; None while it is not finished."""
     row = trial.user_attrs.get(FACTS_KEY)
     return TrialFacts(**_known(TrialFacts, row)) if isinstance(row, dict) else None
+
+
+def best_of_size(
+    trials: Iterable[FrozenTrial], n_converted: int, *, maximize: bool
+) -> LayerMask | None:
+    """The best mask of so many layers that was scored in full; of equals the earliest one.
+
+    Read before every trial of a race, hence without an object for each row.
+    """
+    rows = [trial.user_attrs.get(FACTS_KEY) for trial in trials]
+    rivals = [
+        row
+        for row in rows
+        if isinstance(row, dict)
+        and row["n_converted"] == n_converted
+        and row.get("given_up") is None
+    ]
+    sign = -1.0 if maximize else 1.0
+    best = min(rivals, key=lambda row: sign * row["value"], default=None)
+    return None if best is None else LayerMask.parse(best["mask"])
 
 
 def trial_mask(trial: FrozenTrial) -> LayerMask | None:

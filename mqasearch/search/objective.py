@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from mqasearch.errors import ScoreError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, param_name
-from mqasearch.search.attributes import StudyFacts, TrialFacts, set_trial_facts, trial_facts
+from mqasearch.search.attributes import StudyFacts, TrialFacts, best_of_size, set_trial_facts
 from mqasearch.search.create import NAME_KEY
 from mqasearch.search.evaluator import Evaluation, Evaluator
 
@@ -87,16 +87,7 @@ class Objective:
         ended = trial.study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
         )
-        rivals = [
-            facts
-            for one in ended
-            if (facts := trial_facts(one)) is not None
-            and facts.given_up is None
-            and facts.n_converted == mask.n_converted
-        ]
-        sign = -1.0 if self.evaluator.maximize else 1.0
-        best = min(rivals, key=lambda facts: sign * facts.value, default=None)
-        return None if best is None else LayerMask.parse(best.mask)
+        return best_of_size(ended, mask.n_converted, maximize=self.evaluator.maximize)
 
 
 def suggest_mask(trial: optuna.Trial, n_layers: int) -> LayerMask:

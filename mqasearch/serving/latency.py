@@ -135,14 +135,9 @@ def measure(
         UserError: a merge that needs calibration; more tokens than the model has positions for, or
             than there is memory for.
     """
-    chosen = merge_of(merge)
-    if chosen.needs_statistics:
-        raise UserError(
-            f"merge {merge!r} needs calibration, and speed depends on no merge: use --merge mean"
-        )
     model, device = loaded.model, loaded.device
+    convertible = _convertible(model, merge)
     _check_positions(model, workload)
-    convertible = ConvertibleModel(model, family_of(model.config.model_type), chosen)
     shape = convertible.shape
     compact = CompactModels(convertible)
     models = {name: compact.model(kv_heads) for name, kv_heads in variants.items()}
@@ -163,7 +158,7 @@ def measure(
         model=loaded.name,
         fingerprint=loaded.fingerprint,
         shape=shape,
-        merge=chosen.digest,
+        merge=convertible.merge.digest,
         n_tokens=workload.n_tokens,
         repetitions=workload.repetitions,
         machine=_machine(loaded, bandwidth, load),
@@ -176,6 +171,15 @@ def measure(
             for name in variants
         ),
     )
+
+
+def _convertible(model: PreTrainedModel, merge: str) -> ConvertibleModel:
+    chosen = merge_of(merge)
+    if chosen.needs_statistics:
+        raise UserError(
+            f"merge {merge!r} needs calibration, and speed depends on no merge: use --merge mean"
+        )
+    return ConvertibleModel(model, family_of(model.config.model_type), chosen)
 
 
 class _Session:

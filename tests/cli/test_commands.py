@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import run_here
 
-from mqasearch import cli
 from mqasearch.serving.mask_json import read_mask
 
 ROOT = Path(__file__).parents[2]
@@ -48,15 +47,9 @@ class Command:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
     def __call__(self, line: str) -> Run:
-        self._monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        code = run_here(line, self._monkeypatch)
         out, err = self._capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
+        return code, out, err
 
 
 @pytest.fixture

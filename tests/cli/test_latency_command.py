@@ -2,16 +2,13 @@
 
 import json
 import re
-import shlex
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 from jsonschema import Draft202012Validator
 
-from mqasearch import cli
 from mqasearch.mask import LayerMask
 from mqasearch.models import load_model
 from mqasearch.serving.mask_json import SCHEMA_VERSION, schema, write_masks
@@ -58,15 +55,9 @@ def mqasearch(
     monkeypatch.setattr("mqasearch.serving.latency_device.MIN_BUFFER_BYTES", 2**20)
 
     def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        code = run_here(line, monkeypatch)
         out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
+        return code, out, err
 
     return run
 

@@ -21,10 +21,10 @@ from urllib.parse import quote
 import psutil
 import psycopg
 import pytest
+from command_line import run_here
 from launching import write_study
 from postgres import Postgres
 
-from mqasearch import cli
 from mqasearch.cli.launch import Database
 from mqasearch.launch.fleet import Fleet
 from mqasearch.launch.local import Child
@@ -212,16 +212,10 @@ def command(
     monkeypatch.setattr(storage, "open_storage", noted)
 
     def run(line: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        code = run_here(line, monkeypatch)
         while opened:  # a command ends with its process, which closes them
             opened.pop().close()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, "\n".join([*capfd.readouterr(), caplog.text])
+        return code, "\n".join([*capfd.readouterr(), caplog.text])
 
     return run
 

@@ -2,15 +2,12 @@
 
 import contextlib
 import os
-import shlex
-import signal
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 from launching import STUDY, Mqasearch
 
-from mqasearch import cli
 from mqasearch.search.run import create
 from mqasearch.search.storage import open_storage
 from mqasearch.spec import parse_spec
@@ -39,15 +36,9 @@ def mqasearch(
     """Runs a command line as the console script would: exit code, stdout, stderr."""
 
     def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mqasearch", *shlex.split(line)])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        code = run_here(line, monkeypatch)
         out, err = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
+        return code, out, err
 
     return run
 
