@@ -7,6 +7,7 @@ Ends with an error if a trial is lost, a score is wrong, or a worker hangs.
 """
 
 import argparse
+import math
 import random
 import sys
 import tempfile
@@ -20,6 +21,9 @@ import optuna
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from faults.fleet import check, fleet, the_spec
 from postgres import running_postgres
+
+MORE = (30, 2)
+"""Layers and budget with all selectors: few enough masks to try all."""
 
 
 def others(n_trials: int) -> list[Any]:
@@ -37,6 +41,8 @@ def main() -> None:
     parser.add_argument("--storage", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.more and options.trials > math.comb(*MORE) + 1:
+        parser.error(f"with --more there are only {math.comb(*MORE)} masks; give fewer --trials")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     moments = random.Random(options.seed)
     with ExitStack() as stack:
@@ -46,8 +52,8 @@ def main() -> None:
         else:
             url = f"sqlite:///{folder}/soak.db"
         more = others(options.trials) if options.more else []
-        budget = 2 if options.more else 5  # of 30 layers: few enough to try all
-        spec = the_spec(0.05, options.trials, n_layers=30, budget=budget, more=more)
+        n_layers, budget = MORE if options.more else (30, 5)
+        spec = the_spec(0.05, options.trials, n_layers=n_layers, budget=budget, more=more)
         workers = stack.enter_context(fleet(url, folder, spec=spec))
         workers.create()
         workers.start(options.workers)

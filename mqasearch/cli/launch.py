@@ -245,9 +245,12 @@ def work_together(database: "Database", study: str, device: str, n_workers: int)
     import os
     import sys
 
+    from mqasearch.evaluation.memory import SHARERS_VARIABLE
     from mqasearch.launch.local import Child, devices_for, run_children, threads_for
 
+    devices = devices_for(device, n_workers)
     environment = {
+        SHARERS_VARIABLE: str(max(map(devices.count, devices))),
         "OMP_NUM_THREADS": str(threads_for(n_workers)),
         "RAYON_NUM_THREADS": str(threads_for(n_workers)),
         **os.environ,
@@ -256,7 +259,7 @@ def work_together(database: "Database", study: str, device: str, n_workers: int)
     command = [sys.executable, "-m", "mqasearch", *options_for_children()]
     command += ["child", f"--study-name={study}", f"--parent={os.getpid()}"]
     children = []
-    for n, its in enumerate(devices_for(device, n_workers)):
+    for n, its in enumerate(devices):
         label = f"worker {n}" if its == "auto" else f"worker {n} {its}"
         words = [*command, f"--device={its}"]
         children.append(Child(label, words, environment, database.held))

@@ -1,10 +1,18 @@
 """How much memory a scorer may take."""
 
+import os
+
 import psutil  # type: ignore[import-untyped]
 import torch
 
-STATE_SHARE = 0.125
+from mqasearch.evaluation.memory_limit import bytes_left_in_group
+
+STATE_SHARE = 1 / 6
 """Share of the free memory that kept states may take by default."""
+
+SHARERS_VARIABLE = "MQASEARCH_MEMORY_SHARERS"
+"""Names how many workers share this one's memory, and with it that share. Set for the workers that
+``run --workers`` starts."""
 
 MASKS_KEPT = 3
 """And no more boundaries by default than this many masks have: a fourth one saves a greedy search
@@ -23,12 +31,16 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    left = bytes_left_in_group()
+    return available if left is None else min(available, left)
 
 
 def default_state_budget(device: torch.device) -> int:
-    """Bytes for kept states: ``STATE_SHARE`` of what is free."""
-    return int(STATE_SHARE * free_bytes(device))
+    """Bytes for kept states: ``STATE_SHARE`` of what is free, for all who share it."""
+    sharers = os.environ.get(SHARERS_VARIABLE, "")
+    n_sharers = int(sharers) if sharers.isdigit() and int(sharers) else 1
+    return int(STATE_SHARE * free_bytes(device)) // n_sharers
 
 
 def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) -> int:

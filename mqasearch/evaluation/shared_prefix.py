@@ -212,7 +212,7 @@ class SharedPrefixScorer(HarnessScorer):
             batch_size: rows at once where HFLM generates text.
             batch_tokens: tokens at once elsewhere; None = by device and free memory.
             row_tokens: length that rows of short texts are filled to.
-            state_bytes: for hidden states kept between masks; 0 = none, None = an eighth of what
+            state_bytes: for hidden states kept between masks; 0 = none, None = a sixth of what
                 is free where they are kept, for the boundaries of three masks at most.
             state_device: where they are kept; None = on the model's device. The host's memory is
                 larger and slower than a GPU's.

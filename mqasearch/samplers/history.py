@@ -11,6 +11,7 @@ Two user attributes of a trial carry what Optuna's own fields do not:
 """
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,10 @@ class MaskTrial:
     def finished(self) -> bool:
         """Whether the loss is final."""
         return self.state != "running"
+
+
+_READING = threading.Lock()
+"""For samplers that several threads of a process share."""
 
 
 class History(list[MaskTrial]):
@@ -126,16 +131,17 @@ class HistoryReader:
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         if trials is None:
             trials = study.get_trials(deepcopy=False)
-        self._settle(trials, sign)
+        with _READING:
+            self._settle(trials, sign)
+            n_settled, settled, masks = self._n_settled, [*self._settled], self._masks.copy()
         others = [
             found
-            for trial in trials[self._n_settled :]
+            for trial in trials[n_settled:]
             if trial.number != without
             and (found := _mask_trial(trial, self.n_layers, sign)) is not None
         ]
-        masks = self._masks.copy()
         masks.update(trial.mask for trial in others)
-        return History(self._settled + others, masks, self._n_settled)
+        return History(settled + others, masks, n_settled)
 
     def _settle(self, trials: Sequence[FrozenTrial], sign: float) -> None:
         """Go on to the first trial that is not finished."""

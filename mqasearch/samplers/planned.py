@@ -40,7 +40,8 @@ class PlannedSampler(MaskSampler):
 
     When there is nothing to score ahead the outlook is WAIT; a trial started all the same (two
     workers were told READY and only one mask was left) gets a random mask below the budget, which
-    disturbs nothing. After the plan's end a trial gets a random unseen mask at the budget.
+    disturbs nothing, and so does one after the plan's end. Where the plan ended without a valid
+    mask at the budget, a trial gets a random unseen one.
     """
 
     ends = True
@@ -58,7 +59,7 @@ class PlannedSampler(MaskSampler):
         step = self._next_step(history)
         if isinstance(step, LayerMask):
             return step
-        if step == Outlook.WAIT:
+        if step == Outlook.WAIT or self._has_ended(history):
             return self.random_probe(history, rng)
         return self.random_mask(history, rng)
 
@@ -70,12 +71,16 @@ class PlannedSampler(MaskSampler):
         step = self._next_step(history)
         if isinstance(step, LayerMask):
             return Outlook.READY
-        if step == Outlook.DONE and not any(
-            trial.state != "invalid" and trial.mask.n_converted == self.n_converted
-            for trial in history
-        ):
+        if step == Outlook.DONE and not self._has_ended(history):
             return super().outlook(history)
         return step
+
+    def _has_ended(self, history: Sequence[MaskTrial]) -> bool:
+        """Of a plan that asks for nothing more: whether it has come to a mask at the budget."""
+        return any(
+            trial.state != "invalid" and trial.mask.n_converted == self.n_converted
+            for trial in history
+        )
 
     def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
         """What is missing of the request that the plan waits for."""

@@ -5,8 +5,8 @@ do the same: two workers would both start the last trial, or the same step of a 
 short, a few queries; scoring happens outside of it.
 
 A turn can be lost without notice, when the database restarts or a connection is cut. What was found
-of the study is then out of date, so the trial itself is made only if it gets the number that it was
-found to have: :meth:`SharedStorage.only_number`.
+of the study is then out of date, so the trial itself is made only if the study still has no newer
+one: :meth:`SharedStorage.nothing_after`.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ class Turn:
         if claimed:
             self._claims.release(self._name)
 
-    def starting(self, number: int | None) -> AbstractContextManager[None]:
-        """Within this block, no trial but the one numbered ``number`` is made in the study.
+    def starting(self, newest: int | None) -> AbstractContextManager[None]:
+        """Within this block, no trial is made in the study if it has one newer than ``newest``.
 
         Raises:
-            TrialTaken: from whatever would make another one. Somebody else came first.
+            TrialTaken: from whatever would make one all the same. Somebody else came first.
         """
-        return self._storage.optuna.only_number(self._study_id, number)
+        return self._storage.optuna.nothing_after(self._study_id, newest)
 
     @property
     def _name(self) -> str:

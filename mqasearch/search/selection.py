@@ -22,11 +22,12 @@ class Look:
 
     Attributes:
         outlook: whether a trial can be started.
-        next_number: that a new trial would have; None where an enqueued one is to be run instead.
+        newest: Optuna's ``trial_id`` of the newest trial, −1 if there is none; None where an
+            enqueued trial is to be run and no new one made.
     """
 
     outlook: Outlook
-    next_number: int | None
+    newest: int | None
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,17 @@ class Selection:
 
     def look(self) -> Look:
         """``outlook``, and what it holds for."""
-        trials = self.study.get_trials(deepcopy=False)
+        try:
+            trials = self.study.get_trials(deepcopy=False)
+        except KeyError:
+            raise StorageError(
+                f"study {self.study.study_name!r} is no longer in the database; somebody deleted it"
+            ) from None
         if any(trial.state == TrialState.WAITING for trial in trials):
             return Look(Outlook.READY, None)
-        return Look(self._outlook(trials), len(trials))
+        return Look(
+            self._outlook(trials), max((trial._trial_id for trial in trials[-1:]), default=-1)
+        )
 
     def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
         """Of a study none of whose trials is waiting."""

@@ -33,6 +33,10 @@ the server."""
 
 SQLITE_BUSY_SECONDS = 60
 
+ISOLATION = "READ COMMITTED"
+"""PostgreSQL's default and not MySQL's: whoever has waited for a lock must see what was written
+meanwhile."""
+
 POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
 """A worker uses one connection, a second one for its turn to start a trial, and now and then a
 third one for a sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of
@@ -42,14 +46,17 @@ them do everything at once."""
 def engine_settings(url: URL) -> dict[str, Any]:
     """Keyword arguments of ``sqlalchemy.create_engine`` for a database."""
     connect: dict[str, Any] = {}
+    settings: dict[str, Any] = {"connect_args": connect, "plugins": [PLUGIN]}
     match url.get_backend_name():
         case "sqlite":
-            connect = {"timeout": SQLITE_BUSY_SECONDS}
+            connect |= {"timeout": SQLITE_BUSY_SECONDS}
         case "postgresql":
-            connect = _postgresql_settings(url)
+            connect |= _postgresql_settings(url)
+            settings["isolation_level"] = ISOLATION
         case "mysql":
-            connect = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
-    return {**POOL, "connect_args": connect, "plugins": [PLUGIN]}
+            connect |= {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
+            settings["isolation_level"] = ISOLATION
+    return POOL | settings
 
 
 def _postgresql_settings(url: URL) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import json
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import TrialState
-from sqlalchemy import exists, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session
 
-from mqasearch.samplers import MASK_KEY
+from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.storage_optuna import SharedStorage
 
 
@@ -44,10 +44,11 @@ def publish_mask(storage: SharedStorage, trial_id: int, mask: str, since: int) -
 
 def _has_another(session: Session, study_id: int, trial_id: int, mask: str, since: int) -> bool:
     trial, attribute = models.TrialModel, models.TrialUserAttributeModel
+    invalid = select(attribute.trial_id).where(attribute.key == INVALID_KEY)
     other = (
         exists()
         .where(trial.study_id == study_id, trial.number >= since, trial.trial_id != trial_id)
-        .where(trial.state != TrialState.FAIL)
+        .where(or_(trial.state != TrialState.FAIL, trial.trial_id.in_(invalid)))
         .where(attribute.trial_id == trial.trial_id, attribute.key == MASK_KEY)
         .where(attribute.value_json == json.dumps(mask))
     )

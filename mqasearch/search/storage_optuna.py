@@ -18,8 +18,8 @@ A failed trial's mask is never out of sight
     worker finds the study one trial short.
 
 No trial beyond the last
-    Who makes a trial can say which number it must have, so that a decision that is out of date by
-    then makes none.
+    Who makes a trial can say which one was the newest when it decided to, so that a decision that
+    is out of date by then makes none.
 
 Parameters at once
     Optuna commits each parameter by itself. Here they are kept until something else is asked of
@@ -91,13 +91,14 @@ class SharedStorage(PatientStorage):
         """Study → when this process last looked for stale trials, on its monotonic clock."""
         self._pending: dict[int, Parameters] = {}
         self._lock = threading.Lock()
+        self._flushing = threading.RLock()
         self._only = threading.local()
-        """What ``only_number`` was told in this thread: study → number."""
+        """What ``nothing_after`` was told in this thread: study → newest trial."""
 
     def __getstate__(self) -> dict[Any, Any]:
         self.flush()
         state = super().__getstate__()
-        for name in ("_running", "_fresh", "_asked", "_pending", "_lock", "_only"):
+        for name in ("_running", "_fresh", "_asked", "_pending", "_lock", "_flushing", "_only"):
             del state[name]
         return state
 
@@ -141,21 +142,27 @@ class SharedStorage(PatientStorage):
 
     def flush(self) -> None:
         """Write the parameters that are kept back."""
-        if not self._pending:
-            return
+        # Whoever finds the heartbeat's thread at it waits, lest the trial's end be written before.
+        with self._flushing:
+            with self._lock:
+                pending = {trial_id: dict(some) for trial_id, some in self._pending.items()}
+            for trial_id, parameters in pending.items():
+                try:
+                    self.patience(partial(self._insert, trial_id, _rows(trial_id, parameters)))
+                except StorageError:
+                    raise  # what is kept back stays so
+                except Exception:
+                    self._drop(trial_id, parameters)
+                    raise
+                self._drop(trial_id, parameters)
+
+    def _drop(self, trial_id: int, parameters: Parameters) -> None:
         with self._lock:
-            pending, self._pending = self._pending, {}
-        for trial_id, parameters in pending.items():
-            rows = [
-                {
-                    "trial_id": trial_id,
-                    "param_name": name,
-                    "param_value": value,
-                    "distribution_json": distribution_to_json(distribution),
-                }
-                for name, (value, distribution) in parameters.items()
-            ]
-            self.patience(partial(self._insert, trial_id, rows))
+            left = self._pending[trial_id]
+            for name in parameters:
+                del left[name]
+            if not left:
+                del self._pending[trial_id]
 
     def _insert(self, trial_id: int, rows: list[dict[str, Any]]) -> None:
         with _create_scoped_session(self.scoped_session) as session:
@@ -263,9 +270,10 @@ class SharedStorage(PatientStorage):
                 elif attempts > 1:
                     trial = self._find_like(session, study_id, template_trial, newest)
                 if trial is None:
+                    if template_trial is None:
+                        self._check_newest(session, study_id)
                     trial = self._get_prepared_new_trial(study_id, template_trial, session)
                     if template_trial is None:
-                        self._check_number(study_id, int(trial.number))
                         trial._datetime_start_utc = moment
                 return _frozen(trial, template_trial)
 
@@ -276,24 +284,30 @@ class SharedStorage(PatientStorage):
         return frozen
 
     @contextmanager
-    def only_number(self, study_id: int, number: int | None) -> Iterator[None]:
-        """Within the block this thread starts no trial of the study but the one so numbered.
+    def nothing_after(self, study_id: int, newest: int | None) -> Iterator[None]:
+        """Within the block this thread makes no trial in a study that has one after ``newest``.
 
-        Numbers are given one by one while the study's row is locked, so nobody can have made a
-        trial since the study was found to have ``number`` of them. None: no new trial at all.
+        Trials are made one by one while the study's row is locked, so nobody can have made one
+        since then. None: this thread makes no trial at all.
 
         Raises:
-            TrialTaken: from whatever would start another one.
+            TrialTaken: from whatever would make one.
         """
-        self._only.numbers = {study_id: number}
+        self._only.newest = {study_id: newest}
         try:
             yield
         finally:
-            self._only.numbers = {}
+            self._only.newest = {}
 
-    def _check_number(self, study_id: int, number: int) -> None:
-        numbers = getattr(self._only, "numbers", {})
-        if study_id in numbers and numbers[study_id] != number:
+    def _check_newest(self, session: Session, study_id: int) -> None:
+        told = getattr(self._only, "newest", {})
+        if study_id not in told:
+            return
+        newest = told[study_id]
+        query = select(func.max(models.TrialModel.trial_id)).where(
+            models.TrialModel.study_id == study_id
+        )
+        if newest is None or (session.execute(query).scalar_one() or -1) > newest:
             raise TrialTaken  # which rolls back
 
     def _get_prepared_new_trial(
@@ -334,6 +348,18 @@ class SharedStorage(PatientStorage):
             ):
                 return trial
         return None
+
+
+def _rows(trial_id: int, parameters: Parameters) -> list[dict[str, Any]]:
+    return [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": value,
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, (value, distribution) in parameters.items()
+    ]
 
 
 def _moment() -> datetime:

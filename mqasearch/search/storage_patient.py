@@ -117,13 +117,18 @@ class PatientStorage(RDBStorage):
             self.get_study_name_from_id(study_id)  # KeyError where there is none
             self._studies.add(study_id)
         condition = models.TrialModel.trial_id > trial_id_greater_than
-        if older := sorted(n for n in included_trial_ids if n <= trial_id_greater_than):
+        older = sorted(n for n in included_trial_ids if n <= trial_id_greater_than)
+        if older:
             condition = or_(condition, models.TrialModel.trial_id.in_(older))
         condition = and_(models.TrialModel.study_id == study_id, condition)
         if states is not None:
             wanted = [state for state in TrialState if state in states]
             condition = and_(condition, models.TrialModel.state.in_(wanted))
-        return self._read_trials(condition)
+        found = self._read_trials(condition)
+        if states is None and len(older) > sum(t._trial_id <= trial_id_greater_than for t in found):
+            self._studies.discard(study_id)
+            self.get_study_name_from_id(study_id)  # somebody may have deleted it
+        return found
 
     def _read_trials(self, condition: ColumnElement[bool]) -> list[FrozenTrial]:
         def once() -> list[FrozenTrial]:

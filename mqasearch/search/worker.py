@@ -104,11 +104,12 @@ class Worker:
             look = selection.look()  # somebody may have started a trial before our turn
             self._latest = selection if look.outlook == Outlook.READY else None
             if look.outlook == Outlook.READY:
-                with turn.starting(look.next_number):
-                    self._run_trial(selection, turn)
+                with turn.starting(look.newest):
+                    return self._run_trial(selection, turn)
             return look.outlook
 
-    def _run_trial(self, selection: Selection, turn: Turn) -> None:
+    def _run_trial(self, selection: Selection, turn: Turn) -> Outlook:
+        """READY, or WAIT where somebody else has started one first."""
         self.on_start(selection)
         study = selection.study
         objective = Objective(selection.facts, self.evaluator, turn.end, selection.certain)
@@ -144,7 +145,7 @@ class Worker:
             # Optuna's own, when the database is away for good at the end of a trial.
             raise _storage_error(error) or error from None
         except TrialTaken:  # the database was away in our turn, which another worker had meanwhile
-            return
+            return Outlook.WAIT
         except (AssertionError, ValueError, UpdateFinishedTrialError) as error:
             if faults or not running or not _was_given_away(study, running[0]):
                 raise
@@ -153,6 +154,7 @@ class Worker:
             self.presence.end_trial(done=done)
         self.n_done += 1
         self.on_trial(selection)
+        return Outlook.READY
 
 
 def _warn(trial: optuna.Trial, error: Exception) -> None:

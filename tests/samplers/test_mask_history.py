@@ -1,7 +1,9 @@
 """What a study remembers, in Optuna's memory and in its database."""
 
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,23 @@ def test_an_invalid_mark_on_a_trial_that_was_scored_changes_nothing() -> None:
     trial.set_user_attr(INVALID_KEY, "by mistake")
     study.tell(trial, 1.0)
     assert [t.state for t in HistoryReader(N_LAYERS).read(study)] == ["complete"]
+
+
+def test_threads_that_read_at_once_read_the_same() -> None:
+    study = optuna.create_study(sampler=sampler_of("random", N_LAYERS, 2))
+    for _ in range(10):
+        trial = study.ask()
+        suggest(trial, N_LAYERS)
+        finish(study, trial, True, 1.0)
+    expected = [*HistoryReader(N_LAYERS).read(study)]
+    for _ in range(50):
+        reader = HistoryReader(N_LAYERS)
+        together = threading.Barrier(4)
+
+        def read(reader: HistoryReader = reader, together: threading.Barrier = together) -> list:
+            together.wait()
+            return [*reader.read(study)]
+
+        with ThreadPoolExecutor(4) as pool:
+            for found in [pool.submit(read) for _ in range(4)]:
+                assert found.result() == expected

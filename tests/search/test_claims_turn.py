@@ -89,7 +89,7 @@ def test_the_turn_of_the_dead_passes_on(
     dead.end()
 
 
-@pytest.mark.parametrize("n_trials", [1, 3])
+@pytest.mark.parametrize("n_trials", [2, 4])
 def test_a_decision_from_a_turn_that_was_lost_starts_nothing(
     url: str, n_trials: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from mqasearch.search.attributes import confirmation, trial_facts
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.run import Watcher
-from mqasearch.search.selection import Selection, find_studies
+from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import Storage
 from mqasearch.serving.export import export
@@ -300,3 +300,19 @@ def test_rows_of_several_budgets_say_which_they_belong_to(storage: Storage) -> N
     run_study(storage, spec_of(budget=[1, 3], selectors=["sensitivity"]), FakeScorer(6))
     rows = [(row.comparison, row.budget, len(row.layers)) for row in compare(studies_of(storage))]
     assert rows == [("s-n1", 1, 1), ("s-n3", 3, 3)]
+
+
+def test_a_worker_whose_study_is_deleted_while_it_waits_says_so(
+    storage: Storage, tmp_path: Path
+) -> None:
+    create_studies(storage.optuna, spec_of(selectors=["sensitivity"]), FakeScorer(6).shape)
+    (study,) = studies_of(storage)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        study.ask()  # somebody else has the only trial that can be started now
+    (waiting,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    assert waiting.look().newest is not None
+    elsewhere = storage_in(tmp_path)
+    optuna.delete_study(study_name=study.study_name, storage=elsewhere.optuna)
+    elsewhere.close()
+    with pytest.raises(StorageError, match=r"'s\.sensitivity' is no longer in the database"):
+        waiting.look()

@@ -17,6 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event, text
 
+from mqasearch.errors import StorageError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MASK_KEY, mask_params
 from mqasearch.search.storage import Storage, open_storage
@@ -319,3 +320,51 @@ def test_workers_that_start_at_once_on_nothing_and_never_get_the_same_trial(any_
     assert len(numbers) >= 40
     assert all(trial.state == TrialState.COMPLETE for trial in study.get_trials())
     storage.close()
+
+
+def test_the_end_of_a_trial_waits_for_parameters_that_the_heartbeat_is_writing(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study(storage)
+    study.optimize(objective, n_trials=1)
+    trial = study.ask()
+    trial.suggest_categorical("layer_00", (False, True))
+    insert = storage.optuna._insert
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        begun.set()
+        go_on.wait(10)
+        insert(*arguments)
+
+    monkeypatch.setattr(storage.optuna, "_insert", slow)
+    with ThreadPoolExecutor(2) as pool:
+        heartbeat = pool.submit(storage.optuna.flush)
+        assert begun.wait(10)
+        ending = pool.submit(study.tell, trial, 1.0)
+        with contextlib.suppress(TimeoutError):
+            ending.result(0.3)
+        assert not ending.done()
+        go_on.set()
+        heartbeat.result(10)
+        ending.result(10)
+    assert study.trials[-1].params.keys() == {"layer_00"}
+
+
+def test_parameters_that_could_not_be_written_are_written_later(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study(storage)
+    study.optimize(objective, n_trials=1)
+    trial = study.ask()
+    trial.suggest_categorical("layer_00", (False, True))
+    with monkeypatch.context() as away:
+        away.setattr(storage.optuna, "_insert", lambda *_: raise_(StorageError("away")))
+        with pytest.raises(StorageError):
+            storage.optuna.flush()
+    study.tell(trial, 1.0)
+    assert study.trials[-1].params.keys() == {"layer_00"}
+
+
+def raise_(error: Exception) -> None:
+    raise error
