@@ -117,17 +117,16 @@ class PatientStorage(RDBStorage):
             self.get_study_name_from_id(study_id)  # KeyError where there is none
             self._studies.add(study_id)
         condition = models.TrialModel.trial_id > trial_id_greater_than
-        older = sorted(n for n in included_trial_ids if n <= trial_id_greater_than)
-        if older:
+        if older := sorted(n for n in included_trial_ids if n <= trial_id_greater_than):
             condition = or_(condition, models.TrialModel.trial_id.in_(older))
         condition = and_(models.TrialModel.study_id == study_id, condition)
         if states is not None:
             wanted = [state for state in TrialState if state in states]
             condition = and_(condition, models.TrialModel.state.in_(wanted))
         found = self._read_trials(condition)
-        if states is None and len(older) > sum(t._trial_id <= trial_id_greater_than for t in found):
+        if states is None and not included_trial_ids <= {trial._trial_id for trial in found}:
             self._studies.discard(study_id)
-            self.get_study_name_from_id(study_id)  # somebody may have deleted it
+            self.get_study_name_from_id(study_id)  # KeyError where somebody has deleted it
         return found
 
     def _read_trials(self, condition: ColumnElement[bool]) -> list[FrozenTrial]:
