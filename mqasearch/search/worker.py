@@ -146,6 +146,9 @@ class Worker:
             raise _storage_error(error) or error from None
         except TrialTaken:  # the database was away in our turn, which another worker had meanwhile
             return Outlook.WAIT
+        except KeyError:
+            selection.look()  # StorageError where somebody has deleted the study
+            raise
         except (AssertionError, ValueError, UpdateFinishedTrialError) as error:
             if faults or not running or not _was_given_away(study, running[0]):
                 raise

@@ -302,6 +302,21 @@ def test_rows_of_several_budgets_say_which_they_belong_to(storage: Storage) -> N
     assert rows == [("s-n1", 1, 1), ("s-n3", 3, 3)]
 
 
+def delete(study: optuna.Study, folder: Path) -> None:
+    """As another process does."""
+    elsewhere = storage_in(folder)
+    optuna.delete_study(study_name=study.study_name, storage=elsewhere.optuna)
+    elsewhere.close()
+
+
+def test_a_worker_whose_study_is_deleted_while_it_works_says_so(
+    storage: Storage, tmp_path: Path
+) -> None:
+    watcher = Watcher(on_start=lambda selection: delete(selection.study, tmp_path))
+    with pytest.raises(StorageError, match=r"'s\.random' is no longer in the database"):
+        run_study(storage, spec_of(selectors=["random"]), FakeScorer(6), watcher=watcher)
+
+
 def test_a_worker_whose_study_is_deleted_while_it_waits_says_so(
     storage: Storage, tmp_path: Path
 ) -> None:
@@ -311,8 +326,6 @@ def test_a_worker_whose_study_is_deleted_while_it_waits_says_so(
         study.ask()  # somebody else has the only trial that can be started now
     (waiting,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
     assert waiting.look().newest is not None
-    elsewhere = storage_in(tmp_path)
-    optuna.delete_study(study_name=study.study_name, storage=elsewhere.optuna)
-    elsewhere.close()
+    delete(study, tmp_path)
     with pytest.raises(StorageError, match=r"'s\.sensitivity' is no longer in the database"):
         waiting.look()
