@@ -4,7 +4,7 @@
     python benchmarks/scoring.py --documents 25 --tpe-trials 20 -f json
 
 (a) the seed's way: convert, save, load, ``simple_evaluate``, which makes its list of tasks anew at
-every call, for about ten seconds; a second ratio leaves that out. (b) a resident model, stock HFLM
+every call, for six seconds; a second ratio leaves that out. (b) a resident model, stock HFLM
 and ``evaluate``; everything else is ours. (b) is measured again and again among ours, so that a
 busy machine slows both. *Layer-tokens*, the tokens run (padding counted) times the layers they are
 run through, do not depend on the machine at all. See scoring.md for figures.

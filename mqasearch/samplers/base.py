@@ -149,8 +149,7 @@ class MaskSampler(BaseSampler, abc.ABC):
         return ()
 
     def least_trials(self) -> int:
-        """Trials of a study, the original model's among them, up to the first mask at the budget,
-        if all goes as fast as it can."""
+        """Trials up to the first mask at the budget at best, the original model's among them."""
         return 2
 
     def history(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> History:

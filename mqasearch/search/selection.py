@@ -52,9 +52,7 @@ class Selection:
             ) from None
         if any(trial.state == TrialState.WAITING for trial in trials):
             return Look(Outlook.READY, None)
-        return Look(
-            self._outlook(trials), max((trial._trial_id for trial in trials[-1:]), default=-1)
-        )
+        return Look(self._outlook(trials), trials[-1]._trial_id if trials else -1)
 
     def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
         """Of a study none of whose trials is waiting."""

@@ -6,7 +6,7 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import TrialState
 from sqlalchemy import exists, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.storage_optuna import SharedStorage
@@ -44,11 +44,12 @@ def publish_mask(storage: SharedStorage, trial_id: int, mask: str, since: int) -
 
 def _has_another(session: Session, study_id: int, trial_id: int, mask: str, since: int) -> bool:
     trial, attribute = models.TrialModel, models.TrialUserAttributeModel
-    invalid = select(attribute.trial_id).where(attribute.key == INVALID_KEY)
+    mark = aliased(attribute)
+    is_invalid = exists().where(mark.trial_id == trial.trial_id, mark.key == INVALID_KEY)
     other = (
         exists()
         .where(trial.study_id == study_id, trial.number >= since, trial.trial_id != trial_id)
-        .where(or_(trial.state != TrialState.FAIL, trial.trial_id.in_(invalid)))
+        .where(or_(trial.state != TrialState.FAIL, is_invalid))
         .where(attribute.trial_id == trial.trial_id, attribute.key == MASK_KEY)
         .where(attribute.value_json == json.dumps(mask))
     )

@@ -2,9 +2,11 @@
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,6 +20,8 @@ from mqasearch.samplers import (
     INVALID_KEY,
     MASK_KEY,
     HistoryReader,
+    MaskTrial,
+    history,
     mask_params,
     param_name,
     sampler_of,
@@ -134,21 +138,25 @@ def test_an_invalid_mark_on_a_trial_that_was_scored_changes_nothing() -> None:
     assert [t.state for t in HistoryReader(N_LAYERS).read(study)] == ["complete"]
 
 
-def test_threads_that_read_at_once_read_the_same() -> None:
+def test_threads_that_read_at_once_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study(sampler=sampler_of("random", N_LAYERS, 2))
     for _ in range(10):
         trial = study.ask()
         suggest(trial, N_LAYERS)
         finish(study, trial, True, 1.0)
     expected = [*HistoryReader(N_LAYERS).read(study)]
-    for _ in range(50):
-        reader = HistoryReader(N_LAYERS)
-        together = threading.Barrier(4)
+    look = history._mask_trial
 
-        def read(reader: HistoryReader = reader, together: threading.Barrier = together) -> list:
-            together.wait()
-            return [*reader.read(study)]
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.001)  # another thread has its turn
+        return look(*arguments)
 
-        with ThreadPoolExecutor(4) as pool:
-            for found in [pool.submit(read) for _ in range(4)]:
-                assert found.result() == expected
+    monkeypatch.setattr(history, "_mask_trial", slowly)
+    reader, together = HistoryReader(N_LAYERS), threading.Barrier(4)
+
+    def read() -> list[MaskTrial]:
+        together.wait()
+        return [*reader.read(study)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.result() for one in [pool.submit(read) for _ in range(4)]] == [expected] * 4

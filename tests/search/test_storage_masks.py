@@ -6,10 +6,11 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from studies_on_fake import spec_of
 
 from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.samplers import MASK_KEY
+from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.create import create_studies
 from mqasearch.search.objective import suggest_mask
 from mqasearch.search.selection import Selection, find_studies, open_selections
@@ -66,6 +67,22 @@ def test_a_mask_that_was_taken_between_the_look_and_the_writing_is_not_written(
 def masks_of(study: optuna.Study) -> dict[int, str]:
     """Of all trials but the first one."""
     return {trial.number: trial.user_attrs[MASK_KEY] for trial in study.get_trials()[1:]}
+
+
+@pytest.mark.parametrize("is_at_fault", [True, False])
+def test_the_mask_of_a_failed_trial_is_its_successors_or_nobodys(
+    storages: list[Storage], is_at_fault: bool
+) -> None:
+    study = selection_in(storages[0]).study
+    register: Any = study._storage
+    failed, trial = (study.ask(), study.ask())[1], study.ask()
+    register.publish_mask(failed._trial_id, "100000", 0)
+    if is_at_fault:
+        failed.set_user_attr(INVALID_KEY, "not a number")
+    study.tell(failed, state=TrialState.FAIL)
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    assert bool(waiting) is not is_at_fault
+    assert not register.publish_mask(trial._trial_id, "100000", 0)
 
 
 def test_a_lost_answer_is_no_reason_to_propose_again(storages: list[Storage]) -> None:

@@ -52,6 +52,15 @@ def new_study(storage: Storage) -> optuna.Study:
     return optuna.create_study(storage=storage.optuna, sampler=optuna.samplers.RandomSampler(0))
 
 
+def half_suggested(storage: Storage) -> tuple[optuna.Study, optuna.Trial]:
+    """A running trial, one parameter of which is kept back."""
+    study = new_study(storage)
+    study.optimize(objective, n_trials=1)
+    trial = study.ask()
+    trial.suggest_categorical("layer_00", (False, True))
+    return study, trial
+
+
 def objective(trial: optuna.Trial) -> float:
     trial.set_user_attr(MASK_KEY, str(MASK))
     flags = [trial.suggest_categorical(name, (False, True)) for name in mask_params(MASK)]
@@ -144,10 +153,7 @@ def test_whoever_asks_for_parameters_finds_them(
 
 
 def test_parameters_of_a_trial_that_was_failed_meanwhile_are_dropped(storage: Storage) -> None:
-    study = new_study(storage)
-    study.optimize(objective, n_trials=1)
-    trial = study.ask()
-    trial.suggest_categorical("layer_00", (False, True))
+    study, trial = half_suggested(storage)
     other = open_storage(storage.engine.url.render_as_string(hide_password=False))
     other.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     other.close()
@@ -325,10 +331,7 @@ def test_workers_that_start_at_once_on_nothing_and_never_get_the_same_trial(any_
 def test_the_end_of_a_trial_waits_for_parameters_that_the_heartbeat_is_writing(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = new_study(storage)
-    study.optimize(objective, n_trials=1)
-    trial = study.ask()
-    trial.suggest_categorical("layer_00", (False, True))
+    study, trial = half_suggested(storage)
     insert = storage.optuna._insert
     begun, go_on = threading.Event(), threading.Event()
 
@@ -354,10 +357,7 @@ def test_the_end_of_a_trial_waits_for_parameters_that_the_heartbeat_is_writing(
 def test_parameters_that_could_not_be_written_are_written_later(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = new_study(storage)
-    study.optimize(objective, n_trials=1)
-    trial = study.ask()
-    trial.suggest_categorical("layer_00", (False, True))
+    study, trial = half_suggested(storage)
     with monkeypatch.context() as away:
         away.setattr(storage.optuna, "_insert", lambda *_: raise_(StorageError("away")))
         with pytest.raises(StorageError):
