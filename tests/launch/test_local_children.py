@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mqasearch.cli.launch import Database, work_together
 from mqasearch.errors import MqasearchError, UserError
+from mqasearch.evaluation.memory import SHARERS_VARIABLE
 from mqasearch.launch import local
 from mqasearch.launch.local import Child, devices_for, run_children, threads_for
 
@@ -237,3 +239,15 @@ def test_signals_are_the_ones_that_the_command_line_ends_with() -> None:
         for number in (signal.SIGINT, signal.SIGTERM)
         for sign, offset in ((1, 128), (-1, 0))
     }
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_workers_are_told_how_many_share_their_memory(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+    monkeypatch.delenv(SHARERS_VARIABLE, raising=False)
+    monkeypatch.setattr(local, "gpus", lambda: 0)
+    monkeypatch.setattr(local, "run_children", started.extend)
+    work_together(Database("sqlite://"), "demo", device, 3)
+    assert [child.environment[SHARERS_VARIABLE] for child in started] == ["3"] * 3
