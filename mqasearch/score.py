@@ -19,8 +19,11 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "acc_norm": True,
     "bits_per_byte": False,
     "choice_cross_entropy": False,
+    "kl": False,
+    "answer_kl": False,
+    "flips": False,
 }
-"""Direction of the metrics that we compute for every multiple-choice task; lm-eval's own metrics
+"""Direction of the metrics that we compute, as far as a task has them; lm-eval's own metrics
 carry their direction in the task."""
 
 

@@ -1,7 +1,8 @@
 """From lm-eval's token requests to batches of rows, and back to one answer for each request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ class Batch:
         places: [t] of each target, an index into ``scored``.
         targets: [t] token ids that are to be predicted.
         owners: [t] the request that each target belongs to.
+        compared: [c] places whose distribution is compared with the original's, each an index into
+            ``scored``, ascending.
+        spots: [s] of each passage's tokens, an index into ``compared``.
+        passages: [s] the request whose passage each of these tokens belongs to.
+        answers: [s] bool, True for tokens of the continuation.
     """
 
     tokens: Tensor
@@ -38,6 +44,10 @@ class Batch:
     places: Tensor
     targets: Tensor
     owners: Tensor
+    compared: Tensor
+    spots: Tensor
+    passages: Tensor
+    answers: Tensor
 
     @property
     def n_tokens(self) -> int:
@@ -52,15 +62,22 @@ class Plan:
     Attributes:
         n_requests: requests that it answers.
         batches: longest rows first.
+        compared: the requests whose passages are compared with the original's.
     """
 
     n_requests: int
     batches: tuple[Batch, ...]
+    compared: tuple[int, ...] = ()
 
     @property
     def n_tokens(self) -> int:
         """Tokens run through a layer, padding counted."""
         return sum(batch.n_tokens for batch in self.batches)
+
+    @property
+    def n_compared(self) -> int:
+        """Places whose distributions are compared with the original's."""
+        return sum(len(batch.compared) for batch in self.batches)
 
     @property
     def has_trees(self) -> bool:
@@ -80,6 +97,7 @@ def plan_of(
     row_tokens: int,
     trees: bool = True,
     device: torch.device | None = None,
+    passages: Mapping[TokenPair, bool] = MappingProxyType({}),
 ) -> Plan:
     """Lay requests out.
 
@@ -91,6 +109,8 @@ def plan_of(
         row_tokens: as in ``forest_rows``.
         trees: whether rows may be trees; else each distinct input has a row of its own.
         device: of the tensors.
+        passages: requests whose distributions are compared with the original's, each with True if
+            the context's tokens count too.
     """
     inputs: dict[Tokens, int] = {}
     sequence_of = [
@@ -102,10 +122,45 @@ def plan_of(
     requests_of: dict[int, list[int]] = {}
     for request, sequence in enumerate(sequence_of):
         requests_of.setdefault(sequence, []).append(request)
-    batches = tuple(
-        _batch(group, requests_of, pairs, device) for group in _groups(rows, batch_tokens)
-    )
-    return Plan(len(pairs), batches)
+    first = {pair: request for request, pair in reversed([*enumerate(pairs)])}
+    compared = {first[pair]: whole for pair, whole in passages.items() if pair in first}
+    asked = _Asked(pairs, requests_of, compared)
+    batches = tuple(_batch(group, asked, device) for group in _groups(rows, batch_tokens))
+    return Plan(len(pairs), batches, tuple(sorted(compared)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked of each sequence.
+
+    Attributes:
+        pairs: the requests.
+        requests_of: sequence → its requests.
+        compared: request → whether the context's tokens count too; of those that are compared.
+    """
+
+    pairs: Sequence[TokenPair]
+    requests_of: Mapping[int, Sequence[int]]
+    compared: Mapping[int, bool]
+
+    def targets(self, row: Row) -> Iterator[tuple[int, int, int]]:
+        """Place in the row, token that it is to predict, request."""
+        for sequence in row.ends:
+            for request in self.requests_of[sequence]:
+                continuation = self.pairs[request][1]
+                places = row.last(sequence, len(continuation))
+                yield from zip(places, continuation, [request] * len(places), strict=True)
+
+    def passages(self, row: Row) -> Iterator[tuple[int, int, bool]]:
+        """Place in the row that is compared, request, whether it predicts the continuation."""
+        for sequence, end in row.ends.items():
+            for request in self.requests_of[sequence]:
+                if request not in self.compared:
+                    continue
+                n_answer = len(self.pairs[request][1])
+                n_tokens = row.depth(end) if self.compared[request] else n_answer
+                for number, place in enumerate(row.last(sequence, n_tokens)):
+                    yield place, request, number >= n_tokens - n_answer
 
 
 def _groups(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
@@ -119,31 +174,26 @@ def _groups(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
             start += count
 
 
-def _batch(
-    rows: Sequence[Row],
-    requests_of: dict[int, list[int]],
-    pairs: Sequence[TokenPair],
-    device: torch.device | None,
-) -> Batch:
+def _batch(rows: Sequence[Row], asked: _Asked, device: torch.device | None) -> Batch:
     length = max(map(len, rows))
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     targets_at: dict[int, list[tuple[int, int]]] = {}
+    passages_at: dict[int, list[tuple[int, bool]]] = {}
     for number, row in enumerate(rows):
         tokens[number, : len(row)] = row.tokens
-        for sequence in row.ends:
-            for request in requests_of[sequence]:
-                continuation = pairs[request][1]
-                for place, target in zip(
-                    row.last(sequence, len(continuation)), continuation, strict=True
-                ):
-                    targets_at.setdefault(number * length + place, []).append((target, request))
-    scored = sorted(targets_at)
-    flat = [
-        (index, target, request)
-        for index, place in enumerate(scored)
-        for target, request in targets_at[place]
-    ]
-    places, targets, owners = zip(*flat, strict=True)
+        start = number * length
+        for place, target, request in asked.targets(row):
+            targets_at.setdefault(start + place, []).append((target, request))
+        for place, request, is_answer in asked.passages(row):
+            passages_at.setdefault(start + place, []).append((request, is_answer))
+    scored = sorted(targets_at.keys() | passages_at.keys())
+    compared = [index for index, place in enumerate(scored) if place in passages_at]
+    places, targets, owners = _flat(
+        (i, *t) for i, p in enumerate(scored) for t in targets_at.get(p, ())
+    )
+    spots, passages, answers = _flat(
+        (i, *passage) for i, index in enumerate(compared) for passage in passages_at[scored[index]]
+    )
     trees = not all(row.is_chain for row in rows)
 
     def tensor(values: Sequence[int]) -> Tensor:
@@ -157,7 +207,17 @@ def _batch(
         places=tensor(places),
         targets=tensor(targets),
         owners=torch.tensor(owners, dtype=torch.long),
+        compared=tensor(compared),
+        spots=torch.tensor(spots, dtype=torch.long),
+        passages=torch.tensor(passages, dtype=torch.long),
+        answers=torch.tensor(answers, dtype=torch.bool),
     )
+
+
+def _flat(rows: Iterable[tuple[int, int, int]]) -> tuple[Sequence[int], ...]:
+    """Columns of rows of three."""
+    columns = tuple(zip(*rows, strict=True))
+    return columns or ((), (), ())
 
 
 def _positions(rows: Sequence[Row], length: int) -> np.ndarray:

@@ -7,8 +7,8 @@ The loss of a mask, in bits per byte over the original's, is
 ``a`` is positive and skewed (a few layers matter much, most little), as measured on real models;
 ``b``, a fifth of its size, has either sign, so that losses are neither additive nor submodular.
 Every document has its own difficulty, and its own reaction to each converted layer, so that
-per-document values of two masks are paired, noisy and alike where the masks are alike. All of it
-is drawn from the seed: two processes agree.
+per-document values of two masks are paired, noisy and alike where the masks are alike. ``kl`` is
+the same loss with half the noise. All of it is drawn from the seed: two processes agree.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
+_TINY = 1e-12
 _SPLIT_SIZES = {"search": 400, "confirmation": 400, "calibration": 200, "full": 1000}
 
 
@@ -93,7 +94,7 @@ class FakeScorer:
         )
 
     def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
-        """bits_per_byte, choice_cross_entropy, acc and acc_norm of a mask.
+        """The metrics of a multiple-choice task.
 
         Raises:
             MaskError: another number of layers.
@@ -109,14 +110,16 @@ class FakeScorer:
             raise ScoreError(f"{task.name}: bits_per_byte is nan")
         n = self._n_docs(documents)
         rows = [self._document(task, documents, i, share, loss) for i in range(n)]
-        bits = np.array([row[0] for row in rows])
-        ease = np.array([row[1] for row in rows])
-        margin = 1.0 - bits + ease
+        bits, ease, before, kl, answer_kl = (np.array(column) for column in zip(*rows, strict=True))
+        margin, original = 1.0 - bits + ease, 1.0 - before + ease
         columns = {
             "acc": (margin > 0).astype(float),
             "acc_norm": (margin > -0.1).astype(float),
             "bits_per_byte": bits,
             "choice_cross_entropy": np.log1p(np.exp(-2.0 * margin)),
+            "kl": kl,
+            "answer_kl": answer_kl,
+            "flips": ((margin > -0.1) != (original > -0.1)).astype(float),
         }
         return Score(
             values={metric: float(column.mean()) for metric, column in columns.items()},
@@ -182,12 +185,17 @@ class FakeScorer:
 
     def _document(
         self, task: TaskSpec, documents: Documents, index: int, share: np.ndarray, loss: float
-    ) -> tuple[float, float]:
-        """Bits per byte of a document, and how far its right answer is ahead on its own."""
+    ) -> tuple[float, float, float, float, float]:
+        """Bits per byte of a document, how far its right answer is ahead on its own, the original's
+        bits per byte, kl and answer_kl."""
         name = f"{self.seed}:{task.name}:{documents.split}:{documents.seed}:{index}"
         digest = hashlib.sha256(name.encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         difficulty, ease = rng.normal(1.0, 0.4), rng.normal(0.3, 0.5)
         reactions = rng.normal(scale=self.noise, size=share.size)
         own = float((reactions * self._single) @ share)
-        return difficulty + loss + own, ease
+        sigma = self.noise / 2
+        spread = rng.lognormal(-(sigma**2) / 2, sigma, size=share.size + 1)
+        alone = self._single * share
+        kl = max(loss, 0.0) * float(alone @ spread[:-1]) / max(float(alone.sum()), _TINY)
+        return difficulty + loss + own, ease, difficulty, kl, 0.7 * kl * float(spread[-1])

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,8 +15,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ScoreError
-from mqasearch.evaluation.metrics import Row, known_rows, rows_of, score_of, score_of_rows
-from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
+from mqasearch.evaluation.batches import Answer, TokenPair
+from mqasearch.evaluation.comparison import (
+    Comparison,
+    Divergence,
+    Passage,
+    compared_request,
+    is_compared,
+)
+from mqasearch.evaluation.metrics import (
+    Responses,
+    Row,
+    gold_choices,
+    known_rows,
+    rows_of,
+    score_of,
+    score_of_rows,
+)
+from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask, TaskLibrary
 from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
@@ -44,6 +61,19 @@ class ResidentLM(HFLM):  # type: ignore[misc]
                 softmax_dtype="float32",
             )
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._overheard: list[TokenPair] | None = None
+
+    def token_pairs(self, instance: Instance) -> list[TokenPair]:
+        """The token requests that lm-eval makes of one of its requests, by lm-eval's own code.
+
+        One of a log-likelihood, one for each window of a rolling log-likelihood.
+        """
+        self._overheard = []
+        try:
+            getattr(self, instance.request_type)([instance], disable_tqdm=True)
+            return self._overheard
+        finally:
+            self._overheard = None
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         pair = (context, continuation)
@@ -53,9 +83,15 @@ class ResidentLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Answer]:
+        if self._overheard is not None:
+            self._overheard += [(tuple(context), tuple(rest)) for _, context, rest in requests]
+            return [(0.0, False)] * len(requests)
+        return self._answer_tokens(requests, **options)
+
+    def _answer_tokens(self, requests: list[TokenRequest], **options: Any) -> list[Answer]:
         """As HFLM, without a progress bar: one for every mask would bury the search's own."""
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+        answers: list[Answer] = super()._loglikelihood_tokens(
             requests, disable_tqdm=True, **options
         )
         return answers
@@ -88,7 +124,7 @@ class HarnessScorer:
         *,
         batch_size: int = 16,
         library: TaskLibrary | None = None,
-        lm: HFLM | None = None,
+        lm: ResidentLM | None = None,
     ) -> None:
         """
         Args:
@@ -105,6 +141,8 @@ class HarnessScorer:
         self.dtype = str(dtype).removeprefix("torch.")
         self.library = library or TaskLibrary()
         self.lm = lm or ResidentLM(convertible.model, tokenizer, batch_size)
+        self._passages: dict[PreparedDocument, tuple[Passage, ...]] = {}
+        self._original: dict[PreparedDocument, list[Any]] = {}
 
     @property
     def shape(self) -> ModelShape:
@@ -137,8 +175,8 @@ class HarnessScorer:
         """
         prepared = self.library.task(task, documents).prepare(documents)
         started = time.perf_counter()
-        responses = self.responses(kv_heads, prepared)
-        return score_of(prepared, responses, time.perf_counter() - started)
+        responses, comparisons = self.compared(kv_heads, prepared)
+        return score_of(prepared, responses, time.perf_counter() - started, comparisons)
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
@@ -188,7 +226,7 @@ class HarnessScorer:
         for start in range(len(rows), len(prepared.documents), part):
             started = time.perf_counter()
             piece = prepared.part(start, start + part)
-            rows += rows_of(piece, self.responses(kv_heads, piece))
+            rows += rows_of(piece, *self.compared(kv_heads, piece))
             seconds += time.perf_counter() - started
             yield score_of_rows(prepared, rows, seconds)
 
@@ -203,6 +241,70 @@ class HarnessScorer:
         with self.convertible.converted(kv_heads):
             answers = iter(self._respond(prepared.instances))
         return [[next(answers) for _ in document.instances] for document in prepared.documents]
+
+    def compared(
+        self, kv_heads: KVHeads, prepared: PreparedTask
+    ) -> tuple[Responses, list[Comparison | None]]:
+        """``responses``, and each document beside the original's.
+
+        None instead of a comparison for a document whose type of task is not compared.
+
+        Raises:
+            MaskError: ``kv_heads`` does not fit the model.
+        """
+        documents = [d for d in prepared.documents if is_compared(d.task)]
+        original = self.shape.original
+        unknown = tuple(d for d in documents if d not in self._original)
+        if unknown and kv_heads != original:
+            part = replace(prepared, documents=unknown)
+            self._original |= dict(zip(unknown, self.responses(original, part), strict=True))
+        responses = self.responses(kv_heads, prepared)
+        if kv_heads == original:
+            self._original |= dict(zip(prepared.documents, responses, strict=True))
+        apart = self._divergences(kv_heads, documents)
+        found = {
+            document: Comparison(self._original[document], divergences)
+            for document, divergences in zip(documents, apart, strict=True)
+        }
+        return responses, [found.get(document) for document in prepared.documents]
+
+    def passages(self, document: PreparedDocument) -> tuple[Passage, ...]:
+        """Where a document's next-token distributions are compared with the original's."""
+        if document not in self._passages:
+            chosen = document.instances[compared_request(document, gold_choices(document))]
+            whole = chosen.request_type != "loglikelihood_rolling"
+            pairs = self.lm.token_pairs(chosen)
+            self._passages[document] = tuple(Passage(pair, whole) for pair in pairs)
+        return self._passages[document]
+
+    def _divergences(
+        self, kv_heads: KVHeads, documents: Sequence[PreparedDocument]
+    ) -> list[tuple[Divergence, ...]]:
+        """Of each document's passages; none of the original itself.
+
+        Here: a plain forward pass of both models, text by text.
+        """
+        if kv_heads == self.shape.original:
+            return [()] * len(documents)
+        return [
+            tuple(self._divergence(kv_heads, passage) for passage in self.passages(document))
+            for document in documents
+        ]
+
+    @torch.inference_mode()
+    def _divergence(self, kv_heads: KVHeads, passage: Passage) -> Divergence:
+        context, continuation = passage.pair
+        window = (context + continuation)[-(self.lm.max_length + 1) :][:-1]
+        tokens = torch.tensor([window], device=self.convertible.model.device)
+        logits = []
+        for heads in (self.shape.original, kv_heads):
+            with self.convertible.converted(heads) as model:
+                logits.append(model(tokens, use_cache=False).logits[0].float().log_softmax(dim=-1))
+        before, after = logits
+        apart = (before.exp() * (before - after)).sum(dim=-1).double()
+        answer = apart[-len(continuation) :]
+        counted = apart if passage.whole else answer
+        return Divergence(counted.sum().item(), len(counted), answer.sum().item(), len(answer))
 
     def _respond(self, instances: Sequence[Instance]) -> list[Any]:
         """What the model as it now is answers to lm-eval's requests, in their order."""

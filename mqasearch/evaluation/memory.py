@@ -10,6 +10,9 @@ from mqasearch.evaluation.memory_limit import bytes_left_in_group
 STATE_SHARE = 1 / 6
 """Share of the free memory that kept states may take by default."""
 
+REFERENCE_SHARE = 1 / 24
+"""And what the original says at the places where masks are compared with it."""
+
 SHARERS_VARIABLE = "MQASEARCH_MEMORY_SHARERS"
 """Names how many workers share this one's memory, and with it that share. Set for the workers that
 ``run --workers`` starts."""
@@ -38,9 +41,17 @@ def free_bytes(device: torch.device) -> int:
 
 def default_state_budget(device: torch.device) -> int:
     """Bytes for kept states: ``STATE_SHARE`` of what is free, for all who share it."""
+    return int(STATE_SHARE * free_bytes(device)) // _n_sharers()
+
+
+def default_reference_budget(device: torch.device) -> int:
+    """Bytes for the original's outputs: ``REFERENCE_SHARE`` of what is free, for all sharers."""
+    return int(REFERENCE_SHARE * free_bytes(device)) // _n_sharers()
+
+
+def _n_sharers() -> int:
     sharers = os.environ.get(SHARERS_VARIABLE, "")
-    n_sharers = int(sharers) if sharers.isdigit() and int(sharers) else 1
-    return int(STATE_SHARE * free_bytes(device)) // n_sharers
+    return int(sharers) if sharers.isdigit() and int(sharers) else 1
 
 
 def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) -> int:

@@ -8,6 +8,8 @@ Accuracy on a few hundred documents cannot tell masks apart (its standard error 
 ``choice_cross_entropy``
     −ln of the probability of the right answer under a softmax over the choices' log-likelihoods
     per byte: the smooth form of lm-eval's ``acc_bytes``. Multiple choice only.
+
+and what tells a converted model from the original one: see ``comparison``.
 """
 
 import math
@@ -20,6 +22,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
 from mqasearch.errors import ScoreError, UnknownNameError
+from mqasearch.evaluation.comparison import COMPARISONS, Comparison, compared_metrics
 from mqasearch.evaluation.offline import load_task
 from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask
 from mqasearch.score import HIGHER_IS_BETTER, Score
@@ -60,33 +63,50 @@ def higher_is_better(task_name: str, metric: str) -> bool:
 
 def metrics_of(task: Task) -> tuple[str, ...]:
     """Names of all metrics on a task: lm-eval's own first."""
-    return tuple(dict.fromkeys([*task.aggregation(), *_OURS.get(task.OUTPUT_TYPE, ())]))
+    ours = (*_OURS.get(task.OUTPUT_TYPE, ()), *COMPARISONS.get(task.OUTPUT_TYPE, ()))
+    return tuple(dict.fromkeys([*task.aggregation(), *ours]))
 
 
-def score_of(prepared: PreparedTask, responses: Responses, seconds: float) -> Score:
+def score_of(
+    prepared: PreparedTask,
+    responses: Responses,
+    seconds: float,
+    comparisons: Sequence[Comparison | None] = (),
+) -> Score:
     """The score that a model's responses amount to.
 
     Args:
         prepared: the documents.
         responses: of every document, in the same order.
         seconds: that the model took.
+        comparisons: of every document with the original; empty = the score goes without.
 
     Raises:
         ScoreError: a log-likelihood or the mean of a metric is NaN or infinite.
     """
-    return score_of_rows(prepared, rows_of(prepared, responses), seconds)
+    return score_of_rows(prepared, rows_of(prepared, responses, comparisons), seconds)
 
 
-def rows_of(prepared: PreparedTask, responses: Responses) -> list[Row]:
+def rows_of(
+    prepared: PreparedTask, responses: Responses, comparisons: Sequence[Comparison | None] = ()
+) -> list[Row]:
     """Every document's metrics.
+
+    Args:
+        prepared, responses, comparisons: as in ``score_of``.
 
     Raises:
         ScoreError: a log-likelihood is NaN or infinite.
     """
-    return [
+    rows = [
         _document_metrics(prepared.name, document, answers)
         for document, answers in zip(prepared.documents, responses, strict=True)
     ]
+    for place, comparison in enumerate(comparisons):
+        if comparison is not None:
+            compared = compared_metrics(prepared.documents[place], responses[place], comparison)
+            rows[place] = compared | rows[place]
+    return rows
 
 
 def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -> Score:

@@ -8,7 +8,7 @@ lm-eval's own code; generation is HFLM's, untouched.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,18 +22,21 @@ from transformers import PreTrainedTokenizerBase
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ScoreError
 from mqasearch.evaluation.batches import Answer, Plan, TokenPair, plan_of
+from mqasearch.evaluation.comparison import Comparison, Divergence, is_compared
 from mqasearch.evaluation.harness import HarnessScorer, ResidentLM, TokenRequest
 from mqasearch.evaluation.memory import (
     MASKS_KEPT,
     default_batch_tokens,
     default_logits_bytes,
+    default_reference_budget,
     default_state_budget,
 )
 from mqasearch.evaluation.metrics import Responses, score_of
-from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
+from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask, TaskLibrary
 from mqasearch.evaluation.probe import resumes, takes_trees
+from mqasearch.evaluation.reference import ReferenceStore
 from mqasearch.evaluation.resuming import ResumableModel
-from mqasearch.evaluation.runner import PlanRunner
+from mqasearch.evaluation.runner import PlanAnswers, PlanRunner
 from mqasearch.evaluation.states import StateStore
 from mqasearch.evaluation.trees import ROW_TOKENS
 from mqasearch.mask import KVHeads
@@ -49,6 +52,9 @@ class SharedPrefixLM(ResidentLM):
     Attributes:
         batch_tokens: tokens in a batch; halved for good when memory runs out.
         used_plans: plans that answered the requests of one mask (an ordered set).
+        passages: requests to be compared with the original's while they are answered, each with
+            True if the context's tokens count too.
+        divergences: what came of it, for the model that answered last.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class SharedPrefixLM(ResidentLM):
         row_tokens: int = ROW_TOKENS,
         state_bytes: int | None = None,
         state_device: torch.device | None = None,
+        reference_bytes: int | None = None,
     ) -> None:
         super().__init__(convertible.model, tokenizer, batch_size)
         self.convertible = convertible
@@ -84,15 +91,29 @@ class SharedPrefixLM(ResidentLM):
         n_layers = self.resumable.n_layers
         most = MASKS_KEPT * n_layers if state_bytes is None else None
         self.store = StateStore(budget, n_layers, state_device, most)
-        self.runner = PlanRunner(self.resumable, self.store, default_logits_bytes(device))
-        self._plans: dict[tuple[TokenPair, ...], Plan] = {}
-        self._known: dict[tuple[Plan, KVHeads], list[Answer]] = {}
+        if reference_bytes is None:
+            reference_bytes = default_reference_budget(device)
+        self.references = ReferenceStore(
+            reference_bytes,
+            convertible.shape.hidden_size * model.dtype.itemsize,
+            model.config.get_text_config().vocab_size * model.dtype.itemsize,
+        )
+        self.runner = PlanRunner(
+            self.resumable,
+            self.store,
+            self.references,
+            default_logits_bytes(device),
+            convertible.shape.original,
+            convertible.apply,
+        )
+        self.passages: Mapping[TokenPair, bool] = {}
+        self.divergences: dict[TokenPair, Divergence] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._known: dict[tuple[Plan, KVHeads], PlanAnswers] = {}
         self._window_said = False
         self.used_plans: dict[Plan, None] = {}
 
-    def _loglikelihood_tokens(
-        self, requests: list[TokenRequest], disable_tqdm: bool = True, **_: Any
-    ) -> list[Answer]:
+    def _answer_tokens(self, requests: list[TokenRequest], **_: Any) -> list[Answer]:
         pairs = tuple(
             (tuple(context), tuple(continuation)) for _, context, continuation in requests
         )
@@ -100,12 +121,14 @@ class SharedPrefixLM(ResidentLM):
             return []
         kv_heads = self.convertible.kv_heads
 
-        def run() -> list[Answer]:
+        def run() -> PlanAnswers:
             plan = self._plan(pairs)
             self.used_plans[plan] = None
             return self._known.get((plan, kv_heads)) or self.runner.answers(plan, kv_heads)
 
-        return self._within_memory(run)
+        found = self._within_memory(run)
+        self.divergences |= {pairs[number]: apart for number, apart in found.divergences.items()}
+        return found.answers
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -130,7 +153,7 @@ class SharedPrefixLM(ResidentLM):
         def run() -> None:
             plans = [plan for plan in self._plans.values() if plan in self.used_plans]
             for plan in plans:
-                answers = self.runner.answers_many(plan, masks, self.convertible.apply)
+                answers = self.runner.answers_many(plan, masks)
                 self._known |= {(plan, m): answer for m, answer in zip(masks, answers, strict=True)}
 
         try:
@@ -151,7 +174,9 @@ class SharedPrefixLM(ResidentLM):
         return sum(plan.n_tokens * self.store.deepest(plan, kv_heads) for plan in plans)
 
     def _plan(self, pairs: tuple[TokenPair, ...]) -> Plan:
-        if pairs not in self._plans:
+        compared = tuple((pair, self.passages[pair]) for pair in pairs if pair in self.passages)
+        key = (pairs, compared)
+        if key not in self._plans:
             plan = self._lay_out(pairs, self.trees)
             window = _window(self.convertible.model.config.get_text_config())
             if plan.has_trees and window is not None and plan.deepest() >= window:
@@ -159,8 +184,8 @@ class SharedPrefixLM(ResidentLM):
                     _log.warning("texts exceed the sliding window of %d: separate rows", window)
                     self._window_said = True
                 plan = self._lay_out(pairs, trees=False)
-            self._plans[pairs] = plan
-        return self._plans[pairs]
+            self._plans[key] = plan
+        return self._plans[key]
 
     def _lay_out(self, pairs: Sequence[TokenPair], trees: bool) -> Plan:
         return plan_of(
@@ -170,6 +195,7 @@ class SharedPrefixLM(ResidentLM):
             row_tokens=min(self.row_tokens, self.batch_tokens),
             trees=trees,
             device=self.convertible.model.device,
+            passages=self.passages,
         )
 
     def _within_memory(self, run: Callable[[], _T]) -> _T:
@@ -184,6 +210,7 @@ class SharedPrefixLM(ResidentLM):
             self.batch_tokens = max(1, self.batch_tokens // 2)
             self._plans.clear()
             self.store.clear()
+            self.references.clear()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning("out of memory: batches of %d tokens from now on", self.batch_tokens)
@@ -205,6 +232,7 @@ class SharedPrefixScorer(HarnessScorer):
         row_tokens: int = ROW_TOKENS,
         state_bytes: int | None = None,
         state_device: torch.device | None = None,
+        reference_bytes: int | None = None,
     ) -> None:
         """
         Args:
@@ -216,6 +244,8 @@ class SharedPrefixScorer(HarnessScorer):
                 is free where they are kept, for the boundaries of three masks at most.
             state_device: where they are kept; None = on the model's device. The host's memory is
                 larger and slower than a GPU's.
+            reference_bytes: for what the original says at the places where masks are compared with
+                it; 0 = it is run again each time, None = a share of what is free.
         """
         lm = SharedPrefixLM(
             convertible,
@@ -225,6 +255,7 @@ class SharedPrefixScorer(HarnessScorer):
             row_tokens=row_tokens,
             state_bytes=state_bytes,
             state_device=state_device,
+            reference_bytes=reference_bytes,
         )
         super().__init__(convertible, tokenizer, fingerprint, dtype, library=library, lm=lm)
         self.lm: SharedPrefixLM = lm
@@ -249,17 +280,35 @@ class SharedPrefixScorer(HarnessScorer):
         prepared = self.library.task(task, documents).prepare(documents)
         first, *others = sorted(set(masks))
         started = time.perf_counter()
-        responses = {first: self.responses(first, prepared)}
+        answered = {first: self.compared(first, prepared)}
         with self.lm.running_ahead(others):
-            responses |= {kv_heads: self.responses(kv_heads, prepared) for kv_heads in others}
-        seconds = (time.perf_counter() - started) / len(responses)
-        scores = {m: _score_or_error(prepared, r, seconds) for m, r in responses.items()}
+            answered |= {kv_heads: self.compared(kv_heads, prepared) for kv_heads in others}
+        seconds = (time.perf_counter() - started) / len(answered)
+        scores = {m: _score_or_error(prepared, *both, seconds) for m, both in answered.items()}
         return [scores[kv_heads] for kv_heads in masks]
 
     def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
-        """As ``HarnessScorer.responses``."""
+        """As ``HarnessScorer.responses``; the passages are compared on the way."""
         self.lm.used_plans.clear()
+        self.lm.divergences.clear()
+        self.lm.passages = {
+            passage.pair: passage.whole
+            for document in prepared.documents
+            if is_compared(document.task)
+            for passage in self.passages(document)
+        }
         return super().responses(kv_heads, prepared)
+
+    def _divergences(
+        self, kv_heads: KVHeads, documents: Sequence[PreparedDocument]
+    ) -> list[tuple[Divergence, ...]]:
+        """What ``responses`` found on the way."""
+        if kv_heads == self.shape.original:
+            return [()] * len(documents)
+        return [
+            tuple(self.lm.divergences[passage.pair] for passage in self.passages(document))
+            for document in documents
+        ]
 
     def gains_from_many(self) -> bool:
         """Whether the budget is too small for the states of all layers of one mask, so that masks
@@ -272,10 +321,13 @@ class SharedPrefixScorer(HarnessScorer):
 
 
 def _score_or_error(
-    prepared: PreparedTask, responses: Responses, seconds: float
+    prepared: PreparedTask,
+    responses: Responses,
+    comparisons: Sequence[Comparison | None],
+    seconds: float,
 ) -> Score | ScoreError:
     try:
-        return score_of(prepared, responses, seconds)
+        return score_of(prepared, responses, seconds, comparisons)
     except ScoreError as error:
         return error
 

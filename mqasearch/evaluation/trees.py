@@ -58,6 +58,13 @@ class Row:
             positions.append(positions[parent] + 1 if parent >= 0 else 0)
         return positions
 
+    def depth(self, place: int) -> int:
+        """Number of tokens from a beginning to ``place``, both counted."""
+        depth = 0
+        while place >= 0:
+            depth, place = depth + 1, self.parents[place]
+        return depth
+
     def last(self, sequence: int, count: int) -> list[int]:
         """Indices of the last ``count`` tokens of a sequence, in order."""
         path = []

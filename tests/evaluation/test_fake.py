@@ -39,6 +39,20 @@ def test_the_mean_over_documents_estimates_the_true_loss() -> None:
         assert score.values[metric] == pytest.approx(np.mean(score.documents[metric]))
 
 
+def test_kl_estimates_the_same_loss_with_less_noise() -> None:
+    scorer = FakeScorer(n_layers=8)
+    original = scorer.score(heads(scorer), TASK, DOCUMENTS)
+    assert {original.values[metric] for metric in ("kl", "answer_kl", "flips")} == {0.0}
+    for layers in [(0,), (3, 5), (0, 1, 2, 6, 7)]:
+        mask = heads(scorer, *layers)
+        score = scorer.score(mask, TASK, DOCUMENTS)
+        assert abs(score.values["kl"] - scorer.loss(mask)) < 4 * score.stderr["kl"]
+        bits = paired_difference(
+            score.documents["bits_per_byte"], original.documents["bits_per_byte"]
+        )
+        assert 2 * score.stderr["kl"] < bits.ci95[1] - bits.value
+
+
 def test_a_smaller_limit_is_a_prefix_and_splits_differ() -> None:
     scorer = FakeScorer()
     mask = heads(scorer, 2)
