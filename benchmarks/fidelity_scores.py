@@ -1,0 +1,150 @@
+"""Per-document scores of many masks, kept in a file: what fidelity.py and racing.py look at.
+
+    python benchmarks/fidelity_scores.py --file scores.json --split search --documents 32
+    python benchmarks/fidelity_scores.py --file scores.json --split confirmation --documents 64
+
+Masks: every layer alone, and random masks of 5, 10 and 15 layers. What is in the file already is
+not scored again; it is written after every part, so that the work may be interrupted.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mqasearch.evaluation.scorer import Scorer
+from mqasearch.mask import LayerMask
+from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.search.scoring import open_scoring
+from mqasearch.spec import parse_spec
+
+AT_ONCE = 31
+"""Masks that are scored together, and written together."""
+
+
+class ScoreFile:
+    """``{"TASK/SPLIT": {mask: {metric: [a value for each document]}}}``, and seconds beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"scores": {}, "seconds": {}}
+        if path.exists():
+            self.data = json.loads(path.read_text())
+
+    def values(self, task: str, split: str) -> dict[str, dict[str, list[float]]]:
+        """Of every mask that was scored on these documents."""
+        found: dict[str, dict[str, list[float]]] = self.data["scores"].setdefault(
+            f"{task}/{split}", {}
+        )
+        return found
+
+    def missing(self, masks: Sequence[str], task: str, split: str, n_docs: int) -> list[str]:
+        """The masks that have fewer documents scored than that."""
+        known = self.values(task, split)
+        return [m for m in masks if m not in known or len(known[m]["kl"]) < n_docs]
+
+    def keep(self, task: str, split: str, found: Mapping[str, Score]) -> None:
+        """Add scores; the file is whole at any time."""
+        for mask, score in found.items():
+            columns = {m: [round(v, 7) for v in values] for m, values in score.documents.items()}
+            self.values(task, split)[mask] = columns
+            self.data["seconds"].setdefault(f"{task}/{split}", {})[mask] = score.seconds
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(self.data))
+        os.replace(draft, self.path)
+
+
+def population(n_layers: int, sizes: Sequence[int], n_random: int) -> dict[str, list[str]]:
+    """Group → masks: every layer alone, and random ones of each size; the same at every call."""
+    groups = {"alone": [str(LayerMask.of([layer], n_layers)) for layer in range(n_layers)]}
+    for size in sizes:
+        rng = random.Random(f"fidelity {size}")
+        drawn: dict[str, None] = {}
+        while len(drawn) < n_random:
+            drawn[str(LayerMask.of(rng.sample(range(n_layers), size), n_layers))] = None
+        groups[f"random {size}"] = list(drawn)
+    return groups
+
+
+def scorer_for(arguments: argparse.Namespace) -> Scorer:
+    """The scorer of a study with the default merge."""
+    spec = parse_spec(
+        {
+            "name": "fidelity",
+            "model": {"name": arguments.model, "dtype": arguments.dtype},
+            "budget": 1,
+            "tasks": ["hellaswag"],
+            "documents": {"calibration_tokens": arguments.calibration_tokens},
+            "selectors": ["sensitivity"],
+        },
+        "fidelity",
+    )
+    return open_scoring(spec, arguments.device).scorer
+
+
+def score_masks(
+    scorer: Scorer, file: ScoreFile, masks: Sequence[str], task: str, documents: Documents
+) -> None:
+    """Score what is missing, the original first."""
+    n_docs = documents.limit or 0
+    original = "0" * scorer.shape.n_layers
+    missing = sorted(file.missing([original, *masks], task, documents.split, n_docs))
+    started = time.monotonic()
+    for number, part in enumerate(_parts(missing), start=1):
+        kv_heads = [LayerMask.parse(mask).kv_heads(scorer.shape) for mask in part]
+        scores = scorer.score_many(kv_heads, TaskSpec(task), documents)
+        found = {m: s for m, s in zip(part, scores, strict=True) if isinstance(s, Score)}
+        file.keep(task, documents.split, found)
+        done = min(number * AT_ONCE, len(missing))
+        seconds = time.monotonic() - started
+        left = seconds / done * (len(missing) - done)
+        print(
+            f"{task}/{documents.split}: {done} of {len(missing)} masks, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _parts(masks: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(masks), AT_ONCE):
+        yield masks[start : start + AT_ONCE]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What fidelity.py takes too."""
+    parser.add_argument("--file", type=Path, required=True, help="JSON of per-document scores")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--calibration-tokens", type=int, default=8192)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[5, 10, 15])
+    parser.add_argument("--random", type=int, default=40, help="masks of each size")
+
+
+def main() -> None:
+    """Parse the command line, score what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--tasks", nargs="+", default=["hellaswag"])
+    parser.add_argument("--split", choices=("search", "confirmation"), default="confirmation")
+    parser.add_argument("--documents", type=int, nargs="+", default=[64], help="of each task")
+    parser.add_argument("--groups", nargs="*", default=[], help="alone, 'random 5' …; all if none")
+    arguments = parser.parse_args()
+    scorer, file = scorer_for(arguments), ScoreFile(arguments.file)
+    groups = population(scorer.shape.n_layers, arguments.sizes, arguments.random)
+    chosen = arguments.groups or list(groups)
+    masks = [mask for group in chosen for mask in groups[group]]
+    limits = arguments.documents * len(arguments.tasks)
+    for task, limit in zip(arguments.tasks, limits, strict=False):
+        score_masks(scorer, file, masks, task, Documents(arguments.split, limit))
+
+
+if __name__ == "__main__":
+    main()
