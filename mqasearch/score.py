@@ -14,6 +14,9 @@ from mqasearch.mask import KVHeads
 
 Split = Literal["search", "confirmation", "calibration", "full"]
 
+DEFAULT_METRIC = "kl"
+"""That a search optimises: on few documents it ranks masks best (benchmarks/fidelity.md)."""
+
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "acc": True,
     "acc_norm": True,
@@ -40,7 +43,7 @@ class TaskSpec:
     """
 
     name: str
-    metric: str = "bits_per_byte"
+    metric: str = DEFAULT_METRIC
     num_fewshot: int = 0
     limit: int | None = None
     weight: float = 1.0

@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from mqasearch.budget import Budget
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
-from mqasearch.score import HIGHER_IS_BETTER, Split, TaskSpec
+from mqasearch.score import DEFAULT_METRIC, HIGHER_IS_BETTER, Split, TaskSpec
 
 MAX_SPEC_BYTES = 1_000_000
 """A study file larger than this is refused before it is parsed."""
@@ -119,7 +119,7 @@ class TaskEntry(_Strict):
     """One benchmark; ``limit`` overrides ``documents.search``."""
 
     name: str
-    metric: str = "bits_per_byte"
+    metric: str = DEFAULT_METRIC
     num_fewshot: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     weight: float = Field(default=1.0, gt=0, le=1e6)
