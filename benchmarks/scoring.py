@@ -99,10 +99,12 @@ class Bench:
         hidden = args[0] if args else kwargs["hidden_states"]
         self.layer_tokens += hidden.shape[0] * hidden.shape[1]
 
-    def scorer(self, **options: Any) -> SharedPrefixScorer:
+    def scorer(
+        self, kind: type[SharedPrefixScorer] = SharedPrefixScorer, **options: Any
+    ) -> SharedPrefixScorer:
         """A new one of ours, with nothing kept."""
         loaded = self.loaded
-        return SharedPrefixScorer(
+        return kind(
             self.convertible,
             loaded.tokenizer,
             loaded.fingerprint,
