@@ -73,6 +73,7 @@ class ScoreKey:
 
     Attributes:
         model: fingerprint of the original weights.
+        tokenizer: digest of what it does to a text.
         dtype: torch's name without the prefix, ``float32``.
         merge: name and parameters of the merge, canonical.
         calibration: digest of the calibration statistics; empty where the merge needs none.
@@ -83,9 +84,11 @@ class ScoreKey:
         documents: digest of the scored documents, in order.
         seed: of the few-shot examples.
         lm_eval: version of the package.
+        code: digest of our own code and of the versions of the packages that compute.
     """
 
     model: str
+    tokenizer: str
     dtype: str
     merge: str
     calibration: str
@@ -96,6 +99,7 @@ class ScoreKey:
     documents: str
     seed: int
     lm_eval: str
+    code: str
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of all fields."""

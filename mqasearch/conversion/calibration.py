@@ -34,6 +34,7 @@ from mqasearch.conversion.refit import (
 from mqasearch.conversion.statistics import LayerStatistics, Statistics
 from mqasearch.errors import AssetError, UserError
 from mqasearch.families import Family
+from mqasearch.source_code import code_digest
 
 logger = logging.getLogger(__name__)
 
@@ -248,9 +249,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 @cache
 def _code_digest() -> str:
     """Of the code that decides what is cached, so that no change of it is forgotten."""
-    here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), *(here.parent / "families").glob("*.py")])
-    return hashlib.sha256(b"\n".join(file.read_bytes() for file in files)).hexdigest()
+    return code_digest(("conversion", "families"), ("torch", "transformers"))
 
 
 def _sha256(parts: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from mqasearch.errors import MaskError, ScoreError
+from mqasearch.evaluation.identity import Identity
 from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
@@ -52,6 +53,7 @@ class FakeScorer:
         """
         self.shape = ModelShape(n_layers, 2 * n_kv_heads, n_kv_heads, 16, 32 * n_kv_heads, 2)
         self.model = f"fake:{n_layers}:{n_kv_heads}:{seed}:{noise}:{diverging}"
+        self.tokenizer = ""
         self.seed = seed
         self.noise = noise
         self.seconds = seconds
@@ -78,20 +80,9 @@ class FakeScorer:
 
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
         """The key under which ``score``'s answer may be shared."""
-        n_docs = self._n_docs(documents)
-        return ScoreKey(
-            model=self.model,
-            dtype="float32",
-            merge="fake",
-            calibration="",
-            kv_heads=kv_heads,
-            task=task.name,
-            task_version="0",
-            num_fewshot=task.num_fewshot,
-            documents=f"{documents.split}:{n_docs}",
-            seed=documents.seed,
-            lm_eval="",
-        )
+        identity = Identity(self.model, self.tokenizer, "float32", "fake", "")
+        digest = f"{documents.split}:{self._n_docs(documents)}"
+        return identity.key(kv_heads, task, documents, task_version="0", digest=digest)
 
     def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
         """The metrics of a multiple-choice task.

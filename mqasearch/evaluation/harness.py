@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from mqasearch.evaluation.comparison import (
     compared_request,
     is_compared,
 )
+from mqasearch.evaluation.identity import Identity, tokenizer_digest
 from mqasearch.evaluation.metrics import (
     Responses,
     Row,
@@ -36,8 +36,6 @@ from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask, TaskLi
 from mqasearch.evaluation.scorer import score_each
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
-
-_LM_EVAL = version("lm_eval")
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """lm-eval's: the texts (None in rolling requests), context tokens, continuation tokens."""
@@ -139,6 +137,7 @@ class HarnessScorer:
         self.convertible = convertible
         self.model = fingerprint
         self.dtype = str(dtype).removeprefix("torch.")
+        self.tokenizer = tokenizer_digest(tokenizer)  # before lm-eval gives it a pad token
         self.library = library or TaskLibrary()
         self.lm = lm or ResidentLM(convertible.model, tokenizer, batch_size)
         self._passages: dict[PreparedDocument, tuple[Passage, ...]] = {}
@@ -152,19 +151,15 @@ class HarnessScorer:
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
         """The key under which ``score``'s answer may be shared; never runs the model."""
         loaded = self.library.task(task, documents)
-        return ScoreKey(
-            model=self.model,
-            dtype=self.dtype,
-            merge=self.convertible.merge_name,
-            calibration=self.convertible.calibration,
-            kv_heads=kv_heads,
-            task=task.name,
-            task_version=loaded.version,
-            num_fewshot=task.num_fewshot,
-            documents=loaded.digest(documents),
-            seed=documents.seed,
-            lm_eval=_LM_EVAL,
+        identity = Identity(
+            self.model,
+            self.tokenizer,
+            self.dtype,
+            self.convertible.merge_name,
+            self.convertible.calibration,
         )
+        digest = loaded.digest(documents)
+        return identity.key(kv_heads, task, documents, task_version=loaded.version, digest=digest)
 
     def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
         """Score the model with ``kv_heads`` per layer on the chosen documents.

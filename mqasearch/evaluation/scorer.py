@@ -25,6 +25,11 @@ class Scorer(Protocol):
         """Fingerprint of the original weights."""
         ...
 
+    @property
+    def tokenizer(self) -> str:
+        """Digest of the tokenizer; empty where there is none."""
+        ...
+
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
         """The key under which ``score``'s answer may be shared; never runs the model."""
         ...

@@ -1,6 +1,7 @@
 """Scores that all studies and workers share."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import partial
 from typing import cast
 
@@ -64,7 +65,9 @@ class ScoreStore:
         return {by_digest[digest]: score for digest, score in found.items()}
 
     def document_sets(self, key: ScoreKey) -> set[tuple[str, int]]:
-        """Digest and number of the documents of every score of ``key``'s model on its task.
+        """Digest and number of the documents of every score like ``key``'s.
+
+        Of any heads and any documents; all else that a score depends on is the same.
 
         Reads the whole table.
 
@@ -72,8 +75,9 @@ class ScoreStore:
             StorageError: the database stayed away.
         """
         same = [
-            TABLE.c[name] == getattr(key, name)
-            for name in ("model", "dtype", "merge", "task", "num_fewshot", "seed")
+            TABLE.c[field.name] == getattr(key, field.name)
+            for field in fields(ScoreKey)
+            if field.name not in ("kv_heads", "documents")
         ]
         query = select(TABLE.c.documents, TABLE.c.n_docs).where(*same).distinct()
 

@@ -51,6 +51,9 @@ class ScoreRow(Base):
     documents: Mapped[str] = mapped_column(String(255))
     seed: Mapped[int]
     lm_eval: Mapped[str] = mapped_column(String(64))
+    tokenizer: Mapped[str] = mapped_column(String(DIGEST_LENGTH), server_default="")
+    code: Mapped[str] = mapped_column(String(DIGEST_LENGTH), server_default="")
+    """Both empty in rows of versions that did not know them; no key is equal to theirs."""
 
     metrics: Mapped[dict[str, float]] = mapped_column(JSON)
     stderr: Mapped[dict[str, float | None]] = mapped_column(JSON)

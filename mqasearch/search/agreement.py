@@ -17,17 +17,23 @@ Facts = Mapping[str, Any]
 
 _NAMES = {
     "fingerprint": "model fingerprint:",
+    "tokenizer": "tokenizer",
     "dtype": "dtype",
     "merge": "merge",
     "calibration": "calibration",
+    "code": "mqasearch's scoring code",
 }
 _CURES = {
     "fingerprint": "give this worker the weights that the study uses",
+    "tokenizer": "give this worker the tokenizer that the study uses",
     "dtype": "use a device that computes in the study's dtype",
     "calibration": "give this worker the benchmark data that the study uses",
     "tasks": "give this worker the task files that the study uses",
+    "code": "give this worker the mqasearch that the study uses",
 }
 _ANOTHER = "create another study (with another name in the study file)"
+_LATER = ("tokenizer", "code")
+"""Empty where a study's first worker was of a version that did not write them down."""
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -45,7 +51,7 @@ def differences(ours: Facts, theirs: Facts) -> list[str]:
     rows = [
         f"{name} {_short(ours[key])} here, {_short(theirs[key])} in the study"
         for key, name in _NAMES.items()
-        if key in theirs and ours[key] != theirs[key]
+        if _differs(ours, theirs, key)
     ]
     rows += [
         f"{package} {mine} here, {other} in the study"
@@ -71,6 +77,10 @@ def remedies(ours: Facts, theirs: Facts) -> str:
 def _differs(ours: Facts, theirs: Facts, key: str) -> bool:
     if key == "tasks":
         return any(_apart(ours, theirs, key))
+    if key in _LATER and not (ours.get(key) and theirs.get(key)):
+        return False
+    if key == "code" and any(_apart(ours, theirs, "versions")):
+        return False  # said already: other packages are other code
     return key in theirs and bool(ours[key] != theirs[key])
 
 

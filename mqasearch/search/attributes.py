@@ -95,7 +95,10 @@ class ModelFacts:
         merge: name and parameters, canonical.
         calibration: digest of the calibration statistics; empty where the merge needs none.
         versions: of the packages that scores depend on.
-        tasks: lm-eval's version of each task; empty in what mqasearch wrote before it knew them.
+        tasks: lm-eval's version of each task; empty, as the next two, in what mqasearch wrote
+            before it knew them.
+        tokenizer: digest of what it does; empty where there is none.
+        code: digest of the code that computes.
     """
 
     fingerprint: str
@@ -104,6 +107,8 @@ class ModelFacts:
     calibration: str
     versions: dict[str, str]
     tasks: dict[str, str] = field(default_factory=dict)
+    tokenizer: str = ""
+    code: str = ""
 
 
 def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:

@@ -8,7 +8,6 @@ it.
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import optuna
@@ -18,6 +17,7 @@ from optuna.trial import TrialState
 from mqasearch.conversion import merge_of
 from mqasearch.conversion.refit import least_tokens
 from mqasearch.errors import MaskError, SpecError, UserError
+from mqasearch.evaluation.identity import PACKAGES
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.samplers import SELECTORS, mask_params, sampler_of
 from mqasearch.search.attributes import (
@@ -27,10 +27,10 @@ from mqasearch.search.attributes import (
     set_study_facts,
     study_facts,
 )
+from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
 
 NAME_KEY = "mqasearch:name"
-SCORING_PACKAGES = ("mqasearch", "lm_eval", "transformers", "torch")
 _PATIENCE_SECONDS = 5.0
 
 
@@ -125,7 +125,7 @@ def _n_trials(spec: StudySpec, selector: SelectorEntry) -> int | None:
 
 def versions() -> dict[str, str]:
     """The packages that a score depends on."""
-    return {package: version(package) for package in SCORING_PACKAGES}
+    return versions_of(("mqasearch", *PACKAGES))
 
 
 def _plan(study: str, comparison: str, spec: StudySpec, shape: ModelShape) -> list[StudyFacts]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import optuna
 
+from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
@@ -98,6 +99,8 @@ def work_with(
         scoring.calibration,
         versions(),
         task_versions(scoring.scorer, spec),
+        scoring.scorer.tokenizer,
+        scoring_code(),
     )
     for selection in selections:
         agree_on_model(selection.study, mine)

@@ -1,6 +1,8 @@
 """Migrations: from nothing, from every released schema, beside Optuna's tables."""
 
 import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,12 +12,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from optuna.trial import TrialState
-from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect, select
 
 from mqasearch.errors import StorageError
 from mqasearch.results import ScoreStore, schema
+from mqasearch.results.rows import score_of
+from mqasearch.results.store import TABLE
 from mqasearch.results.tables import PREFIX, Base
-from mqasearch.score import ScoreKey
+from mqasearch.score import Score, ScoreKey
 from mqasearch.search.storage import open_storage, upgrade_storage
 
 DATABASES = Path(__file__).with_name("databases")
@@ -24,6 +28,7 @@ REVISIONS = sorted(
 )
 OLD_KEY = ScoreKey(
     model="f" * 64,
+    tokenizer="",
     dtype="float32",
     merge="mean",
     calibration="",
@@ -34,8 +39,9 @@ OLD_KEY = ScoreKey(
     documents="d" * 64,
     seed=0,
     lm_eval="0.4.13",
+    code="",
 )
-"""Of the one score in each committed database."""
+"""Of the one score in each committed database, as far as it was written down."""
 
 
 def restored(revision: str, folder: Path) -> str:
@@ -60,15 +66,44 @@ def test_an_old_database_is_refused_then_upgraded_then_used(revision: str, tmp_p
     assert str(caught.value).endswith(f"mqasearch db upgrade --storage {url}")
     upgrade_storage(url)
     storage = open_storage(url, create=False)
-    score = ScoreStore(storage.engine).get(OLD_KEY)
-    assert score is not None
+    with storage.engine.connect() as connection:
+        row = connection.execute(select(TABLE)).mappings().one()
+    score = score_of(row)
     assert score.values == {"acc": 2 / 3}
     assert score.documents == {"acc": (0.0, 1.0, 1.0)}
+    assert {name: row[name] for name in ("model", "task", "documents", "tokenizer", "code")} == {
+        name: getattr(OLD_KEY, name) for name in ("model", "task", "documents", "tokenizer", "code")
+    }
     study = optuna.load_study(study_name="old.greedy", storage=storage.optuna)
     assert [trial.value for trial in study.get_trials()] == [2 / 3]
     study.optimize(lambda trial: 1.0, n_trials=1)
     assert study.get_trials()[-1].state == TrialState.COMPLETE
     storage.close()
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:2])
+def test_nobody_takes_over_a_score_of_unknown_code(revision: str, tmp_path: Path) -> None:
+    url = restored(revision, tmp_path)
+    upgrade_storage(url)
+    with closing(open_storage(url, create=False)) as storage:
+        store = ScoreStore(storage.engine)
+        score = Score({"acc": 0.5}, {"acc": 0.1}, 1, 1.0, {"acc": (0.5,)})
+        for key in (OLD_KEY, replace(OLD_KEY, tokenizer="t" * 64, code="c" * 64)):
+            assert store.get(key) is None
+            store.put(key, score)  # beside it
+            assert store.get(key) == score
+        assert store.document_sets(replace(OLD_KEY, code="new")) == set()
+
+
+def test_a_worker_of_the_older_version_goes_on_after_the_upgrade(tmp_path: Path) -> None:
+    url = restored(REVISIONS[-2], tmp_path)
+    old = create_engine(url)
+    table = Table("mqasearch_score", MetaData(), autoload_with=old)
+    upgrade_storage(url)
+    with old.begin() as connection:
+        row = dict(connection.execute(select(table)).mappings().one())
+        connection.execute(table.insert().values(row | {"score_id": 2, "digest": "e" * 64}))
+    old.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

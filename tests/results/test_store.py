@@ -19,6 +19,7 @@ from mqasearch.search.storage import open_storage
 
 KEY = ScoreKey(
     model="f" * 64,
+    tokenizer="t" * 64,
     dtype="float32",
     merge='{"name": "mean"}',
     calibration="",
@@ -29,6 +30,7 @@ KEY = ScoreKey(
     documents="d" * 64,
     seed=7,
     lm_eval="0.4.13",
+    code="c" * 64,
 )
 
 
@@ -86,6 +88,8 @@ def test_any_field_of_the_key_makes_another_score(engine: Engine) -> None:
             "documents": "e" * 64,
             "seed": 8,
             "lm_eval": "0.5",
+            "tokenizer": "u" * 64,
+            "code": "d" * 64,
         }.items()
     ]
     for number, key in enumerate([KEY, *others]):
@@ -94,6 +98,14 @@ def test_any_field_of_the_key_makes_another_score(engine: Engine) -> None:
     assert {key: score.values["acc"] for key, score in found.items()} == {
         key: number for number, key in enumerate([KEY, *others])
     }
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "code", "calibration", "task_version", "lm_eval"])
+def test_documents_of_another_identity_are_no_prefix(engine: Engine, name: str) -> None:
+    store = ScoreStore(engine)
+    store.put(KEY, a_score())
+    assert store.document_sets(replace(KEY, kv_heads=(1, 1, 1), documents="x")) == {("d" * 64, 3)}
+    assert store.document_sets(replace(KEY, **{name: "another"})) == set()
 
 
 def test_many_keys_take_few_queries_and_none_is_lost(engine: Engine) -> None:

@@ -18,6 +18,7 @@ from mqasearch.search.storage import Storage, open_storage
 
 KEY = ScoreKey(
     model="f" * 64,
+    tokenizer="t" * 64,
     dtype="float32",
     merge="mean",
     calibration="",
@@ -28,6 +29,7 @@ KEY = ScoreKey(
     documents="d" * 64,
     seed=7,
     lm_eval="0.4.13",
+    code="c" * 64,
 )
 DIGEST = KEY.digest()
 SCORE = Score({"acc": 0.5}, {"acc": 0.1}, 2, 0.1, {"acc": (0.0, 1.0)})

@@ -17,7 +17,7 @@ from mqasearch.errors import ModelError, SpecError
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import KVHeads
 from mqasearch.score import Documents, ScoreKey, TaskSpec
-from mqasearch.search import attributes
+from mqasearch.search import attributes, run
 from mqasearch.search.agreement import task_versions
 from mqasearch.search.attributes import (
     MODEL_KEY,
@@ -40,6 +40,8 @@ FACTS = ModelFacts(
     calibration="",
     versions=versions(),
     tasks={"hellaswag": "1", "piqa": "0"},
+    tokenizer="e5" * 32,
+    code="f6" * 32,
 )
 ANOTHER = "create another study (with another name in the study file)"
 
@@ -82,6 +84,11 @@ def test_a_package_that_differs(study: optuna.Study, package: str, mine: str, cu
     )
 
 
+def test_code_that_differs_because_a_package_does_is_said_once(study: optuna.Study) -> None:
+    message = refusal(study, replace(with_version("torch", "1.0"), code="d4" * 32))
+    assert "scoring code" not in message
+
+
 def test_builds_of_a_version_may_work_together() -> None:
     study = optuna.create_study()
     agree_on_model(study, with_version("torch", "2.1.0+cu126"))
@@ -112,6 +119,16 @@ def test_builds_of_a_version_may_work_together() -> None:
             "task hellaswag of version 2 here, 1 in the study",
             "give this worker the task files that the study uses, or ",
         ),
+        (
+            {"tokenizer": "d4" * 32},
+            "tokenizer d4d4d4d4d4d4 here, e5e5e5e5e5e5 in the study",
+            "give this worker the tokenizer that the study uses, or ",
+        ),
+        (
+            {"code": "d4" * 32},
+            "mqasearch's scoring code d4d4d4d4d4d4 here, f6f6f6f6f6f6 in the study",
+            "give this worker the mqasearch that the study uses, or ",
+        ),
     ],
 )
 def test_whatever_else_differs(
@@ -140,7 +157,8 @@ def test_equal_workers_agree(study: optuna.Study) -> None:
 def test_what_older_and_newer_code_wrote_is_understood() -> None:
     row = asdict(FACTS)
     older, newer = optuna.create_study(), optuna.create_study()
-    older.set_user_attr(MODEL_KEY, {key: row[key] for key in row if key != "tasks"})
+    later = ("tasks", "tokenizer", "code")
+    older.set_user_attr(MODEL_KEY, {key: row[key] for key in row if key not in later})
     newer.set_user_attr(MODEL_KEY, row | {"moon": "full"})
     for study in (older, newer):
         agree_on_model(study, FACTS)
@@ -248,6 +266,22 @@ def test_a_worker_of_another_model_scores_nothing(tmp_path: Path) -> None:
                 scoring_of(scorer), storage, find_studies(storage.optuna, "s"), NO_LIMITS, Watcher()
             )
         assert scorer.n_scored == 0
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "code"])
+def test_a_worker_with_another_tokenizer_or_other_code_scores_nothing(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = FakeScorer(6), FakeScorer(6)
+    one.tokenizer, two.tokenizer = "a" * 64, ("b" if what == "tokenizer" else "a") * 64
+    with closing(storage_in(tmp_path)) as storage:
+        spec = spec_of(selectors=["greedy"])
+        run_study(storage, spec, one, n_trials=1)
+        if what == "code":
+            monkeypatch.setattr(run, "scoring_code", lambda: "c" * 64)
+        with pytest.raises(ModelError, match=f"{what} .* here, .* in the study; give this worker"):
+            run_study(storage, spec, two)
+        assert two.n_scored == 0
 
 
 def test_a_worker_with_another_version_of_a_task_scores_nothing(tmp_path: Path) -> None:

