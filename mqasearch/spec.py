@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from mqasearch.budget import Budget
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
-from mqasearch.score import DEFAULT_METRIC, HIGHER_IS_BETTER, Split, TaskSpec
+from mqasearch.score import DEFAULT_METRIC, Split, TaskSpec
 
 MAX_SPEC_BYTES = 1_000_000
 """A study file larger than this is refused before it is parsed."""
@@ -47,14 +47,16 @@ class KnownNames:
     Attributes:
         model: check of a model's name.
         task: check of (task, metric).
+        objective: check of all tasks with their metrics together.
         selectors: name → check of its parameters.
         merges: name → check of its parameters.
     """
 
     model: Callable[[str], None] = _no_check
-    task: Callable[[str, str], None] = _no_check
+    task: Callable[[str, str], object] = _no_check
     selectors: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
     merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
+    objective: Callable[[Mapping[str, str]], object] = _no_check
 
 
 def _named(key: str = "name") -> BeforeValidator:
@@ -210,7 +212,7 @@ class StudySpec(_Strict):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
         if "original" in self.enqueue:
             raise ValueError("enqueue: the original is scored under that name; choose another")
         if not self.selectors and not self.enqueue:
@@ -224,19 +226,14 @@ class StudySpec(_Strict):
                 raise ValueError(f"{what}: {', '.join(twice)} given twice")
         if self.pruner is not None and len(self.tasks) > 1:
             raise ValueError("pruner: masks are compared on one task; name one, or leave it out")
-        ways = {HIGHER_IS_BETTER.get(task.metric, True) for task in self.tasks}
-        if len(ways) > 1:
-            metrics = ", ".join(f"{task.name}: {task.metric}" for task in self.tasks)
-            raise ValueError(
-                f"tasks: one objective cannot both rise and fall ({metrics}); "
-                "choose metrics of the same direction"
-            )
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.objective, self.metrics)
         return self
 
     @property
-    def maximize(self) -> bool:
-        """Whether a larger objective is better."""
-        return HIGHER_IS_BETTER.get(self.tasks[0].metric, True)
+    def metrics(self) -> dict[str, str]:
+        """Task → the metric that the search optimises on it."""
+        return {task.name: task.metric for task in self.tasks}
 
     @property
     def search_split(self) -> Split:
@@ -335,7 +332,7 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return f"not YAML: {' '.join(str(error).split())}"
 
 
-def _checked(check: Callable[..., None], *arguments: Any) -> None:
+def _checked(check: Callable[..., object], *arguments: Any) -> None:
     try:
         check(*arguments)
     except MqasearchError as error:

@@ -13,7 +13,8 @@ and what tells a converted model from the original one: see ``comparison``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -21,10 +22,10 @@ import numpy as np
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
-from mqasearch.errors import ScoreError, UnknownNameError
+from mqasearch.errors import ScoreError, UnknownNameError, UserError
 from mqasearch.evaluation.comparison import COMPARISONS, Comparison, compared_metrics
 from mqasearch.evaluation.offline import load_task
-from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask
+from mqasearch.evaluation.prepared import Loader, PreparedDocument, PreparedTask
 from mqasearch.score import HIGHER_IS_BETTER, Score
 
 Responses = Sequence[Sequence[Any]]
@@ -40,31 +41,48 @@ _OURS = {
 _JACKKNIFE_GROUPS = 100
 
 
-def check_metric(task_name: str, metric: str) -> None:
-    """Refuse a metric that a task does not have.
+def higher_is_better(task_name: str, metric: str) -> bool:
+    """Direction of a metric on a task, or on every member of a group.
 
     Raises:
         UnknownNameError: no such task, or no such metric on it.
+        UserError: lm-eval does not say, or members of the group differ.
     """
-    known = metrics_of(load_task(task_name, 0, 0)[0])
+    known = _directions(load_task, task_name)
     if metric not in known:
         raise UnknownNameError(f"metric of {task_name}", metric, known)
+    if (direction := known[metric]) is None:
+        others = ", ".join(name for name in known if known[name] is not None)
+        raise UserError(
+            f"lm-eval does not say whether a higher {metric} of {task_name} is better; "
+            f"choose one of {others}"
+        )
+    return direction
 
 
-def higher_is_better(task_name: str, metric: str) -> bool:
-    """Direction of a metric on a task.
+@cache
+def _directions(load: Loader, task_name: str) -> Mapping[str, bool | None]:
+    """Metrics that all members of a task have → whether higher is better; None where unclear."""
+    members = [_directions_of(task) for task in load(task_name, 0, 0)]
+    common = [metric for metric in members[0] if all(metric in each for each in members)]
+    ways = {metric: {each[metric] for each in members} for metric in common}
+    return {metric: way.pop() if len(way) == 1 else None for metric, way in ways.items()}
 
-    Raises:
-        UnknownNameError: no such task, or no such metric on it.
-    """
-    check_metric(task_name, metric)
-    return bool({**load_task(task_name, 0, 0)[0].higher_is_better(), **HIGHER_IS_BETTER}[metric])
+
+def _directions_of(task: Task) -> dict[str, bool | None]:
+    """A metric behind a filter, ``exact_match,strict-match``, has that of the metric."""
+    stated = {name: way for name, way in task.higher_is_better().items() if way is not None}
+    ways = {**HIGHER_IS_BETTER, **stated}
+    return {metric: ways.get(metric.partition(",")[0]) for metric in metrics_of(task)}
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
-    """Names of all metrics on a task: lm-eval's own first."""
+    """Names of all metrics on a task: lm-eval's own first, those behind one of its filters last."""
+    own = list(task.aggregation())
     ours = (*_OURS.get(task.OUTPUT_TYPE, ()), *COMPARISONS.get(task.OUTPUT_TYPE, ()))
-    return tuple(dict.fromkeys([*task.aggregation(), *ours]))
+    filters = [each.name for each in task._filters if each.name != "none"]
+    filtered = [f"{metric},{name}" for metric in own for name in filters]
+    return tuple(dict.fromkeys([*own, *ours, *filtered]))
 
 
 def score_of(
@@ -120,6 +138,8 @@ def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -
     stderr: dict[str, float] = {}
     per_document: dict[str, tuple[float, ...]] = {}
     for metric in rows[0] if rows else ():
+        if not all(metric in row for row in rows):
+            continue  # members of a group may have metrics of their own
         items = [row[metric] for row in rows]
         aggregate = aggregations.get(metric.split(",")[0], mean)
         value, error = _aggregated(items, aggregate)

@@ -48,7 +48,7 @@ class StudyFacts:
         n_layers: of the model.
         shape: of the model, as plain data.
         n_trials: at most; None where the selector's plan ends by itself.
-        direction: ``minimize`` or ``maximize``.
+        direction: ``minimize`` or ``maximize``, as lm-eval said when the study was made.
         spec: the study file, as plain data.
         versions: of the packages that scores depend on.
     """
@@ -63,6 +63,11 @@ class StudyFacts:
     direction: Direction
     spec: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger objective is better."""
+        return self.direction == "maximize"
 
     @property
     def study_spec(self) -> StudySpec:

@@ -27,6 +27,7 @@ from mqasearch.search.attributes import (
     set_study_facts,
     study_facts,
 )
+from mqasearch.search.names import maximizes
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
 
@@ -39,12 +40,14 @@ def create_studies(storage: BaseStorage, spec: StudySpec, shape: ModelShape) -> 
 
     Raises:
         SpecError: the spec does not fit the model; all faults at once.
-        UserError: a study of that name exists with another spec.
+        UserError: a study of that name exists with another spec or direction; the metrics cannot
+            be one objective.
     """
     check_fits(spec, shape)
+    direction: Direction = "maximize" if maximizes(spec.metrics) else "minimize"
     names = []
     for comparison, one in spec.comparisons().items():
-        for facts in _plan(spec.name, comparison, one, shape):
+        for facts in _plan(spec.name, comparison, one, shape, direction):
             names.append(_create(storage, facts, _masks(facts, one)))
     return names
 
@@ -128,7 +131,9 @@ def versions() -> dict[str, str]:
     return versions_of(("mqasearch", *PACKAGES))
 
 
-def _plan(study: str, comparison: str, spec: StudySpec, shape: ModelShape) -> list[StudyFacts]:
+def _plan(
+    study: str, comparison: str, spec: StudySpec, shape: ModelShape, direction: Direction
+) -> list[StudyFacts]:
     target = spec.target_kv_heads
     budget = spec.budget[0].budget.n_converted(shape, target)
     rows: list[tuple[str, int, int | None]] = [
@@ -146,7 +151,7 @@ def _plan(study: str, comparison: str, spec: StudySpec, shape: ModelShape) -> li
             n_layers=shape.n_layers,
             shape=asdict(shape),
             n_trials=n_trials,
-            direction="maximize" if spec.maximize else "minimize",
+            direction=direction,
             spec=spec.model_dump(mode="json"),
             versions=versions(),
         )
@@ -179,6 +184,11 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
         raise UserError(
             f"study {name!r} exists with another spec ({'; '.join(changes)}); "
             "choose another name in the study file, or another --storage"
+        )
+    elif theirs.direction != facts.direction:
+        raise UserError(
+            f"study {name!r} exists and was told to {theirs.direction} what it must "
+            f"{facts.direction}; choose another name in the study file, or another --storage"
         )
     return name
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mqasearch.errors import ScoreError
+from mqasearch.errors import ScoreError, UserError
 from mqasearch.evaluation.racing import StopRule, paired_estimate, race
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import KVHeads, LayerMask
@@ -234,6 +234,11 @@ class Evaluator:
 
 
 def _checked(mask: LayerMask, task: TaskSpec, score: Score) -> Score:
+    if task.metric not in score.values:
+        raise UserError(
+            f"task {task.name}: not every document that was scored has {task.metric}; "
+            f"all have {', '.join(score.values)}: create another study with one of them"
+        )
     for metric, value in score.values.items():
         if not math.isfinite(value):
             raise ScoreError(f"{task.name}: {metric} of mask {mask} is {value}")

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from mqasearch.conversion import MERGES, merge_of
-from mqasearch.evaluation.metrics import check_metric
+from mqasearch.errors import UserError
+from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.samplers import SELECTORS, check_parameters
 from mqasearch.search.scoring import check_model_name
 from mqasearch.spec import KnownNames
@@ -15,10 +16,34 @@ def known_names() -> KnownNames:
     """Checks of models, tasks with metrics, selectors and merges with parameters."""
     return KnownNames(
         model=check_model_name,
-        task=check_metric,
+        task=higher_is_better,
+        objective=maximizes,
         selectors={name: partial(check_parameters, name) for name in SELECTORS},
         merges={name: _merge_check(name) for name in MERGES},
     )
+
+
+def maximizes(tasks: Mapping[str, str]) -> bool:
+    """Whether a larger objective is better: a weighted mean of one metric of each task.
+
+    Args:
+        tasks: name → metric.
+
+    Raises:
+        UnknownNameError: no such task, or no such metric on it.
+        UserError: some of the metrics rise and others fall.
+    """
+    ways = {name: higher_is_better(name, metric) for name, metric in tasks.items()}
+    if len({*ways.values()}) > 1:
+        said = ", ".join(
+            f"{metric} of {name} {'rises' if ways[name] else 'falls'}"
+            for name, metric in tasks.items()
+        )
+        raise UserError(
+            f"tasks: one objective cannot both rise and fall ({said}); "
+            "choose metrics of the same direction"
+        )
+    return all(ways.values())
 
 
 def _merge_check(name: str) -> Callable[[Mapping[str, Any]], None]:

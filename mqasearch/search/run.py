@@ -124,7 +124,7 @@ def work_with(
         target_kv_heads=spec.target_kv_heads,
         search_split=spec.search_split,
         seed=spec.documents.seed,
-        maximize=spec.maximize,
+        maximize=next(iter(studies.values())).maximize,
         rule=stop_rule(spec),
     )
     for selection in selections:

@@ -9,10 +9,10 @@ from evaluation.stock import average_heads, stock_samples
 from tiny import tiny_model
 
 from mqasearch.conversion import ConvertibleModel, merge_of
-from mqasearch.errors import MaskError, ScoreError, UnknownNameError
+from mqasearch.errors import MaskError, ScoreError
 from mqasearch.evaluation.calibration import calibration_tokens
 from mqasearch.evaluation.harness import HarnessScorer
-from mqasearch.evaluation.metrics import check_metric, higher_is_better, score_of
+from mqasearch.evaluation.metrics import score_of
 from mqasearch.evaluation.prepared import LoadedTask, TaskLibrary
 from mqasearch.families import family_of
 from mqasearch.mask import LayerMask
@@ -123,15 +123,6 @@ def test_a_score_that_is_not_a_number_is_an_error(scorer: HarnessScorer) -> None
 def test_a_mask_of_another_model_is_refused(scorer: HarnessScorer) -> None:
     with pytest.raises(MaskError, match="4 layers"):
         scorer.score((2, 2, 2, 2), TaskSpec("choice"), ALL)
-
-
-def test_metrics_are_checked_by_name() -> None:
-    check_metric("hellaswag", "acc_norm")
-    check_metric("hellaswag", "choice_cross_entropy")
-    with pytest.raises(UnknownNameError, match="did you mean 'acc_norm'"):
-        check_metric("hellaswag", "acc_nrm")
-    assert higher_is_better("hellaswag", "acc")
-    assert not higher_is_better("hellaswag", "bits_per_byte")
 
 
 def test_calibration_texts_are_documents_that_nothing_else_uses() -> None:
