@@ -1,7 +1,7 @@
 """Models by name, on a device, in a dtype, and what identifies them."""
 
 from mqasearch.models.fingerprint import fingerprint_of
-from mqasearch.models.loading import KV_HEADS_KEY, LoadedModel, load_model, load_shape
+from mqasearch.models.loading import KV_HEADS_KEY, LoadedModel, is_remote, load_model, load_shape
 from mqasearch.models.precision import DTYPES, device_of, dtype_of
 from mqasearch.models.shape import shape_of
 from mqasearch.models.source import EMBEDDED, check_name, is_here, is_hub_id
@@ -17,6 +17,7 @@ __all__ = [
     "fingerprint_of",
     "is_here",
     "is_hub_id",
+    "is_remote",
     "load_model",
     "load_shape",
     "shape_of",

@@ -10,13 +10,13 @@ import logging
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from mqasearch.assets import cache_dir
 from mqasearch.errors import ModelError
@@ -25,39 +25,77 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
 
-_CONFIG_KEYS = frozenset(
+_IRRELEVANT = frozenset(
     {
-        "activation_function",
-        "attention_bias",
-        "attn_logit_softcapping",
-        "do_layer_norm_before",
-        "final_logit_softcapping",
-        "head_dim",
-        "hidden_act",
-        "hidden_activation",
-        "hidden_size",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "layer_types",
-        "model_type",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "query_pre_attn_scalar",
-        "rms_norm_eps",
-        "rope_parameters",
-        "scale_attn_by_inverse_layer_idx",
-        "scale_attn_weights",
-        "sliding_window",
-        "tie_word_embeddings",
-        "use_parallel_residual",
+        # Where and by what the file was written; who reads it is part of a score's identity.
+        "_commit_hash",
+        "_name_or_path",
+        "auto_map",  # holds the hub id; code that came with a model is hashed itself
+        "transformers_version",
+        # The key of a score names the dtype that a worker computes in.
+        "dtype",
+        "torch_dtype",
+        # The class that wrote the file; what is loaded follows from model_type.
+        "architectures",
+        # What a call returns besides logits, and whether it keeps a cache or works in pieces.
+        "chunk_size_feed_forward",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+        # Training: a model that is scored drops nothing, and its weights are loaded, not drawn.
+        "attention_dropout",
+        "attn_pdrop",
+        "classifier_dropout",
+        "dropout",
+        "embd_pdrop",
+        "hidden_dropout",
+        "initializer_range",
+        "init_std",
+        "layerdrop",
+        "resid_pdrop",
+        "summary_first_dropout",
+        # Heads of classifiers, which a language model has not.
+        "id2label",
+        "label2id",
+        "problem_type",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        # The tokenizer, which has a digest of its own, decides on tokens; where a generated text
+        # ends stands in the generation config, which is hashed too.
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "tokenizer_class",
+        "unk_token_id",
     }
 )
-"""What of a config changes the logits. The rest is bookkeeping: paths, versions, generation."""
+"""What of a config cannot change a score. All else may, whatever it is called."""
+
+_IRRELEVANT_GENERATION = frozenset(
+    {
+        "_from_model_config",
+        "bos_token_id",  # starts a text without a prompt; benchmarks have prompts
+        "pad_token_id",  # lm-eval gives the tokenizer's
+        "transformers_version",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict_in_generate",
+        "use_cache",
+    }
+)
 
 
-def fingerprint_of(folder: Path, config: PreTrainedConfig) -> str:
-    """SHA-256 (hex) of a checkpoint's tensors and of the part of its config that computes.
+def fingerprint_of(
+    folder: Path,
+    config: PreTrainedConfig,
+    generation: GenerationConfig | None = None,
+    code: str = "",
+) -> str:
+    """SHA-256 (hex) of a checkpoint's tensors and of all in its configs that may change a score.
 
     Reading the tensors takes about a second per gigabyte; the result is remembered by path, time
     and size of the files.
@@ -65,15 +103,46 @@ def fingerprint_of(folder: Path, config: PreTrainedConfig) -> str:
     Args:
         folder: with safetensors files.
         config: of the model, as transformers understands it.
+        generation: how it continues a text; None = by transformers' defaults.
+        code: that came with the model and runs; empty = transformers' own.
 
     Raises:
         ModelError: no safetensors files, or broken ones.
     """
     files = weight_files(folder)
     weights = remembered(files, lambda: _weights_digest(files))
-    computing = {key: value for key, value in config.to_dict().items() if key in _CONFIG_KEYS}
-    canonical = json.dumps(computing, sort_keys=True, separators=(",", ":"), default=str)
+    parts: dict[str, Any] = {"config": _computing(config.to_dict(), _defaults(config))}
+    if generation is not None:
+        written = generation.to_diff_dict().items()
+        parts["generation"] = {k: v for k, v in written if k not in _IRRELEVANT_GENERATION}
+    if code:
+        parts["code"] = hashlib.sha256(code.encode()).hexdigest()
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(f"{weights}\n{canonical}".encode()).hexdigest()
+
+
+def _computing(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config may change a score; of nested ones, such as ``text_config``, likewise.
+
+    A value that is transformers' default counts as not given: the next version may know more keys,
+    and the same files must stay the same model.
+    """
+    kept = {}
+    for key, value in config.items():
+        is_default = key in defaults and defaults[key] == value and key != "model_type"
+        if key in _IRRELEVANT or is_default:
+            continue
+        if isinstance(value, Mapping):
+            value = _computing(value, {})
+        kept[key] = value
+    return kept
+
+
+def _defaults(config: PreTrainedConfig) -> dict[str, Any]:
+    try:
+        return type(config)().to_dict()
+    except Exception:  # of a class that came with the model and needs arguments
+        return {}
 
 
 def weight_files(folder: Path) -> list[Path]:

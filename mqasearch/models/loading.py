@@ -1,6 +1,7 @@
 """Models and their tokenizers, by name."""
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,10 +118,23 @@ def load_model(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         name=name,
-        fingerprint=fingerprint_of(_folder(source, revision), model.config),
+        fingerprint=fingerprint_of(
+            _folder(source, revision), model.config, model.generation_config, _own_code(model)
+        ),
         device=place,
         dtype=precision,
     )
+
+
+def _own_code(model: PreTrainedModel) -> str:
+    """The Python code that came with the model, if it runs; that of its module, not of others."""
+    kind = type(model)
+    return inspect.getsource(inspect.getmodule(kind) or kind) if is_remote(model) else ""
+
+
+def is_remote(model: PreTrainedModel) -> bool:
+    """Whether a model runs code that came with it."""
+    return type(model).__module__.startswith("transformers_modules")
 
 
 def _check_complete(name: str, loading: Mapping[str, Any]) -> None:

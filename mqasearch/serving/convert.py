@@ -17,7 +17,7 @@ from mqasearch.conversion.pooling import select_kv_heads
 from mqasearch.errors import UnknownNameError
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.mask import KVHeads, LayerMask, ModelShape
-from mqasearch.models import LoadedModel
+from mqasearch.models import LoadedModel, is_remote
 from mqasearch.serving.card import model_card
 from mqasearch.serving.folder import check_output, whole_folder
 from mqasearch.serving.formats import Format, format_of
@@ -131,7 +131,7 @@ def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
 
 
 def _warn_of_remote_code(loaded: LoadedModel) -> None:
-    if type(loaded.model).__module__.startswith("transformers_modules"):
+    if is_remote(loaded.model):
         logger.warning(
             "the code that came with %s does not go along: the checkpoint computes as "
             "transformers' own %s does",
