@@ -1,17 +1,18 @@
 """Models by every kind of name, and every way in which that fails."""
 
 import logging
+import sys
 
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from mqasearch.assets import CACHE_VARIABLE
 from mqasearch.errors import ModelError, UserError
 from mqasearch.models import gguf as gguf_module
-from mqasearch.models import load_model, load_shape
+from mqasearch.models import is_remote, load_model, load_shape
 from tests.models.checkpoints import edit_config, put_in_hub_cache, save, save_gguf
 from tests.tiny import MODEL_TYPES, logits, tiny_model, tiny_tokens
 
@@ -226,3 +227,31 @@ def test_too_little_memory_on_the_device_is_one_line(tmp_path, own_cache, monkey
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(ModelError, match="not enough memory on the device"):
         load_model(str(folder))
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """An empty cache of the code that comes with models."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def test_the_code_that_comes_with_a_model_is_part_of_it(tmp_path, own_cache, own_modules):
+    def fingerprint(folder: str, body: str) -> str:
+        path = save(tiny_model("llama"), tmp_path / folder)
+        edit_config(path, auto_map={"AutoModelForCausalLM": "own.Own"})
+        lines = "from transformers import LlamaForCausalLM", "class Own(LlamaForCausalLM):"
+        (path / "own.py").write_text("\n".join([*lines, f"    {body}", ""]))
+        loaded = load_model(str(path), device="cpu", trust_remote_code=True)
+        assert is_remote(loaded.model)
+        return loaded.fingerprint
+
+    one = fingerprint("one", "scale = 1")
+    assert fingerprint("same", "scale = 1") == one
+    assert fingerprint("other", "scale = 2") != one
+    plain = load_model(str(tmp_path / "one"), device="cpu")
+    assert not is_remote(plain.model)
+    assert plain.fingerprint != one
