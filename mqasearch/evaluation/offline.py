@@ -26,7 +26,7 @@ from lm_eval.tasks import TaskManager
 
 from mqasearch.assets import benchmark_data
 from mqasearch.errors import AssetError, UserError
-from mqasearch.evaluation.documents import document_hash, split_of
+from mqasearch.evaluation.documents import row_hashes, split_of
 from mqasearch.evaluation.offline_names import (
     UPSTREAM_FOLDERS,
     all_task_names,
@@ -116,10 +116,11 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
             return None
         if self.fewshot_cfg.split is not None:
             return super().fewshot_docs()
+        documents = list(self.eval_docs)
         return [
             document
-            for document in self.eval_docs
-            if split_of(document_hash(document)) == "calibration"
+            for document, row in zip(documents, row_hashes(self, documents), strict=True)
+            if split_of(row) == "calibration"
         ]
 
 

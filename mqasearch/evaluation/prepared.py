@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
-from mqasearch.evaluation.documents import chosen, digest_of, document_hash
+from mqasearch.evaluation.documents import chosen, digest_of, document_hash, row_hashes
 from mqasearch.evaluation.offline import load_task
 from mqasearch.score import Documents, TaskSpec
 
@@ -25,7 +25,7 @@ class PreparedDocument:
     Attributes:
         task: lm-eval's task that it belongs to (of a group: the member).
         document: as the task hands it out.
-        digest: ``document_hash``.
+        digest: ``document_hash``, in a group with the member's name.
         instances: lm-eval's requests, in lm-eval's order.
     """
 
@@ -68,7 +68,8 @@ class LoadedTask:
     """A task, or all members of a group, with the hash of every document.
 
     A group counts as one benchmark: its documents are pooled before they are ordered, so that each
-    member weighs by its size and a limit is a sample of the whole group.
+    member weighs by its size and a limit is a sample of the whole group. Two members may hold the
+    same row: a document is known by its member too, its split is the row's.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class LoadedTask:
         self.seed = seed
         self.tasks = load(name, num_fewshot, seed)
         self.version = "+".join(sorted({str(task.VERSION) for task in self.tasks}))
-        self._rows = [
-            (task, row, document)
-            for task in self.tasks
-            for row, document in enumerate(task.eval_docs)
-        ]
+        self._rows: list[tuple[Task, int, Any]] = []
+        self._row_hashes: list[str] = []
+        for task in self.tasks:
+            documents = list(task.eval_docs)
+            self._rows += [(task, row, document) for row, document in enumerate(documents)]
+            self._row_hashes += row_hashes(task, documents)
         self._hashes = [
             document_hash([task.task_name, document] if len(self.tasks) > 1 else document)
             for task, _, document in self._rows
@@ -109,7 +111,7 @@ class LoadedTask:
     def _choose(self, documents: Documents) -> tuple[list[int], str]:
         """Indices of the chosen documents, and their digest."""
         if documents not in self._chosen:
-            indices = chosen(self._hashes, documents)
+            indices = chosen(self._hashes, documents, self._row_hashes)
             self._chosen[documents] = indices, digest_of([self._hashes[i] for i in indices])
         return self._chosen[documents]
 

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from mqasearch.assets import CACHE_VARIABLE, benchmark_data
 from mqasearch.errors import AssetError, UnknownNameError, UserError
 from mqasearch.evaluation import offline
-from mqasearch.evaluation.documents import document_hash, split_of
+from mqasearch.evaluation.documents import row_hashes, split_of
 from mqasearch.evaluation.offline import (
     OfflineTask,
     all_task_names,
@@ -198,7 +198,7 @@ def test_arc_has_two_configurations():
 @pytest.mark.parametrize("name", ["piqa", "arc_challenge", "copa"])
 def test_examples_are_documents_that_are_never_scored(name):
     task = load_task(name, num_fewshot=5)[0]
-    assert {split_of(document_hash(document)) for document in task.sampler.df} == {"calibration"}
+    assert {split_of(row) for row in row_hashes(task, task.sampler.df)} == {"calibration"}
     document = task.eval_docs[0]
     prompt = task.fewshot_context(document, num_fewshot=5)
     assert prompt.endswith(task.fewshot_context(document, num_fewshot=0))
