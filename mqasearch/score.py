@@ -12,7 +12,7 @@ from typing import Literal
 
 from mqasearch.mask import KVHeads
 
-Split = Literal["search", "confirmation", "calibration", "full"]
+Split = Literal["search", "confirmation", "calibration", "full", "uncalibrated"]
 
 DEFAULT_METRIC = "kl"
 """That a search optimises: on few documents it ranks masks best (benchmarks/fidelity.md)."""
@@ -57,7 +57,8 @@ class Documents:
     a smaller ``limit`` is always a prefix of a larger one.
 
     Attributes:
-        split: search, confirmation or calibration, which are disjoint; or full, all documents.
+        split: search, confirmation or calibration, which are disjoint; full, all documents; or
+            uncalibrated, all but those of calibration.
         limit: number of documents; None = the whole split.
         seed: of the order.
     """

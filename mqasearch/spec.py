@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from mqasearch.budget import Budget
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
-from mqasearch.score import DEFAULT_METRIC, Split, TaskSpec
+from mqasearch.score import DEFAULT_METRIC, TaskSpec
 
 MAX_SPEC_BYTES = 1_000_000
 """A study file larger than this is refused before it is parsed."""
@@ -136,7 +136,8 @@ class TaskEntry(_Strict):
 class DocumentsEntry(_Strict):
     """How many documents of each split; None = all of it.
 
-    ``search: full`` scores every document unsplit, so that nothing is left to confirm on.
+    ``search: full`` scores every document unsplit, so that nothing is left to confirm on; but those
+    of the calibration split where the merge reads that: it was fitted to their right answers.
     """
 
     search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 100
@@ -234,11 +235,6 @@ class StudySpec(_Strict):
     def metrics(self) -> dict[str, str]:
         """Task → the metric that the search optimises on it."""
         return {task.name: task.metric for task in self.tasks}
-
-    @property
-    def search_split(self) -> Split:
-        """Which documents the search scores."""
-        return "full" if self.documents.search == "full" else "search"
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:

@@ -102,7 +102,7 @@ def test_all_metrics_are_checked_together_once_each_of_them_is_known() -> None:
     known = KnownNames(objective=objective)
     data = GOOD | {"tasks": ["piqa", {"name": "hellaswag", "metric": "acc"}]}
     assert faults(data, known) == ("tasks: one objective cannot both rise and fall",)
-    assert asked[0] == {"piqa": "bits_per_byte", "hellaswag": "acc"}
+    assert asked[0] == {"piqa": "kl", "hellaswag": "acc"}
 
 
 def test_several_budgets_are_one_comparison_each() -> None:
@@ -113,7 +113,7 @@ def test_several_budgets_are_one_comparison_each() -> None:
 
 def test_full_documents_leave_nothing_to_confirm_on() -> None:
     spec = parse_spec(GOOD | {"documents": {"search": "full"}}, "s.yaml")
-    assert spec.search_split == "full"
+    assert spec.documents.search == "full"
     assert spec.task_specs[0].limit is None
 
 

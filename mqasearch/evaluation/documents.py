@@ -80,9 +80,14 @@ def chosen(
     members = [
         index
         for index, digest in enumerate(hashes if rows is None else rows)
-        if documents.split in ("full", split_of(digest))
+        if documents.split in _splits_with(split_of(digest))
     ]
     return sorted(members, key=place)[: documents.limit]
+
+
+def _splits_with(split: Split) -> tuple[Split, ...]:
+    """What a document of one of the three splits may be asked for as."""
+    return (split, "full") if split == "calibration" else (split, "full", "uncalibrated")
 
 
 def digest_of(hashes: Sequence[str]) -> str:

@@ -26,7 +26,13 @@ from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
 _TINY = 1e-12
-_SPLIT_SIZES = {"search": 400, "confirmation": 400, "calibration": 200, "full": 1000}
+_SPLIT_SIZES = {
+    "search": 400,
+    "confirmation": 400,
+    "calibration": 200,
+    "full": 1000,
+    "uncalibrated": 800,
+}
 
 
 class FakeScorer:

@@ -41,7 +41,7 @@ def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
     """lm-eval's version of each task of a study, as this worker has it."""
     versions = {}
     for task in spec.task_specs:
-        documents = Documents(spec.search_split, task.limit, spec.documents.seed)
+        documents = Documents("search", task.limit, spec.documents.seed)
         versions[task.name] = scorer.key(scorer.shape.original, task, documents).task_version
     return versions
 

@@ -18,7 +18,7 @@ from mqasearch.search.create import create_studies, versions
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
-from mqasearch.search.scoring import Scoring, model_shape, open_scoring
+from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
 from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage
 from mqasearch.search.worker import Worker
@@ -122,7 +122,7 @@ def work_with(
         claims,
         spec.task_specs,
         target_kv_heads=spec.target_kv_heads,
-        search_split=spec.search_split,
+        search_split=search_split(spec),
         seed=spec.documents.seed,
         maximize=next(iter(studies.values())).maximize,
         rule=stop_rule(spec),
@@ -148,7 +148,7 @@ def stop_rule(spec: StudySpec) -> StopRule | None:
 def _confirm_ended(
     selections: Sequence[Selection], evaluator: Evaluator, spec: StudySpec, watcher: Watcher
 ) -> None:
-    if spec.search_split == "full":
+    if spec.documents.search == "full":
         return  # the search saw every document: nothing is left to confirm on
     ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
     confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm)

@@ -17,7 +17,7 @@ from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import ModelShape
 from mqasearch.models import LoadedModel, check_name, load_model, load_shape
-from mqasearch.score import TaskSpec
+from mqasearch.score import Split, TaskSpec
 from mqasearch.spec import StudySpec
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,18 @@ def model_shape(spec: StudySpec) -> ModelShape:
     return shape
 
 
+def search_split(spec: StudySpec) -> Split:
+    """Which documents the search of a study scores.
+
+    ``documents.search: full`` means every document, and all but the calibration split where the
+    merge reads that: a refit has seen the right answers of its documents.
+    """
+    if spec.documents.search != "full":
+        return "search"
+    reads = merge_of(spec.merge.name, **spec.merge.parameters).reads_calibration
+    return "uncalibrated" if reads else "full"
+
+
 def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
     """Load the model, calibrate it where the merge reads that, and make its scorer.
 
@@ -103,6 +115,12 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
     library = TaskLibrary()
     statistics = None
     if merge.reads_calibration:
+        if search_split(spec) == "uncalibrated":
+            logger.info(
+                "documents.search: full leaves out the calibration documents, a fifth of all: "
+                "merge %s is fitted to their right answers",
+                merge.name,
+            )
         text = CalibrationText(
             tuple(TaskSpec(task.name, num_fewshot=task.num_fewshot) for task in spec.tasks),
             spec.documents.calibration_tokens,

@@ -19,6 +19,9 @@ def test_splits_are_disjoint_complete_and_of_their_shares() -> None:
     parts.append(set(chosen(HASHES, Documents("calibration"))))
     assert sum(len(part) for part in parts) == len(HASHES) == len(set.union(*parts))
     assert [round(len(part) / len(HASHES), 1) for part in parts] == [0.4, 0.4, 0.2]
+    search, confirmation, calibration = parts
+    assert set(chosen(HASHES, Documents("full"))) == search | confirmation | calibration
+    assert set(chosen(HASHES, Documents("uncalibrated"))) == search | confirmation
 
 
 @given(

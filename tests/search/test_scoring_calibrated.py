@@ -13,8 +13,8 @@ from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.models import load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.search import scoring
-from mqasearch.search.scoring import Scoring, calibrate_for_mask, open_scoring
-from mqasearch.spec import StudySpec, parse_spec
+from mqasearch.search.scoring import Scoring, calibrate_for_mask, open_scoring, search_split
+from mqasearch.spec import StudySpec, load_spec, parse_spec
 from tests.tiny import tiny_model
 
 TASKS = [{"name": "group", "num_fewshot": 1}, "rolling"]
@@ -138,6 +138,45 @@ def test_every_merge_with_its_own_heads(folder: Path) -> None:
         scored = found.scorer.convertible.merged(layer, 1)  # type: ignore[attr-defined]
         for name, tensor in scored.tensors().items():
             assert torch.equal(tensor, fitted.fitted[1][name])
+
+
+@pytest.mark.parametrize(
+    ("merge", "split"),
+    [
+        ("mean", "full"),
+        ("first", "full"),
+        ("best", "uncalibrated"),
+        ({"name": "mean", "refit": True}, "uncalibrated"),
+        ("aligned", "uncalibrated"),
+    ],
+)
+def test_no_search_scores_what_its_merge_was_fitted_to(
+    folder: Path, merge: object, split: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mqasearch")
+    spec = spec_of(folder, merge, documents={"search": "full", "calibration_tokens": 300})
+    assert search_split(spec) == split
+    assert search_split(spec_of(folder, merge)) == "search"
+    found = open_scoring(spec, "cpu")
+    said = [row for row in caplog.messages if "leaves out the calibration documents" in row]
+    assert len(said) == (split == "uncalibrated")
+    for task in spec.task_specs:
+        library = found.scorer.library  # type: ignore[attr-defined]
+        loaded = library.task(task, Documents("full"))
+        scored, calibrated, every = (
+            {document.digest for document in loaded.in_order(Documents(name))}
+            for name in (search_split(spec), "calibration", "full")
+        )
+        if split == "uncalibrated":
+            assert not scored & calibrated
+            assert scored | calibrated == every
+        else:
+            assert scored == every
+
+
+def test_the_replication_of_a_figure_on_every_document_scores_every_document() -> None:
+    studies = Path(__file__).parents[2] / "studies"
+    assert search_split(load_spec(studies / "gemma-7b.yaml")) == "full"
 
 
 def test_too_little_text_is_one_line(folder: Path) -> None:
