@@ -45,8 +45,12 @@ def convert(
     trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Of the weights: auto, float32, bfloat16 or float16; that in which the mask was "
+            "scored otherwise."
+        ),
+    ] = None,
 ) -> None:
     """Write the converted model as a checkpoint folder, with tokenizer, mask and model card."""
     chosen = _refit(refit, no_refit=no_refit)
@@ -63,7 +67,12 @@ def convert(
         document["model"]["revision"] = revision  # so that the written mask finds it again
     check_output(out_dir, 0)
     loaded = _load(
-        document["model"], model, revision, device, dtype, trust_remote_code=trust_remote_code
+        document["model"],
+        model,
+        revision,
+        device,
+        dtype or document.get("dtype", "auto"),
+        trust_remote_code=trust_remote_code,
     )
     check_request(document, loaded, out_dir, format)
     statistics = calibrate_for_mask(loaded, document)

@@ -74,7 +74,8 @@ def _scores(document: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     head = ["| task | metric | converted | original | documents |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *rows])
+    measured = f"Measured in {document['dtype']}:\n\n" if "dtype" in document else ""
+    return measured + "\n".join([*head, *rows])
 
 
 def _original(baseline: Mapping[str, Any], task: str, metric: str) -> str:

@@ -246,17 +246,21 @@ def _document(
 ) -> dict[str, Any]:
     """The mask JSON that goes along; evidence only if it was measured on these very weights.
 
-    Which texts to calibrate on stays in it, so that it can be converted again.
+    Of a mask that does not say in which dtype it was scored that is not known. Which texts to
+    calibrate on stays in it, so that it can be converted again.
     """
     merge = {"name": convertible.merge.name, **convertible.merge.parameters}
     digest = convertible.calibration
+    dtype = str(loaded.dtype).removeprefix("torch.")
     if isinstance(mask, Mapping):
         described = mask.get("calibration") or {}
         same = _merge_of(mask).digest == convertible.merge_name
-        if same and described.get("digest", "") == digest:
+        if same and described.get("digest", "") == digest and _scored_in(mask, dtype):
             return dict(mask)
         calibration = {**described, "digest": digest} if digest else None
-        return without_evidence(mask) | {"merge": merge, "calibration": calibration}
+        changes = {"dtype": dtype, "merge": merge, "calibration": calibration}
+        changes["kv_bytes_per_token"] = _kv_bytes(convertible, tuple(mask["kv_heads"]))
+        return without_evidence(mask) | changes
     shape = convertible.shape
     flags = LayerMask(tuple(heads < shape.n_kv_heads for heads in mask))
     return {
@@ -268,18 +272,45 @@ def _document(
             "n_heads": shape.n_heads,
             "n_kv_heads": shape.n_kv_heads,
         },
+        "dtype": dtype,
         "merge": merge,
         "calibration": {"digest": digest} if digest else None,
         "mask": [int(flag) for flag in flags],
         "mqa_layers": list(flags.layers),
         "kv_heads": list(mask),
-        "kv_bytes_per_token": {
-            "original": shape.kv_bytes_per_token(shape.original),
-            "converted": shape.kv_bytes_per_token(mask),
-        },
+        "kv_bytes_per_token": _kv_bytes(convertible, mask),
         "versions": {"mqasearch": __version__},
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _kv_bytes(convertible: ConvertibleModel, kv_heads: KVHeads) -> dict[str, int]:
+    shape = convertible.shape
+    return {
+        "original": shape.kv_bytes_per_token(shape.original),
+        "converted": shape.kv_bytes_per_token(kv_heads),
+    }
+
+
+def _scored_in(mask: Mapping[str, Any], dtype: str) -> bool:
+    """Whether the mask's scores, if it has any, are of this dtype; a line in the log if not."""
+    scored = mask.get("dtype")
+    if scored == dtype or not (mask.get("scores") or mask.get("delta")):
+        return scored == dtype
+    if scored is None:
+        logger.warning(
+            "the mask does not say in which dtype it was scored, so its scores are left out; "
+            "export it from its study again to keep them"
+        )
+    else:
+        logger.warning(
+            "the mask was scored in %s and is written in %s, so its scores are left out; "
+            "give --dtype %s to keep them",
+            scored,
+            dtype,
+            scored,
+        )
+    return False
 
 
 def _texts(

@@ -91,6 +91,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
             "n_heads": shape.n_heads,
             "n_kv_heads": shape.n_kv_heads,
         },
+        **({"dtype": model.dtype} if model else {}),
         "merge": spec.merge.model_dump(mode="json"),
         "calibration": _calibration(model.calibration if model else "", spec),
         **_layers(best.facts, shape, spec.target_kv_heads),

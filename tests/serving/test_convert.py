@@ -270,6 +270,7 @@ def test_a_mask_json_decides_heads_and_merge_and_goes_along(
     assert json.loads((tmp_path / "out" / "mask.json").read_text()) == mask
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| hellaswag | acc_norm | 0.5000 | 0.6000 | confirmation |" in card
+    assert "Measured in float32:" in card
 
 
 def test_another_merge_than_the_masks_leaves_its_evidence_behind(
@@ -280,6 +281,39 @@ def test_another_merge_than_the_masks_leaves_its_evidence_behind(
     written = read_mask(tmp_path / "out" / "mask.json")
     assert written["merge"] == {"name": "mean"}
     assert not written.keys() & {"scores", "baseline", "delta"}
+
+
+def test_what_was_measured_in_another_dtype_stays_behind(
+    mask: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = tiny_model("llama").to(torch.bfloat16)
+    convert_checkpoint(mask, loaded(half), tmp_path / "out")
+    written = read_mask(tmp_path / "out" / "mask.json")
+    assert not written.keys() & {"scores", "baseline", "delta"}
+    assert (mask["dtype"], written["dtype"]) == ("float32", "bfloat16")
+    for key, n_bytes in mask["kv_bytes_per_token"].items():
+        assert written["kv_bytes_per_token"][key] == n_bytes / 2
+    assert "0.5000" not in (tmp_path / "out" / "README.md").read_text()
+    (said,) = caplog.messages
+    assert "scored in float32 and is written in bfloat16" in said
+    assert "--dtype float32" in said
+    convert_checkpoint(written, loaded(half), tmp_path / "again")
+    assert read_mask(tmp_path / "again" / "mask.json") == written
+
+
+def test_of_an_older_mask_nobody_knows_the_dtype_of_its_scores(
+    mask: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = {key: mask[key] for key in mask if key != "dtype"}
+    convert_checkpoint(older, loaded(tiny_model("llama")), tmp_path / "out")
+    written = read_mask(tmp_path / "out" / "mask.json")
+    assert written == {key: mask[key] for key in mask if key not in ("scores", "baseline")}
+    (said,) = caplog.messages
+    assert "does not say in which dtype it was scored" in said
+    bare = {key: older[key] for key in older if key not in ("scores", "baseline")}
+    convert_checkpoint(bare, loaded(tiny_model("llama")), tmp_path / "bare")
+    assert read_mask(tmp_path / "bare" / "mask.json") == written
+    assert len(caplog.messages) == 1
 
 
 def test_a_mask_of_another_model_is_refused(mask: dict[str, Any], tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ def test_the_command_writes_the_model_that_was_scored(
     assert json.loads((tmp_path / "out" / "mask.json").read_text()) == json.loads(mask.read_text())
 
 
+@pytest.mark.parametrize("given", [None, "float32", "bfloat16"])
+def test_it_is_written_in_the_dtype_that_was_scored_unless_another_is_asked_for(
+    given: str | None, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(mask.read_text()) | {"dtype": "bfloat16"}
+    mask.write_text(json.dumps(document))
+    words = () if given is None else ("--dtype", given)
+    assert command(monkeypatch, "convert", mask, tmp_path / "out", *words) == 0
+    written = read_mask(tmp_path / "out" / "mask.json")
+    assert written["dtype"] == (given or "bfloat16")
+    assert ("scores" in written) == (given != "float32")
+    assert load(tmp_path / "out").dtype == getattr(torch, written["dtype"])
+
+
 def test_a_mask_converted_from_other_texts_can_be_converted_again(
     mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

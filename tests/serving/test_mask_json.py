@@ -70,6 +70,19 @@ def test_no_point_of_the_front_is_beaten_by_another(masks: Path) -> None:
     assert values == sorted(set(values))
 
 
+def test_a_mask_says_in_which_dtype_it_was_scored(storage: Storage, masks: Path) -> None:
+    (facts, *_) = [model_facts(study.user_attrs) for study in studies_of(storage)]
+    assert facts is not None
+    document = read_mask(masks)
+    assert document["dtype"] == facts.dtype == "float32"
+    del document["dtype"]  # as older versions wrote it
+    masks.write_text(json.dumps(document))
+    assert "dtype" not in read_mask(masks)
+    masks.write_text(json.dumps(document | {"dtype": "int3"}))
+    with pytest.raises(MaskError, match="dtype: 'int3' is not one of"):
+        read_mask(masks)
+
+
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     document = read_mask(path)
     edit(document)
