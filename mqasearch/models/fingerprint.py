@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
 
+_METHOD = 2
+"""Counts up whenever equal models get another fingerprint than before; the first had no number."""
+
 _IRRELEVANT = frozenset(
     {
         # Where and by what the file was written; who reads it is part of a score's identity.
@@ -95,7 +98,7 @@ def fingerprint_of(
     generation: GenerationConfig | None = None,
     code: str = "",
 ) -> str:
-    """SHA-256 (hex) of a checkpoint's tensors and of all in its configs that may change a score.
+    """What a checkpoint's tensors and all in its configs that may change a score amount to.
 
     Reading the tensors takes about a second per gigabyte; the result is remembered by path, time
     and size of the files.
@@ -105,6 +108,9 @@ def fingerprint_of(
         config: of the model, as transformers understands it.
         generation: how it continues a text; None = by transformers' defaults.
         code: that came with the model and runs; empty = transformers' own.
+
+    Returns:
+        SHA-256 (hex) behind the version of this method: only fingerprints of one version compare.
 
     Raises:
         ModelError: no safetensors files, or broken ones.
@@ -118,7 +124,7 @@ def fingerprint_of(
     if code:
         parts["code"] = hashlib.sha256(code.encode()).hexdigest()
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(f"{weights}\n{canonical}".encode()).hexdigest()
+    return f"{_METHOD}:" + hashlib.sha256(f"{weights}\n{canonical}".encode()).hexdigest()
 
 
 def _computing(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

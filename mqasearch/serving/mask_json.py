@@ -5,6 +5,7 @@ holds either one mask or what ``mqasearch export`` writes, the best mask of each
 """
 
 import json
+import logging
 import math
 import os
 import tempfile
@@ -19,6 +20,8 @@ from referencing import Registry, Resource
 
 from mqasearch.errors import MaskError, unknown_name
 from mqasearch.mask import LayerMask, ModelShape
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MAX_MASK_BYTES = 10_000_000
@@ -116,12 +119,20 @@ def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str
                 f"the mask was made for {model['id']} with {key} {model[key]}, "
                 f"this model has {getattr(shape, key)}; use the model it was made for"
             )
-    if model["fingerprint"] not in (None, fingerprint):
-        raise MaskError(
-            f"the mask was made for other weights of {model['id']} (fingerprint "
-            f"{model['fingerprint'][:12]}, this model {fingerprint[:12]}); "
-            "use the model it was made for, or search again"
+    known = model["fingerprint"]
+    if known in (None, fingerprint):
+        return
+    if ":" in fingerprint and ":" not in known:
+        logger.warning(
+            "the mask was made by an older mqasearch, whose fingerprints of weights were others: "
+            "whether it was made for these is not known"
         )
+        return
+    raise MaskError(
+        f"the mask was made for other weights of {model['id']} (fingerprint "
+        f"{known[:12]}, this model {fingerprint[:12]}); "
+        "use the model it was made for, or search again"
+    )
 
 
 def without_evidence(document: Mapping[str, Any]) -> dict[str, Any]:

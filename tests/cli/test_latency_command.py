@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(tiny_model("llama", n_layers=4, n_kv_heads=2), root / "model")
     fingerprint = load_model(str(root / "model"), device="cpu", dtype="float32").fingerprint
     mask = LayerMask.of([1, 3], 4)
-    for name, weights in (("mask", fingerprint), ("other", "f" * 64)):
+    for name, weights in (("mask", fingerprint), ("other", "2:" + "f" * 64)):
         document = {
             "schema_version": SCHEMA_VERSION,
             "model": {

@@ -83,6 +83,20 @@ def test_a_mask_says_in_which_dtype_it_was_scored(storage: Storage, masks: Path)
         read_mask(masks)
 
 
+def test_a_mask_whose_fingerprint_is_of_an_older_method_is_taken_with_a_warning(
+    masks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = read_mask(masks)
+    document["model"]["fingerprint"] = "a" * 64
+    check_model(document, SCORER.shape, "2:" + "b" * 64)
+    assert "made by an older mqasearch" in caplog.text
+    with pytest.raises(MaskError, match="other weights"):
+        check_model(document, SCORER.shape, "b" * 64)
+    document["model"]["fingerprint"] = "2:" + "a" * 64
+    with pytest.raises(MaskError, match="other weights"):
+        check_model(document, SCORER.shape, "2:" + "b" * 64)
+
+
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     document = read_mask(path)
     edit(document)
