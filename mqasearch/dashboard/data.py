@@ -18,9 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
+from mqasearch.search.best import best, improvements
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
-"""``pruned`` is a probe: a mask below the budget that was scored. ``invalid``: no finite score."""
+"""``pruned`` is a probe, a mask below the budget that was scored; or a mask that was given up in a
+race. ``invalid``: no finite score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class TrialRow:
         seconds: that scoring took.
         reused: whether the score was found in the database.
         label: name that the study file gives to an enqueued mask.
+        given_up: documents after which the mask was clearly worse than another one of its size, so
+            that ``value`` is an estimate; None where all were scored.
     """
 
     number: int
@@ -55,6 +59,7 @@ class TrialRow:
     seconds: float | None = None
     reused: bool = False
     label: str = ""
+    given_up: int | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -143,8 +148,12 @@ class StudyRows:
     @property
     def best(self) -> TrialRow | None:
         """The best mask at the budget."""
-        rows = [row for row in self.scored if self.is_at_budget(row)]
-        return min(rows, key=self.loss, default=None)
+        return best(self.scored, maximize=self.maximize, n_converted=self.n_converted)
+
+    @property
+    def improvements(self) -> list[TrialRow]:
+        """The masks at the budget that were the best when they were scored."""
+        return improvements(self.scored, maximize=self.maximize, n_converted=self.n_converted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +172,9 @@ class Comparison:
     @property
     def best(self) -> tuple[StudyRows, TrialRow] | None:
         """The best mask at the budget over all selectors, with its study."""
-        rows = [(study, study.best) for study in self.studies]
-        found = [(study, row) for study, row in rows if row is not None]
-        return min(found, key=lambda pair: pair[0].loss(pair[1]), default=None)
+        bests = [(study, row) for study in self.selectors if (row := study.best) is not None]
+        chosen = best((row for _, row in bests), maximize=self.studies[0].maximize)
+        return next((pair for pair in bests if pair[1] is chosen), None)
 
 
 def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
@@ -298,7 +307,6 @@ def _has_mask(trial: FrozenTrial, n_layers: int) -> bool:
 def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow:
     facts = _mapping(trial.user_attrs.get(FACTS_KEY))
     mask = trial.user_attrs[MASK_KEY]
-    kv_bytes = _number(facts.get("kv_bytes_per_token"))
     return TrialRow(
         number=trial.number,
         mask=mask,
@@ -308,10 +316,11 @@ def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow
         delta=_number(facts.get("delta")),
         selector=selector,
         evaluations=evaluations,
-        kv_bytes=None if kv_bytes is None else int(kv_bytes),
+        kv_bytes=_count(facts.get("kv_bytes_per_token")),
         seconds=_number(facts.get("seconds")),
         reused=facts.get("reused") is True,
         label=str(facts.get("name") or ""),
+        given_up=_count(facts.get("given_up")),
     )
 
 
@@ -346,6 +355,11 @@ def _value(trial: FrozenTrial) -> float | None:
 def _mapping(value: object) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
 
 
 def _number(value: object) -> float | None:

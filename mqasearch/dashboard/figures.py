@@ -4,7 +4,7 @@ Only long-known trace types and plain lists are used, since Optuna's dashboard d
 2.35. Layers are categories: a label such as ``12`` on a number axis would be a place, not a name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
@@ -21,6 +21,7 @@ from mqasearch.dashboard.style import (
     format_bytes,
     line_style,
 )
+from mqasearch.search.best import best
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +125,7 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
     Args:
         comparisons: of one model and one set of tasks, one per budget; probes count too.
     """
-    best: dict[int, tuple[StudyRows, TrialRow]] = {}
-    for study in (study for comparison in comparisons for study in comparison.studies):
-        for row in study.scored:
-            known = best.get(row.n_converted)
-            if known is None or study.loss(row) < known[0].loss(known[1]):
-                best[row.n_converted] = (study, row)
-    points = [best[n] for n in sorted(best)]
+    points = _best_of_each_size(comparisons)
     figure = go.Figure(
         go.Scatter(
             x=[row.n_converted for _, row in points],
@@ -143,7 +138,7 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
             showlegend=False,
         )
     )
-    _mark_budgets(figure, comparisons, best)
+    _mark_budgets(figure, comparisons, [row for _, row in points])
     ticks = _spread([row for _, row in points], 16)
     figure.update_xaxes(
         title_text="converted layers, KV cache per token",
@@ -200,17 +195,15 @@ def masks_figure(study: StudyRows) -> Titled:
         f"mqasearch-masks-{study.study_id}",
         f"Masks by trial: {study.selector}",
         "Columns are trials, best first. Dark: converted, mask at the budget; pale: converted, "
-        "mask of another size, which is a probe; orange: being scored now.",
+        "mask of another size, which is a probe, or one that was given up before its last "
+        "document; orange: being scored now.",
         masks_by_trial(study),
     )
 
 
 def _best_so_far(study: StudyRows) -> tuple[list[int], list[float], list[str]]:
     """Each improvement, and where the selector stands now: evaluations, value, mask."""
-    points: list[tuple[int, TrialRow]] = []
-    for row in study.scored:
-        if study.is_at_budget(row) and (not points or study.loss(row) < study.loss(points[-1][1])):
-            points.append((row.evaluations or 0, row))
+    points = [(row.evaluations or 0, row) for row in study.improvements]
     if points and len(study.scored) > points[-1][0]:
         points.append((len(study.scored), points[-1][1]))
     return (
@@ -240,8 +233,13 @@ def _add_original(figure: go.Figure, studies: Iterable[StudyRows]) -> None:
 
 
 def _distinct(comparison: Comparison) -> dict[str, tuple[StudyRows, TrialRow]]:
-    """One row per scored mask; selectors that met the same mask have the same score of it."""
-    return {row.mask: (study, row) for study in comparison.studies for row in study.scored}
+    """One row per scored mask; selectors that met the same mask have the same score of it.
+
+    A mask that one selector gave up may have been scored in full for another one.
+    """
+    rows = [(study, row) for study in comparison.studies for row in study.scored]
+    rows.sort(key=lambda pair: pair[1].given_up is None)  # of each mask the last one stays
+    return {row.mask: (study, row) for study, row in rows}
 
 
 def _losses_alone(comparison: Comparison) -> dict[int, float]:
@@ -272,21 +270,32 @@ def _with_against_without(comparison: Comparison) -> dict[int, tuple[float, floa
     return found
 
 
+def _best_of_each_size(comparisons: Sequence[Comparison]) -> list[tuple[StudyRows, TrialRow]]:
+    """The best mask for each number of converted layers, ascending, with its study."""
+    studies = [study for comparison in comparisons for study in comparison.studies]
+    rows = [(study, row) for study in studies for row in study.scored]
+    found = []
+    for n_converted in sorted({row.n_converted for _, row in rows}):
+        of_size = [pair for pair in rows if pair[1].n_converted == n_converted]
+        chosen = best((row for _, row in of_size), maximize=studies[0].maximize)
+        found += [pair for pair in of_size if pair[1] is chosen]
+    return found
+
+
 def _mark_budgets(
-    figure: go.Figure,
-    comparisons: Sequence[Comparison],
-    best: Mapping[int, tuple[StudyRows, TrialRow]],
+    figure: go.Figure, comparisons: Sequence[Comparison], points: Sequence[TrialRow]
 ) -> None:
-    budgets = sorted({comparison.studies[0].n_converted for comparison in comparisons} & set(best))
+    budgets = {comparison.studies[0].n_converted for comparison in comparisons}
+    marked = [row for row in points if row.n_converted in budgets]
     figure.add_trace(
         go.Scatter(
-            x=budgets,
-            y=[best[n][1].value for n in budgets],
+            x=[row.n_converted for row in marked],
+            y=[row.value for row in marked],
             mode="markers",
             marker={"size": 14, "symbol": "diamond-open", "color": COLOURS[1]},
             hoverinfo="skip",
             name="budget",
-            showlegend=bool(budgets),
+            showlegend=bool(marked),
         )
     )
 

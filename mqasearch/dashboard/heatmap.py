@@ -6,19 +6,20 @@ import plotly.graph_objects as go
 
 from mqasearch.dashboard.data import StudyRows, TrialRow
 from mqasearch.dashboard.style import described, finish
+from mqasearch.search.best import ranked
 
 MAX_COLUMNS = 150
 """Trials of the heatmap: more are thinner than a pixel or two, and none can be told apart."""
 
-SHADES = KEPT, PROBE, AT_BUDGET, RUNNING = "#f1f3f6", "#a6cbe3", "#0b5394", "#f0b429"
+SHADES = KEPT, PALE, AT_BUDGET, RUNNING = "#f1f3f6", "#a6cbe3", "#0b5394", "#f0b429"
 """Of a cell, by the number that stands for it in the heatmap."""
 
 
 def masks_by_trial(study: StudyRows, limit: int = MAX_COLUMNS) -> go.Figure:
     """Layer × trial: which layers each mask converts, best mask first, and above it its value.
 
-    Masks at the budget are dark, probes pale, running ones orange. A button orders the same
-    columns by trial number.
+    Masks at the budget are dark, probes and masks that were given up pale, running ones orange. A
+    button orders the same columns by trial number.
 
     Args:
         study: one selector's rows.
@@ -53,13 +54,20 @@ def masks_by_trial(study: StudyRows, limit: int = MAX_COLUMNS) -> go.Figure:
 
 
 def _best_first(study: StudyRows) -> list[TrialRow]:
-    """Masks at the budget by loss, then running ones, then probes, the original last."""
+    """Masks at the budget by loss, then running ones, then given up ones and probes, the original
+    last.
+    """
     shown = [row for row in study.trials if row.value is not None or row.state == "running"]
 
+    candidates = ranked(shown, maximize=study.maximize, n_converted=study.n_converted)
+    places = {row.number: place for place, row in enumerate(candidates)}
+
     def rank(row: TrialRow) -> tuple[int, float, int]:
+        if row.number in places:
+            return 0, places[row.number], row.number
         if row.state == "running":
             return 1, 0.0, row.number
-        place = 0 if study.is_at_budget(row) else 2 if row.n_converted else 3
+        place = 2 if study.is_at_budget(row) else 3 if row.n_converted else 4
         return place, study.loss(row), row.number
 
     return sorted(shown, key=rank)
@@ -91,15 +99,21 @@ def _shade(study: StudyRows, row: TrialRow) -> int:
     """Place in ``SHADES`` of the row's converted cells."""
     if row.state == "running":
         return 3
-    return 2 if study.is_at_budget(row) else 1
+    return 2 if study.is_at_budget(row) and row.given_up is None else 1
 
 
 def _value_traces(study: StudyRows, rows: Sequence[TrialRow]) -> list[go.Scatter]:
+    scored = [row for row in rows if row.value is not None]
     groups = {
-        "mask at the budget": [r for r in rows if r.value is not None and study.is_at_budget(r)],
-        "probe": [r for r in rows if r.value is not None and not study.is_at_budget(r)],
+        "mask at the budget": [r for r in scored if study.is_at_budget(r) and r.given_up is None],
+        "given up": [r for r in scored if study.is_at_budget(r) and r.given_up is not None],
+        "probe": [r for r in scored if not study.is_at_budget(r)],
     }
-    colours = {"mask at the budget": AT_BUDGET, "probe": PROBE}
+    looks = {
+        "mask at the budget": {"color": AT_BUDGET},
+        "given up": {"color": AT_BUDGET, "symbol": "x-thin-open"},
+        "probe": {"color": PALE},
+    }
     traces = [
         go.Scatter(
             x=[str(row.number) for row in members],
@@ -108,7 +122,8 @@ def _value_traces(study: StudyRows, rows: Sequence[TrialRow]) -> list[go.Scatter
             text=[described(row) for row in members],
             name=name,
             mode="markers",
-            marker={"size": 6, "color": colours[name]},
+            marker={"size": 6, **looks[name]},
+            showlegend=bool(members),
             hovertemplate="%{y:.5g}<br>%{text}<extra></extra>",
         )
         for name, members in groups.items()

@@ -10,6 +10,7 @@ from mqasearch.dashboard.data import Comparison, Confirmed, StudyRows, TrialRow
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.markup import Html, document, element, table
 from mqasearch.dashboard.style import format_bytes
+from mqasearch.search.best import ranked
 
 MAX_TABLE_ROWS = 200
 ROOT = "/mqasearch/"
@@ -147,29 +148,26 @@ def _enqueued(comparison: Comparison) -> Html:
 
 def _masks(comparison: Comparison) -> Html:
     """The best masks at the budget, each once, with every selector that proposed it."""
-    found: dict[str, tuple[StudyRows, TrialRow, list[str]]] = {}
-    for study in comparison.studies:
-        for row in study.scored:
-            if study.is_at_budget(row):
-                found.setdefault(row.mask, (study, row, []))[2].append(
-                    f"{study.selector} {row.number}"
-                )
-    ranked = sorted(found.values(), key=lambda item: item[0].loss(item[1]))
+    first = comparison.studies[0]
+    scored = [row for study in comparison.studies for row in study.scored]
+    found: dict[str, tuple[TrialRow, list[str]]] = {}
+    for row in ranked(scored, maximize=first.maximize, n_converted=first.n_converted):
+        found.setdefault(row.mask, (row, []))[1].append(f"{row.selector} {row.number}")
     rows: list[tuple[str, ...]] = [
         (
             str(place),
             element("code", row.mask.replace("0", "·").replace("1", "■"), title=row.mask),
             _layers(row),
             _value(row),
-            _delta(study, row),
+            _delta(first, row),
             ", ".join(who),
         )
-        for place, (study, row, who) in enumerate(ranked[:MAX_TABLE_ROWS], start=1)
+        for place, (row, who) in enumerate([*found.values()][:MAX_TABLE_ROWS], start=1)
     ]
-    left = f", the best {MAX_TABLE_ROWS} are listed" if len(ranked) > MAX_TABLE_ROWS else ""
+    left = f", the best {MAX_TABLE_ROWS} are listed" if len(found) > MAX_TABLE_ROWS else ""
     return element(
         "details",
-        element("summary", f"Masks at the budget: {len(ranked)}{left}"),
+        element("summary", f"Masks at the budget: {len(found)}{left}"),
         table(("", "mask, layer 0 first", "layers", "value", "to original", "proposed by"), rows),
         element(
             "p",

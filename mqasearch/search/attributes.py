@@ -6,7 +6,7 @@ trial (besides the mask, which the sampler writes first so that other workers se
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -17,6 +17,7 @@ from mqasearch.mask import LayerMask
 from mqasearch.samplers import MASK_KEY
 from mqasearch.search.agreement import differences, remedies
 from mqasearch.search.attributes_once import record_once
+from mqasearch.search.best import best
 from mqasearch.spec import StudySpec, parse_spec
 
 STUDY_KEY = "mqasearch:study"
@@ -194,24 +195,33 @@ def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
     return TrialFacts(**_known(TrialFacts, row)) if isinstance(row, dict) else None
 
 
+class _Rival(NamedTuple):
+    """Of a finished trial what decides whether it is the best."""
+
+    number: int
+    n_converted: int
+    value: float
+    given_up: int | None
+    mask: str
+
+
 def best_of_size(
     trials: Iterable[FrozenTrial], n_converted: int, *, maximize: bool
 ) -> LayerMask | None:
     """The best mask of so many layers that was scored in full; of equals the earliest one.
 
-    Read before every trial of a race, hence without an object for each row.
+    Read before every trial of a race, hence without the facts of masks of another size.
     """
-    rows = [trial.user_attrs.get(FACTS_KEY) for trial in trials]
-    rivals = [
-        row
-        for row in rows
-        if isinstance(row, dict)
-        and row["n_converted"] == n_converted
-        and row.get("given_up") is None
-    ]
-    sign = -1.0 if maximize else 1.0
-    best = min(rivals, key=lambda row: sign * row["value"], default=None)
-    return None if best is None else LayerMask.parse(best["mask"])
+    found = best(
+        (
+            _Rival(trial.number, n_converted, row["value"], row.get("given_up"), row["mask"])
+            for trial in trials
+            if isinstance(row := trial.user_attrs.get(FACTS_KEY), dict)
+            and row["n_converted"] == n_converted
+        ),
+        maximize=maximize,
+    )
+    return None if found is None else LayerMask.parse(found.mask)
 
 
 def trial_mask(trial: FrozenTrial) -> LayerMask | None:

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
 from mqasearch.search.attributes import ENQUEUED, TrialFacts, confirmation, study_facts, trial_facts
+from mqasearch.search.best import best
 
 HEADLINES = ("acc_norm", "acc")
 """The accuracy that a table shows, the first that a task has."""
@@ -21,6 +22,21 @@ class FinishedTrial:
 
     number: int
     facts: TrialFacts
+
+    @property
+    def n_converted(self) -> int:
+        """Layers that its mask converts."""
+        return self.facts.n_converted
+
+    @property
+    def value(self) -> float:
+        """The objective."""
+        return self.facts.value
+
+    @property
+    def given_up(self) -> int | None:
+        """Documents after which the mask was given up; None where all were scored."""
+        return self.facts.given_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +78,20 @@ class ComparisonRow:
 
 def best_trial(study: optuna.Study) -> FinishedTrial | None:
     """The best mask at the budget; the earlier one of equals."""
-    complete = [
-        FinishedTrial(trial.number, facts)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if (facts := trial_facts(trial)) is not None
-    ]
-    if not complete:
-        return None
-    sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    return min(complete, key=lambda trial: (sign * trial.facts.value, trial.number))
+    at_budget = _trials(study, TrialState.COMPLETE)
+    return best(at_budget, maximize=study.direction == StudyDirection.MAXIMIZE)
 
 
 def finished(study: optuna.Study) -> list[FinishedTrial]:
     """Every scored trial, probes included, in the order of their numbers."""
+    return _trials(study, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _trials(study: optuna.Study, *states: TrialState) -> list[FinishedTrial]:
     return [
         FinishedTrial(trial.number, facts)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        and (facts := trial_facts(trial)) is not None
+        for trial in study.get_trials(deepcopy=False, states=states)
+        if (facts := trial_facts(trial)) is not None
     ]
 
 
@@ -135,23 +147,23 @@ def _row(study: optuna.Study) -> ComparisonRow:
         confirmed={},
         kv_bytes_per_token=None,
     )
-    best = best_trial(study)
-    return row if best is None else _with_best(row, best, confirmation(study.user_attrs))
+    chosen = best_trial(study)
+    return row if chosen is None else _with_best(row, chosen, confirmation(study.user_attrs))
 
 
 def _with_best(
-    row: ComparisonRow, best: FinishedTrial, held_out: dict[str, Any] | None
+    row: ComparisonRow, chosen: FinishedTrial, held_out: dict[str, Any] | None
 ) -> ComparisonRow:
-    is_current = held_out is not None and held_out["trial_number"] == best.number
+    is_current = held_out is not None and held_out["trial_number"] == chosen.number
     return replace(
         row,
-        mask=best.facts.mask,
-        layers=LayerMask.parse(best.facts.mask).layers,
-        value=best.facts.value,
-        delta=best.facts.delta,
-        trial_number=best.number,
+        mask=chosen.facts.mask,
+        layers=LayerMask.parse(chosen.facts.mask).layers,
+        value=chosen.facts.value,
+        delta=chosen.facts.delta,
+        trial_number=chosen.number,
         confirmed=held_out["tasks"] if held_out is not None and is_current else {},
-        kv_bytes_per_token=best.facts.kv_bytes_per_token,
+        kv_bytes_per_token=chosen.facts.kv_bytes_per_token,
     )
 
 

@@ -1,6 +1,7 @@
 """From the database to mask JSON: the best mask per selector, and the front over budgets."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from mqasearch.search.attributes import (
     model_facts,
     study_facts,
 )
+from mqasearch.search.best import front, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, finished
 from mqasearch.serving.mask_json import SCHEMA_VERSION
 from mqasearch.spec import StudySpec
@@ -32,40 +34,52 @@ def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
         StorageError: no study has a mask at its budget yet.
     """
     rows = [(facts, study) for study in studies if (facts := study_facts(study.user_attrs))]
-    bests = [row for facts, study in rows for row in _candidates(facts, study)]
-    if not bests:
+    finalists = [row for facts, study in rows for row in _finalists(facts, study)]
+    if not finalists:
         raise StorageError(
             f"study {name!r} has no scored mask at its budget yet; start a worker with "
             f"`mqasearch worker --storage URL --study-name {name}`"
         )
-    sign = -1.0 if bests[0][1].direction == "maximize" else 1.0
+    facts = finalists[0].of
+    maximize = facts.direction == "maximize"
     # Masks enqueued by name need not meet any budget: they come behind those that do.
-    bests.sort(key=lambda row: (row[1].selector == ENQUEUED, sign * row[0].facts.value))
-    spec = bests[0][1].study_spec
-    every = [row.facts for _, study in rows for row in finished(study)]
+    finalists = sorted(ranked(finalists, maximize=maximize), key=lambda row: row.is_named)
+    every = [row for _, study in rows for row in finished(study)]
     original = next((row.value for row in every if row.n_converted == 0), None)
     return {
         "schema_version": SCHEMA_VERSION,
         "study": name,
         "objective": {
-            "direction": bests[0][1].direction,
-            "tasks": {task.name: task.metric for task in spec.tasks},
+            "direction": facts.direction,
+            "tasks": {task.name: task.metric for task in facts.study_spec.tasks},
             "original": original,
         },
-        "masks": [mask_document(best, facts, study) for best, facts, study in bests],
-        "front": _front(every, bests[0][1], sign),
+        "masks": [mask_document(row, row.of, row.study) for row in finalists],
+        "front": _front(every, facts),
     }
 
 
-def _candidates(
-    facts: StudyFacts, study: optuna.Study
-) -> list[tuple[FinishedTrial, StudyFacts, optuna.Study]]:
+@dataclass(frozen=True, slots=True)
+class _Finalist(FinishedTrial):
+    """A trial whose mask is exported, with its study."""
+
+    of: StudyFacts
+    study: optuna.Study
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its mask was enqueued by name."""
+        return self.of.selector == ENQUEUED
+
+
+def _finalists(facts: StudyFacts, study: optuna.Study) -> list[_Finalist]:
     """A selector's best mask, or every mask that was enqueued by name."""
-    if facts.selector != ENQUEUED:
+    if facts.selector == ENQUEUED:
+        chosen = [trial for trial in finished(study) if trial.n_converted]
+    else:
         best = best_trial(study)
-        return [] if best is None else [(best, facts, study)]
-    named = [trial for trial in finished(study) if trial.facts.n_converted]
-    return [(trial, facts, study) for trial in named]
+        chosen = [] if best is None else [best]
+    return [_Finalist(trial.number, trial.facts, facts, study) for trial in chosen]
 
 
 def _budget(best: FinishedTrial, facts: StudyFacts, spec: StudySpec) -> dict[str, Any]:
@@ -163,19 +177,20 @@ def _evidence(
     return scores, baseline, delta
 
 
-def _front(every: Iterable[TrialFacts], facts: StudyFacts, sign: float) -> list[dict[str, Any]]:
+def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, Any]]:
     """Masks that no other beats in both KV bytes and objective, largest cache first."""
     shape, target = ModelShape(**facts.shape), facts.study_spec.target_kv_heads
-    front: list[TrialFacts] = []
-    for row in sorted(every, key=lambda row: (row.kv_bytes_per_token, sign * row.value)):
-        if not front or sign * row.value < sign * front[-1].value:
-            front.append(row)
+    cheapest_first = front(
+        every,
+        lambda row: row.facts.kv_bytes_per_token,
+        maximize=facts.direction == "maximize",
+    )
     return [
         {
-            **_layers(row, shape, target),
-            "kv_bytes_per_token": row.kv_bytes_per_token,
+            **_layers(row.facts, shape, target),
+            "kv_bytes_per_token": row.facts.kv_bytes_per_token,
             "value": row.value,
-            "delta": row.delta,
+            "delta": row.facts.delta,
         }
-        for row in reversed(front)
+        for row in reversed(cheapest_first)
     ]

@@ -1,0 +1,93 @@
+"""Which of the scored masks is the best: one answer, for every table, figure, file and race.
+
+A mask that was given up in a race is never the best: its value is an estimate from a few documents.
+Neither is one without a finite value. Of equal masks the one with the lower trial number is better,
+and of those (trials of two studies) the one that is given first. So the best mask at a study's
+budget is a trial with the value of Optuna's own ``study.best_value``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+
+class Scored(Protocol):
+    """A trial that may be the best."""
+
+    @property
+    def number(self) -> int:
+        """Of the trial in its study."""
+
+    @property
+    def n_converted(self) -> int:
+        """Layers that its mask converts."""
+
+    @property
+    def value(self) -> float | None:
+        """The objective; None while unknown."""
+
+    @property
+    def given_up(self) -> int | None:
+        """Documents after which the mask was given up; None where all were scored."""
+
+
+Row = TypeVar("Row", bound=Scored)
+
+
+def ranked(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> list[Row]:
+    """The rows that may be called best, the best one first.
+
+    Args:
+        rows: finished trials, of one study or of several with one objective.
+        maximize: whether a larger value is better.
+        n_converted: layers that the masks must convert; None = any number.
+    """
+    return sorted(_rivals(rows, n_converted), key=_order(maximize))
+
+
+def best(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> Row | None:
+    """The first one of ``ranked``; None where there is none."""
+    return min(_rivals(rows, n_converted), key=_order(maximize), default=None)
+
+
+def improvements(
+    rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None
+) -> list[Row]:
+    """The rows that were the best when they came, in the order given."""
+    found: list[Row] = []
+    for row in _rivals(rows, n_converted):
+        if not found or _loss(row, maximize) < _loss(found[-1], maximize):
+            found.append(row)
+    return found
+
+
+def front(rows: Iterable[Row], cost: Callable[[Row], float], *, maximize: bool) -> list[Row]:
+    """The rows that no other one beats in both cost and value, the cheapest first.
+
+    Args:
+        rows: as for ``ranked``.
+        cost: lower is better.
+        maximize: whether a larger value is better.
+    """
+    cheapest_first = sorted(ranked(rows, maximize=maximize), key=cost)
+    return improvements(cheapest_first, maximize=maximize)
+
+
+def _rivals(rows: Iterable[Row], n_converted: int | None) -> Sequence[Row]:
+    return [
+        row
+        for row in rows
+        if row.given_up is None
+        and row.value is not None
+        and math.isfinite(row.value)
+        and n_converted in (None, row.n_converted)
+    ]
+
+
+def _order(maximize: bool) -> Callable[[Scored], tuple[float, int]]:
+    return lambda row: (_loss(row, maximize), row.number)
+
+
+def _loss(row: Scored, maximize: bool) -> float:
+    assert row.value is not None
+    return -row.value if maximize else row.value
