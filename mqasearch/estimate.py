@@ -58,5 +58,5 @@ def weighted_mean(weights: Sequence[float], parts: Sequence[Estimate]) -> Estima
     errors = [part.stderr for part in parts if part.stderr is not None]
     if len(errors) < len(parts):
         return Estimate(value)
-    squares = [(w * error) ** 2 for w, error in zip(weights, errors, strict=True)]
-    return Estimate(value, math.sqrt(sum(squares)) / total)
+    terms = [w * error for w, error in zip(weights, errors, strict=True)]
+    return Estimate(value, math.hypot(*terms) / total)

@@ -170,6 +170,11 @@ class TrialFacts:
         name: of an enqueued mask.
         given_up: documents after which the mask was clearly worse than another one of its size, so
             that ``value`` is an estimate; None where all were scored.
+        stderr: standard error of ``value``; None where it is unknown, as in what older versions
+            of mqasearch wrote.
+        delta_stderr: that of ``delta``, paired by document; None where it is unknown.
+        stderrs: task → metric → standard error of ``scores``; None where it is unknown.
+        n_docs: task → documents that ``scores`` are of.
     """
 
     mask: str
@@ -182,6 +187,10 @@ class TrialFacts:
     scores: dict[str, dict[str, float]]
     name: str | None = None
     given_up: int | None = None
+    stderr: float | None = None
+    delta_stderr: float | None = None
+    stderrs: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    n_docs: dict[str, int] = field(default_factory=dict)
 
 
 def set_trial_facts(trial: optuna.Trial, facts: TrialFacts) -> None:

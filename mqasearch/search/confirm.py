@@ -15,6 +15,7 @@ from mqasearch.search.attributes import ENQUEUED, confirmation, set_confirmation
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.selection import Selection
+from mqasearch.search.uncertainty import stderrs
 
 
 def confirm(
@@ -62,7 +63,7 @@ def _against(converted: Score, original: Score) -> dict[str, Any]:
     for metric, value in converted.values.items():
         row: dict[str, Any] = {
             "value": value,
-            "stderr": converted.stderr.get(metric),
+            "stderr": stderrs(converted)[metric],
             "n_docs": converted.n_docs,
             "original": original.values[metric],
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mqasearch.errors import ScoreError, UserError
+from mqasearch.estimate import Estimate
 from mqasearch.evaluation.racing import StopRule, paired_estimate, race
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import KVHeads, LayerMask
@@ -13,6 +14,7 @@ from mqasearch.score import Documents, Score, ScoreKey, Split, TaskSpec
 from mqasearch.search.ahead import Ahead
 from mqasearch.search.claims import Claims
 from mqasearch.search.prefixes import KnownPrefixes
+from mqasearch.search.uncertainty import difference_stderr, given_up_stderr, objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +26,22 @@ class Evaluation:
         scores: task name → score.
         seconds: spent on scores that were not in the database.
         reused: every score was in the database.
-        given_up: documents after which the mask was clearly worse than another one; None where
-            all were scored.
+        stderr: standard error of ``value``; None where it is unknown.
+        lost_to: the score, on all documents, of the mask that this one was given up against; None
+            where all its documents were scored.
     """
 
     value: float
     scores: Mapping[str, Score]
     seconds: float
     reused: bool
-    given_up: int | None = None
+    stderr: float | None = None
+    lost_to: Score | None = None
+
+    @property
+    def given_up(self) -> int | None:
+        """Documents after which the mask was clearly worse than another one."""
+        return None if self.lost_to is None else sum(s.n_docs for s in self.scores.values())
 
 
 class _GivenUp(Exception):
@@ -76,7 +85,7 @@ class Evaluator:
         self.seed = seed
         self.maximize = maximize
         self.rule = rule
-        self._original_value: float | None = None
+        self._original: Evaluation | None = None
         self._earlier = 0.0
         """Seconds of the score computed last that were spent before, on its first documents."""
         self._prefixes = KnownPrefixes(scorer, claims.store, rule)
@@ -138,20 +147,33 @@ class Evaluator:
         """The documents that the search scores on a task."""
         return Documents(self.search_split, task.limit, self.seed)
 
-    def original_value(self) -> float:
-        """The objective of the unconverted model, scored at most once."""
-        if self._original_value is None:
-            original = LayerMask.empty(self.scorer.shape.n_layers)
-            self._original_value = self.evaluate(original).value
-        return self._original_value
+    def original(self) -> Evaluation:
+        """That of the unconverted model, scored at most once."""
+        if self._original is None:
+            self._original = self.evaluate(LayerMask.empty(self.scorer.shape.n_layers))
+        return self._original
+
+    def against_original(self, evaluation: Evaluation) -> Estimate:
+        """The objective − the original's, with the standard error of the paired difference.
+
+        Args:
+            evaluation: of a mask on the search documents.
+        """
+        original = self.original()
+        if evaluation.lost_to is None:
+            error = difference_stderr(self.tasks, evaluation.scores, original.scores)
+        else:
+            (task,) = self.tasks
+            score, of_original = evaluation.scores[task.name], original.scores[task.name]
+            error = given_up_stderr(score, evaluation.lost_to, task.metric, of_original)
+        return Estimate(evaluation.value - original.value, error)
 
     def _evaluation(self, scores: Mapping[str, Score], seconds: float, reused: bool) -> Evaluation:
         """With the weighted mean of each task's metric as value."""
-        total = sum(task.weight for task in self.tasks)
-        weighted = sum(t.weight * scores[t.name].values[t.metric] for t in self.tasks)
-        if not math.isfinite(weighted / total):
-            raise ScoreError(f"the objective is {weighted / total}")
-        return Evaluation(weighted / total, scores, seconds, reused)
+        mean = objective(self.tasks, scores)
+        if not math.isfinite(mean.value):
+            raise ScoreError(f"the objective is {mean.value}")
+        return Evaluation(mean.value, scores, seconds, reused, mean.stderr)
 
     def _evaluate(
         self,
@@ -213,8 +235,11 @@ class Evaluator:
         if known is None:
             self.claims.store.put(key, score)
         value = paired_estimate(score, against, task.metric)
+        error = given_up_stderr(score, against, task.metric)
         seconds = score.seconds - self._earlier if known is None else 0.0
-        return Evaluation(value, {task.name: score}, seconds, known is not None, score.n_docs)
+        return Evaluation(
+            value, {task.name: score}, seconds, known is not None, stderr=error, lost_to=against
+        )
 
     def _longest_prefix(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents

@@ -6,11 +6,13 @@ import optuna
 from optuna.trial import TrialState
 
 from mqasearch.errors import ScoreError
+from mqasearch.estimate import Estimate
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, param_name
 from mqasearch.search.attributes import StudyFacts, TrialFacts, best_of_size, set_trial_facts
 from mqasearch.search.create import NAME_KEY
 from mqasearch.search.evaluator import Evaluation, Evaluator
+from mqasearch.search.uncertainty import stderrs
 
 
 class Objective:
@@ -51,11 +53,11 @@ class Objective:
                 evaluation = self.evaluator.evaluate(mask, self.certain() if many else ())
             else:
                 evaluation = self.evaluator.race(mask, incumbent)
-            original = self.evaluator.original_value()
+            delta = self.evaluator.against_original(evaluation)
         except ScoreError as error:
             trial.set_user_attr(INVALID_KEY, str(error))
             raise
-        facts = self._facts(trial, mask, evaluation, original)
+        facts = self._facts(trial, mask, evaluation, delta)
         set_trial_facts(trial, facts)
         if mask.n_converted != self.n_converted or facts.given_up is not None:
             trial.report(facts.value, step=mask.n_converted)
@@ -63,7 +65,7 @@ class Objective:
         return facts.value
 
     def _facts(
-        self, trial: optuna.Trial, mask: LayerMask, evaluation: Evaluation, original: float
+        self, trial: optuna.Trial, mask: LayerMask, evaluation: Evaluation, delta: Estimate
     ) -> TrialFacts:
         shape = self.evaluator.scorer.shape
         kv_heads = mask.kv_heads(shape, self.evaluator.target_kv_heads)
@@ -72,12 +74,16 @@ class Objective:
             n_converted=mask.n_converted,
             kv_bytes_per_token=shape.kv_bytes_per_token(kv_heads),
             value=evaluation.value,
-            delta=evaluation.value - original,
+            delta=delta.value,
             seconds=evaluation.seconds,
             reused=evaluation.reused,
             scores={task: dict(score.values) for task, score in evaluation.scores.items()},
             name=trial.user_attrs.get(NAME_KEY),
             given_up=evaluation.given_up,
+            stderr=evaluation.stderr,
+            delta_stderr=delta.stderr,
+            stderrs={task: stderrs(score) for task, score in evaluation.scores.items()},
+            n_docs={task: score.n_docs for task, score in evaluation.scores.items()},
         )
 
     def _incumbent(self, trial: optuna.Trial, mask: LayerMask) -> LayerMask | None:
