@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from mqasearch.estimate import Estimate
+from mqasearch.search.attributes import TrialFacts
 from mqasearch.search.compare import best_trial, finished
 from mqasearch.search.run import Watcher
 from mqasearch.search.selection import Selection
@@ -68,22 +70,17 @@ class Progress:
             self._scoring_seconds.append(time.monotonic() - self._started)
         self._started = time.monotonic()
         best = best_trial(selection.study)
-        shown = (
-            f"best {best.facts.value:.4f} ({best.facts.delta:+.4f})"
-            if best
-            else f"probe {last.value:.4f} ({last.delta:+.4f})"
-        )
+        shown = f"best {_value(best.facts)}" if best else f"probe {_value(last)}"
         left = max(selection.expected_trials() - len(rows), 0)
         note = f"{shown}  {self._left(left)}"
         self._bars.update(self._task, completed=len(rows), note=note)
         if self._bars.disable:
             log.info(
-                "%s trial %d: %s %.4f (%+.4f)%s; %s",
+                "%s trial %d: %s %s%s; %s",
                 selection.study.study_name,
                 rows[-1].number,
                 last.mask,
-                last.value,
-                last.delta,
+                _value(last),
                 " known" if last.reused else f" in {last.seconds:.1f} s",
                 note,
                 extra={"study": selection.study.study_name, "trial": rows[-1].number},
@@ -102,3 +99,14 @@ class Progress:
         return (
             f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
         )
+
+
+def _value(facts: TrialFacts) -> str:
+    """``1.482 ± 0.031 (+0.0105 ± 0.0042)``: the value, and its difference to the original's.
+
+    The difference is left out where it is the value itself, as of a distance to the original.
+    """
+    value = Estimate(facts.value, facts.stderr)
+    if facts.delta == facts.value:
+        return str(value)
+    return f"{value} ({Estimate(facts.delta, facts.delta_stderr).text(signed=True)})"

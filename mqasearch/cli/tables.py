@@ -2,14 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from mqasearch.cli.options import Format
+from mqasearch.estimate import Estimate
 from mqasearch.search.compare import ComparisonRow, headline
+
+NONE = "–"
 
 
 def console() -> Console:
@@ -31,53 +34,115 @@ def print_rows(headers: Sequence[str], rows: Iterable[Sequence[Any]], format: Fo
     for header in headers:
         table.add_column(header)
     for row in rows:
-        table.add_row(*("–" if cell is None else str(cell) for cell in row))
+        table.add_row(*(NONE if cell is None else str(cell) for cell in row))
     console().print(table)
 
 
+class Column(NamedTuple):
+    """One column of a table: a header, maybe of two lines, and a cell per row."""
+
+    header: str
+    cells: Sequence[str]
+    is_number: bool = True
+
+
 def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
-    """Selectors side by side."""
+    """Selectors side by side: what chose a mask, then what documents say that it never saw."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    several = len({row.comparison for row in rows}) > 1
-    if several:
-        table.add_column("comparison")
-    table.add_column("selector")
-    table.add_column("layers")
-    table.add_column("value", justify="right")
-    table.add_column("Δ original", justify="right")
-    for task in _confirmed_tasks(rows):
-        table.add_column(task)
-        table.add_column("Δ original [95 % CI]")
-    for header in ("trials", "scored", "seconds"):
-        table.add_column(header, justify="right")
-    for row in rows:
-        first = [row.comparison] if several else []
-        table.add_row(*first, *_cells(row, _confirmed_tasks(rows)))
+    columns = [
+        *_names(rows),
+        *_searched(rows),
+        *_held_out(rows),
+        *_headlines(rows),
+        Column("trials", [str(row.n_trials) for row in rows]),
+        Column("scored", [str(row.n_scored) for row in rows]),
+        Column("seconds", [f"{row.seconds:.0f}" for row in rows]),
+    ]
+    for column in columns:
+        table.add_column(column.header, justify="right" if column.is_number else "left")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     return table
 
 
-def _confirmed_tasks(rows: Sequence[ComparisonRow]) -> list[str]:
-    return list(dict.fromkeys(task for row in rows for task in row.confirmed))
+def _names(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
+    if len({row.comparison for row in rows}) > 1:
+        yield Column("comparison", [row.comparison for row in rows], is_number=False)
+    yield Column("selector", [row.selector for row in rows], is_number=False)
+    layers = [NONE if row.mask is None else ",".join(map(str, row.layers)) for row in rows]
+    yield Column("layers", layers, is_number=False)
 
 
-def _cells(row: ComparisonRow, tasks: Sequence[str]) -> list[str]:
-    if row.value is None or row.delta is None:
-        cells = [row.selector, "–", "–", "–"]
-    else:
-        layers = ",".join(map(str, row.layers))
-        cells = [row.selector, layers, f"{row.value:.4f}", f"{row.delta:+.4f}"]
-    for task in tasks:
-        cells += _confirmed_cells(row.confirmed.get(task))
-    return [*cells, str(row.n_trials), str(row.n_scored), f"{row.seconds:.0f}"]
+def _searched(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
+    """On the documents that chose the masks."""
+    counts = [sum(row.n_docs.values()) or None for row in rows]
+    values = [None if row.value is None else Estimate(row.value, row.stderr) for row in rows]
+    yield _estimates(_metric(rows), "search", values, counts)
+    if any(row.delta != row.value for row in rows):  # else the value is a difference already
+        deltas = [
+            None if row.delta is None else Estimate(row.delta, row.delta_stderr) for row in rows
+        ]
+        yield _estimates("Δ original", "search", deltas, counts, signed=True)
 
 
-def _confirmed_cells(metrics: dict[str, Any] | None) -> list[str]:
-    if not metrics:
-        return ["–", "–"]
-    name = headline(metrics)
-    row = metrics[name]
-    value = f"{name} {row['value']:.3f} (n={row['n_docs']})"
-    if "delta" not in row:
-        return [value, "–"]
-    low, high = row["delta"]["ci95"]
-    return [value, f"{row['delta']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+def _held_out(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
+    """The search's metric on documents that it never saw."""
+    confirmed = [(task, headline(of)) for row in rows for task, of in row.confirmed.items() if of]
+    has_own = len({task for task, _ in confirmed}) == 1
+    if not confirmed or (has_own and {name for _, name in confirmed} == {_metric(rows)}):
+        return
+    found = [row.held_out for row in rows]
+    values = [None if each is None else Estimate(each.value, each.stderr) for each in found]
+    counts = [None if each is None else sum(each.n_docs.values()) for each in found]
+    yield _estimates(_metric(rows), "held out", values, counts)
+
+
+def _headlines(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
+    """Of every task the held-out accuracy, and its paired difference to the original's."""
+    for task in dict.fromkeys(task for row in rows for task in row.confirmed):
+        of_task = [row.confirmed.get(task) or {} for row in rows]
+        name = next((headline(metrics) for metrics in of_task if metrics), "")
+        found = [metrics.get(name) for metrics in of_task]
+        values = [each and Estimate(each["value"], each["stderr"]) for each in found]
+        counts = [each and each["n_docs"] for each in found]
+        yield _estimates(f"{task} {name}", "held out", values, counts)
+        yield Column("Δ original\n[95 % CI]", [_interval(each) for each in found])
+
+
+def _metric(rows: Sequence[ComparisonRow]) -> str:
+    metrics = {row.metric for row in rows}
+    return metrics.pop() if len(metrics) == 1 else "value"
+
+
+def _estimates(
+    name: str,
+    documents: str,
+    values: Sequence[Estimate | None],
+    counts: Sequence[int | None],
+    *,
+    signed: bool = False,
+) -> Column:
+    """Values with standard errors; the number of documents is in the header if it is one for all.
+
+    Args:
+        name: of what is estimated.
+        documents: which ones, in a word or two.
+        values: one for each row.
+        counts: documents of each row's value; None where it is unknown.
+        signed: whether they are differences.
+    """
+    known = {count for count in counts if count is not None}
+    header = f"{name}\n{documents}" + (f", n={known.pop()}" if len(known) == 1 else "")
+    cells = []
+    for value, count in zip(values, counts, strict=True):
+        cell = NONE if value is None else value.text(signed=signed)
+        of_its_own = bool(known) and value is not None and count is not None
+        cells.append(f"{cell} (n={count})" if of_its_own else cell)
+    return Column(header, cells)
+
+
+def _interval(metric: dict[str, Any] | None) -> str:
+    if metric is None or "delta" not in metric:
+        return NONE
+    low, high = metric["delta"]["ci95"]
+    return f"{metric['delta']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"

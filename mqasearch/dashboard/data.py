@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
 from mqasearch.search.best import best, improvements
+from mqasearch.search.stored import count, mapping, number
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
 """``pruned`` is a probe, a mask below the budget that was scored; or a mask that was given up in a
@@ -234,7 +235,7 @@ def _study(
     confirmed: tuple[Confirmed, ...],
     trials: Sequence[FrozenTrial],
 ) -> StudyRows:
-    spec = _mapping(attributes.get("spec"))
+    spec = mapping(attributes.get("spec"))
     return StudyRows(
         study_id=study_id,
         name=name,
@@ -254,15 +255,15 @@ def _study(
 def _confirmed(attribute: object) -> tuple[Confirmed, ...]:
     """The held-out results that are complete: task, metric, value, original and interval."""
     found = []
-    confirmation = _mapping(attribute)
-    for task, metrics in _mapping(confirmation.get("tasks")).items():
-        for metric, values_of_it in _mapping(metrics).items():
-            row = _mapping(values_of_it)
-            delta = _mapping(row.get("delta"))
+    confirmation = mapping(attribute)
+    for task, metrics in mapping(confirmation.get("tasks")).items():
+        for metric, values_of_it in mapping(metrics).items():
+            row = mapping(values_of_it)
+            delta = mapping(row.get("delta"))
             ends = delta.get("ci95")
             low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
             numbers = (row.get("value"), row.get("original"), delta.get("value"), low, high)
-            known = [value for value in map(_number, numbers) if value is not None]
+            known = [value for value in map(number, numbers) if value is not None]
             if len(known) == len(numbers):
                 found.append(Confirmed(task, metric, str(confirmation.get("mask", "")), *known))
     return tuple(found)
@@ -305,7 +306,7 @@ def _has_mask(trial: FrozenTrial, n_layers: int) -> bool:
 
 
 def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow:
-    facts = _mapping(trial.user_attrs.get(FACTS_KEY))
+    facts = mapping(trial.user_attrs.get(FACTS_KEY))
     mask = trial.user_attrs[MASK_KEY]
     return TrialRow(
         number=trial.number,
@@ -313,14 +314,14 @@ def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow
         n_converted=mask.count("1"),
         value=_value(trial),
         state=_state(trial),
-        delta=_number(facts.get("delta")),
+        delta=number(facts.get("delta")),
         selector=selector,
         evaluations=evaluations,
-        kv_bytes=_count(facts.get("kv_bytes_per_token")),
-        seconds=_number(facts.get("seconds")),
+        kv_bytes=count(facts.get("kv_bytes_per_token")),
+        seconds=number(facts.get("seconds")),
         reused=facts.get("reused") is True,
         label=str(facts.get("name") or ""),
-        given_up=_count(facts.get("given_up")),
+        given_up=count(facts.get("given_up")),
     )
 
 
@@ -346,24 +347,7 @@ def _state(trial: FrozenTrial) -> State:
 def _value(trial: FrozenTrial) -> float | None:
     """The objective: of a probe the value that it reported before it was pruned."""
     if trial.state == TrialState.COMPLETE:
-        return _number(trial.values[0]) if trial.values else None
+        return number(trial.values[0]) if trial.values else None
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
-        return _number(trial.intermediate_values[max(trial.intermediate_values)])
+        return number(trial.intermediate_values[max(trial.intermediate_values)])
     return None
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _count(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None: JSON has no NaN, and a figure no place for it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if math.isfinite(value) else None

@@ -1,7 +1,7 @@
 """Selectors side by side at the budget, read from the database alone."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -9,8 +9,16 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from mqasearch.mask import LayerMask
-from mqasearch.search.attributes import ENQUEUED, TrialFacts, confirmation, study_facts, trial_facts
+from mqasearch.search.attributes import (
+    ENQUEUED,
+    StudyFacts,
+    TrialFacts,
+    confirmation,
+    study_facts,
+    trial_facts,
+)
 from mqasearch.search.best import best
+from mqasearch.search.held_out import HeldOut, held_out, metric_of, parts_of
 
 HEADLINES = ("acc_norm", "acc")
 """The accuracy that a table shows, the first that a task has."""
@@ -58,6 +66,11 @@ class ComparisonRow:
         seconds: spent scoring.
         confirmed: task → metric → held-out result; empty before confirmation.
         kv_bytes_per_token: original and converted.
+        metric: that the value is of; ``value`` where tasks have several.
+        stderr: standard error of ``value``.
+        delta_stderr: that of ``delta``, paired by document.
+        n_docs: task → documents that chose the mask.
+        held_out: the objective on documents that the search never saw; None before confirmation.
     """
 
     comparison: str
@@ -74,6 +87,11 @@ class ComparisonRow:
     seconds: float
     confirmed: dict[str, dict[str, Any]]
     kv_bytes_per_token: int | None
+    metric: str = "value"
+    stderr: float | None = None
+    delta_stderr: float | None = None
+    n_docs: dict[str, int] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
 
 def best_trial(study: optuna.Study) -> FinishedTrial | None:
@@ -101,16 +119,16 @@ def compare(studies: Iterable[optuna.Study]) -> list[ComparisonRow]:
     for study in studies:
         facts = study_facts(study.user_attrs)
         if facts is not None and facts.selector == ENQUEUED:
-            rows += [_named_row(facts.comparison, trial) for trial in finished(study)]
+            rows += [_named_row(facts, trial) for trial in finished(study)]
         else:
             rows.append(_row(study))
     return rows
 
 
-def _named_row(comparison: str, trial: FinishedTrial) -> ComparisonRow:
+def _named_row(of: StudyFacts, trial: FinishedTrial) -> ComparisonRow:
     facts = trial.facts
     return ComparisonRow(
-        comparison=comparison,
+        comparison=of.comparison,
         budget=facts.n_converted,
         selector=facts.name or facts.mask,
         mask=facts.mask,
@@ -124,6 +142,10 @@ def _named_row(comparison: str, trial: FinishedTrial) -> ComparisonRow:
         seconds=facts.seconds,
         confirmed={},
         kv_bytes_per_token=facts.kv_bytes_per_token,
+        metric=metric_of(parts_of(of.spec)),
+        stderr=facts.stderr,
+        delta_stderr=facts.delta_stderr,
+        n_docs=facts.n_docs,
     )
 
 
@@ -146,15 +168,19 @@ def _row(study: optuna.Study) -> ComparisonRow:
         seconds=sum(row.facts.seconds for row in rows),
         confirmed={},
         kv_bytes_per_token=None,
+        metric=metric_of(parts_of(facts.spec)),
     )
     chosen = best_trial(study)
-    return row if chosen is None else _with_best(row, chosen, confirmation(study.user_attrs))
+    if chosen is None:
+        return row
+    confirmed = confirmation(study.user_attrs)
+    is_current = confirmed is not None and confirmed["trial_number"] == chosen.number
+    tasks = confirmed["tasks"] if confirmed is not None and is_current else {}
+    row = _with_best(row, chosen)
+    return replace(row, confirmed=tasks, held_out=held_out(parts_of(facts.spec), tasks))
 
 
-def _with_best(
-    row: ComparisonRow, chosen: FinishedTrial, held_out: dict[str, Any] | None
-) -> ComparisonRow:
-    is_current = held_out is not None and held_out["trial_number"] == chosen.number
+def _with_best(row: ComparisonRow, chosen: FinishedTrial) -> ComparisonRow:
     return replace(
         row,
         mask=chosen.facts.mask,
@@ -162,8 +188,10 @@ def _with_best(
         value=chosen.facts.value,
         delta=chosen.facts.delta,
         trial_number=chosen.number,
-        confirmed=held_out["tasks"] if held_out is not None and is_current else {},
         kv_bytes_per_token=chosen.facts.kv_bytes_per_token,
+        stderr=chosen.facts.stderr,
+        delta_stderr=chosen.facts.delta_stderr,
+        n_docs=chosen.facts.n_docs,
     )
 
 

@@ -26,6 +26,7 @@ STATUS_HEADERS = (
     "failed",
     "left",
     "best value",
+    "stderr",
     "best layers",
 )
 WORKER_HEADERS = ("worker", "device", "trial", "trials done", "trials per hour", "last seen")
@@ -56,7 +57,9 @@ def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[
         best = best_trial(study)
         layers = best and ",".join(map(str, LayerMask.parse(best.facts.mask).layers))
         left = selection.trials_left()
-        yield (study.study_name, *counts, left, best and round(best.facts.value, 6), layers)
+        value = best and round(best.facts.value, 6)
+        error = best and best.facts.stderr and float(f"{best.facts.stderr:.2g}")
+        yield (study.study_name, *counts, left, value, error, layers)
 
 
 def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,38 @@
+"""What a run says while it works: the best value so far, with its standard error."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from studies_on_fake import run_study, spec_of, storage_in, studies_of
+
+from mqasearch.cli.progress import Progress
+from mqasearch.estimate import Estimate
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.search.compare import best_trial, finished
+from mqasearch.search.status import STATUS_HEADERS, study_rows
+
+
+@pytest.mark.parametrize("metric", ["bits_per_byte", "kl"])
+def test_progress_and_status_show_standard_errors(
+    metric: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = storage_in(tmp_path)
+    tasks = [{"name": "hellaswag", "metric": metric}]
+    spec = spec_of(tasks=tasks, selectors=["sensitivity"])
+    with caplog.at_level(logging.INFO, logger="mqasearch"):
+        run_study(storage, spec, FakeScorer(6), watcher=Progress().watcher)
+    lines = [line for line in caplog.messages if " trial " in line]
+    (study,) = studies_of(storage)
+    best, rows = best_trial(study), finished(study)
+    assert best is not None
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert f"{row.facts.mask} {Estimate(row.facts.value, row.facts.stderr)}" in line
+        delta = Estimate(row.facts.delta, row.facts.delta_stderr).text(signed=True)
+        assert (f"({delta})" in line) == (metric == "bits_per_byte")
+    assert f"best {Estimate(best.facts.value, best.facts.stderr)}" in lines[-1]
+    (status,) = [dict(zip(STATUS_HEADERS, r, strict=True)) for r in study_rows(storage.optuna)]
+    assert status["best value"] == pytest.approx(best.facts.value, abs=1e-6)
+    assert status["stderr"] == pytest.approx(best.facts.stderr, rel=0.05)
+    storage.close()
