@@ -22,7 +22,7 @@ def test_progress_and_status_show_standard_errors(
     spec = spec_of(tasks=tasks, selectors=["sensitivity"])
     with caplog.at_level(logging.INFO, logger="mqasearch"):
         run_study(storage, spec, FakeScorer(6), watcher=Progress().watcher)
-    lines = [line for line in caplog.messages if " trial " in line]
+    lines = [line for line in caplog.messages if line.startswith("s.sensitivity trial")]
     (study,) = studies_of(storage)
     best, rows = best_trial(study), finished(study)
     assert best is not None
