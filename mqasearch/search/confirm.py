@@ -51,7 +51,8 @@ def confirm_mask(
     """Held-out scores of a mask: task → metric → value, the original's, and the paired difference.
 
     Returns:
-        ``{task: {metric: {value, stderr, n_docs, original, delta: {value, ci95, p_value}}}}``.
+        ``{task: {metric: {value, stderr, n_docs, original, original_stderr, delta}}}``; ``delta``
+        as in ``PairedDifference``, for metrics that have values per document.
     """
     original = evaluator.confirm(LayerMask.empty(len(mask)), limit).scores
     converted = evaluator.confirm(mask, limit).scores
@@ -60,12 +61,14 @@ def confirm_mask(
 
 def _against(converted: Score, original: Score) -> dict[str, Any]:
     rows: dict[str, Any] = {}
+    of_converted, of_original = stderrs(converted), stderrs(original)
     for metric, value in converted.values.items():
         row: dict[str, Any] = {
             "value": value,
-            "stderr": stderrs(converted)[metric],
+            "stderr": of_converted[metric],
             "n_docs": converted.n_docs,
             "original": original.values[metric],
+            "original_stderr": of_original[metric],
         }
         if metric in converted.documents:
             difference = paired_difference(converted.documents[metric], original.documents[metric])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from mqasearch.estimate import Estimate
 from mqasearch.mask import ModelShape
 from mqasearch.models import is_hub_id
 from mqasearch.serving.formats import Format
@@ -64,20 +65,32 @@ def _table(kv_heads: list[int], shape: ModelShape) -> str:
 
 
 def _scores(document: Mapping[str, Any]) -> str:
-    baseline = document.get("baseline") or {}
-    rows = [
-        f"| {task} | {metric} | {row['value']:.4f} | {_original(baseline, task, metric)} "
-        f"| {row.get('split', '')} |"
-        for task, metrics in (document.get("scores") or {}).items()
-        for metric, row in metrics.items()
-    ]
+    baseline, searched = (document.get(key) or {} for key in ("baseline", "search_scores"))
+    rows = []
+    for task, metrics in (document.get("scores") or {}).items():
+        for metric, row in metrics.items():
+            original = baseline.get(task, {}).get(metric)
+            rows.append(_score(task, metric, row, original))
+            earlier = searched.get(task, {}).get(metric)
+            if earlier is not None and row["split"] != earlier["split"]:
+                rows.append(_score(task, metric, earlier, None))
     if not rows:
         return ""
     head = ["| task | metric | converted | original | documents |", "|---|---|---|---|---|"]
     measured = f"Measured in {document['dtype']}:\n\n" if "dtype" in document else ""
-    return measured + "\n".join([*head, *rows])
+    errors = (
+        "± is one standard error. The search documents chose the mask, so chance favours it there."
+    )
+    return measured + "\n".join([*head, *rows]) + f"\n\n{errors}"
 
 
-def _original(baseline: Mapping[str, Any], task: str, metric: str) -> str:
-    row = baseline.get(task, {}).get(metric)
-    return "" if row is None else f"{row['value']:.4f}"
+def _score(
+    task: str, metric: str, row: Mapping[str, Any], original: Mapping[str, Any] | None
+) -> str:
+    documents = f"{row['split']}, {row['n_docs']}" if "n_docs" in row else row["split"]
+    before = "" if original is None else _estimate(original)
+    return f"| {task} | {metric} | {_estimate(row)} | {before} | {documents} |"
+
+
+def _estimate(row: Mapping[str, Any]) -> str:
+    return str(Estimate(row["value"], row.get("stderr")))

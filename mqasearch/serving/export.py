@@ -94,7 +94,8 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
     spec = facts.study_spec
     shape = ModelShape(**facts.shape)
     model = model_facts(study.user_attrs)
-    scores, baseline, delta = _evidence(best, study)
+    searched = _search_scores(best.facts)
+    scores, baseline, delta = _held_out(best, study) or (searched, {}, {})
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {
@@ -115,6 +116,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
             "converted": best.facts.kv_bytes_per_token,
         },
         "scores": scores,
+        "search_scores": searched,
         "baseline": baseline,
         "delta": delta,
         "study": {
@@ -149,17 +151,28 @@ def _layers(facts: TrialFacts, shape: ModelShape, target: int) -> dict[str, Any]
     }
 
 
-def _evidence(
+def _search_scores(facts: TrialFacts) -> dict[str, Any]:
+    """On the documents that chose the mask."""
+    scores: dict[str, Any] = {}
+    for task, values in facts.scores.items():
+        errors = facts.stderrs.get(task, {})
+        common: dict[str, Any] = {"split": "search"}
+        if task in facts.n_docs:  # else an older version scored it
+            common["n_docs"] = facts.n_docs[task]
+        scores[task] = {
+            metric: {"value": value, "stderr": errors.get(metric), **common}
+            for metric, value in values.items()
+        }
+    return scores
+
+
+def _held_out(
     best: FinishedTrial, study: optuna.Study
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Scores, the original's, and the paired difference; held-out ones where they exist."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
+    """Scores, the original's, and the paired difference; None where the mask is not confirmed."""
     held_out = confirmation(study.user_attrs)
     if held_out is None or held_out["trial_number"] != best.number:
-        scores = {
-            task: {metric: {"value": value, "split": "search"} for metric, value in row.items()}
-            for task, row in best.facts.scores.items()
-        }
-        return scores, {}, {}
+        return None
     scores, baseline, delta = {}, {}, {}
     for task, metrics in held_out["tasks"].items():
         common = {
@@ -171,7 +184,12 @@ def _evidence(
             for metric, row in metrics.items()
         }
         baseline[task] = {
-            metric: {"value": row["original"], **common[metric]} for metric, row in metrics.items()
+            metric: {
+                "value": row["original"],
+                "stderr": row.get("original_stderr"),
+                **common[metric],
+            }
+            for metric, row in metrics.items()
         }
         delta[task] = {metric: row["delta"] for metric, row in metrics.items() if "delta" in row}
     return scores, baseline, delta
@@ -190,7 +208,10 @@ def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, 
             **_layers(row.facts, shape, target),
             "kv_bytes_per_token": row.facts.kv_bytes_per_token,
             "value": row.value,
+            "stderr": row.facts.stderr,
             "delta": row.facts.delta,
+            "delta_stderr": row.facts.delta_stderr,
+            "n_docs": sum(row.facts.n_docs.values()) or None,
         }
         for row in reversed(cheapest_first)
     ]

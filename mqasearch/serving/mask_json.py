@@ -137,7 +137,7 @@ def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str
 
 def without_evidence(document: Mapping[str, Any]) -> dict[str, Any]:
     """A mask JSON without what was measured on the weights that it was exported for."""
-    measured = ("scores", "baseline", "delta")
+    measured = ("scores", "search_scores", "baseline", "delta")
     return {key: value for key, value in document.items() if key not in measured}
 
 

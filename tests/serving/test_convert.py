@@ -269,7 +269,7 @@ def test_a_mask_json_decides_heads_and_merge_and_goes_along(
     same_logits(load(tmp_path / "out"), expected)
     assert json.loads((tmp_path / "out" / "mask.json").read_text()) == mask
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| hellaswag | acc_norm | 0.5000 | 0.6000 | confirmation |" in card
+    assert "| hellaswag | acc_norm | 0.500 ± 0.010 | 0.6000 | confirmation |" in card
     assert "Measured in float32:" in card
 
 

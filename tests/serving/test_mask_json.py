@@ -1,6 +1,7 @@
 """Mask JSON: what is exported reads back; what does not fit is refused in one line."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,15 +11,18 @@ import pytest
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.errors import MaskError, StorageError
+from mqasearch.estimate import Estimate
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.search.attributes import MODEL_KEY, model_facts
-from mqasearch.search.compare import compare
+from mqasearch.search.compare import compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.storage import Storage
+from mqasearch.serving.card import model_card
 from mqasearch.serving.export import export
-from mqasearch.serving.mask_json import check_model, read_mask, write_masks
+from mqasearch.serving.formats import FORMATS
+from mqasearch.serving.mask_json import check_model, read_mask, without_evidence, write_masks
 
 SCORER = FakeScorer(6)
 
@@ -95,6 +99,73 @@ def test_a_mask_whose_fingerprint_is_of_an_older_method_is_taken_with_a_warning(
     document["model"]["fingerprint"] = "2:" + "a" * 64
     with pytest.raises(MaskError, match="other weights"):
         check_model(document, SCORER.shape, "2:" + "b" * 64)
+
+
+def test_every_score_says_its_error_and_its_documents(masks: Path) -> None:
+    """Those that chose the mask beside the held-out ones."""
+    document = read_mask(masks, "greedy")
+    kv_heads, original = tuple(document["kv_heads"]), SCORER.shape.original
+    for key, heads, split, limit in (
+        ("search_scores", kv_heads, "search", 40),
+        ("scores", kv_heads, "confirmation", 80),
+        ("baseline", original, "confirmation", 80),
+    ):
+        documents = Documents(split, limit)  # type: ignore[arg-type]
+        score = FakeScorer(6).score(heads, TaskSpec("hellaswag"), documents)
+        assert document[key]["hellaswag"] == {
+            metric: {
+                "value": value,
+                "stderr": pytest.approx(score.stderr[metric]),
+                "n_docs": limit,
+                "split": split,
+            }
+            for metric, value in score.values.items()
+        }
+
+
+def test_points_of_the_front_have_their_errors(storage: Storage, masks: Path) -> None:
+    facts = {row.facts.mask: row.facts for s in studies_of(storage) for row in finished(s)}
+    front = json.loads(masks.read_text())["front"]
+    for point in front:
+        row = facts["".join(map(str, point["mask"]))]
+        assert (point["stderr"], point["delta_stderr"]) == (row.stderr, row.delta_stderr)
+        assert point["n_docs"] == 40
+    assert all(point["stderr"] > point["delta_stderr"] for point in front)
+
+
+def test_before_a_mask_is_confirmed_its_scores_are_those_that_chose_it(tmp_path: Path) -> None:
+    opened = storage_in(tmp_path)
+    spec = spec_of(selectors=["sensitivity"])
+    run_study(opened, spec, SCORER, n_trials=8)
+    write_masks(export("s", studies_of(opened)), tmp_path / "masks.json")
+    document = read_mask(tmp_path / "masks.json")
+    assert document["scores"] == document["search_scores"]
+    assert {row["n_docs"] for row in document["scores"]["hellaswag"].values()} == {40}
+    opened.close()
+
+
+def test_a_file_of_before_standard_errors_still_reads(tmp_path: Path) -> None:
+    """Written by version 0.1: held-out scores alone, and a front of bare values."""
+    old = Path(__file__).parent / "masks" / "before_standard_errors.json"
+    document = read_mask(old)
+    assert "search_scores" not in document
+    assert document["scores"]["hellaswag"]["acc"]["split"] == "confirmation"
+    write_masks(json.loads(old.read_text()), tmp_path / "again.json")
+    assert read_mask(tmp_path / "again.json") == document
+    assert "confirmation, 80" in model_card(document, SCORER.shape, FORMATS["hf"])
+
+
+def test_the_evidence_that_stays_behind_is_all_of_it(masks: Path) -> None:
+    assert not [key for key in without_evidence(read_mask(masks)) if "score" in key]
+
+
+def test_the_card_shows_both_splits_with_their_errors(masks: Path) -> None:
+    document = read_mask(masks)
+    card = model_card(document, SCORER.shape, FORMATS["hf"])
+    for key, split in (("scores", "confirmation, 80"), ("search_scores", "search, 40")):
+        for row in document[key]["hellaswag"].values():
+            shown = re.escape(str(Estimate(row["value"], row["stderr"])))
+            assert re.search(rf"{shown} \|.* {split} \|", card)
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
