@@ -15,10 +15,14 @@ from typing import Any, Literal
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import t
 
+from mqasearch.dashboard.confirmed import Confirmed, by_task, read_confirmed
+from mqasearch.estimate import Estimate
 from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
 from mqasearch.search.best import best, improvements
+from mqasearch.search.held_out import HeldOut, Part, held_out, parts_of
 from mqasearch.search.stored import count, mapping, number
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
@@ -46,6 +50,9 @@ class TrialRow:
         label: name that the study file gives to an enqueued mask.
         given_up: documents after which the mask was clearly worse than another one of its size, so
             that ``value`` is an estimate; None where all were scored.
+        stderr: standard error of ``value``; None where it is unknown.
+        delta_stderr: that of ``delta``, paired by document; None where it is unknown.
+        n_docs: documents of each task; empty where it is unknown.
     """
 
     number: int
@@ -61,36 +68,26 @@ class TrialRow:
     reused: bool = False
     label: str = ""
     given_up: int | None = None
+    stderr: float | None = None
+    delta_stderr: float | None = None
+    n_docs: tuple[int, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The converted layers, ascending, 0-based."""
         return tuple(layer for layer, flag in enumerate(self.mask) if flag == "1")
 
+    @property
+    def delta_margin(self) -> float | None:
+        """Half the 95 % interval of ``delta``: Student's t, of the task with fewest documents."""
+        if self.delta_stderr is None or not self.n_docs or min(self.n_docs) < 2:
+            return None
+        return float(t.ppf(0.975, min(self.n_docs) - 1)) * self.delta_stderr
 
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """One held-out result of a study's best mask.
-
-    Attributes:
-        task: lm-eval's name.
-        metric: of the task.
-        mask: that was confirmed.
-        value: of the mask.
-        original: value of the original model on the same documents.
-        delta: mean paired difference, mask − original.
-        low: lower end of its 95 % interval.
-        high: upper end.
-    """
-
-    task: str
-    metric: str
-    mask: str
-    value: float
-    original: float
-    delta: float
-    low: float
-    high: float
+    @property
+    def estimate(self) -> Estimate | None:
+        """The value with its standard error."""
+        return None if self.value is None else Estimate(self.value, self.stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +105,7 @@ class StudyRows:
         metric: what the value is, for axis titles.
         group: equal for comparisons that differ in nothing but name and budget.
         n_trials: planned at most; None where the selector's plan ends by itself.
+        parts: of the objective; empty where the study file does not say.
         confirmed: held-out results; empty before the search has ended.
         trials: in the order of their numbers.
     """
@@ -122,6 +120,7 @@ class StudyRows:
     metric: str
     group: str
     n_trials: int | None
+    parts: tuple[Part, ...]
     confirmed: tuple[Confirmed, ...]
     trials: tuple[TrialRow, ...]
 
@@ -150,6 +149,17 @@ class StudyRows:
     def best(self) -> TrialRow | None:
         """The best mask at the budget."""
         return best(self.scored, maximize=self.maximize, n_converted=self.n_converted)
+
+    @property
+    def best_confirmed(self) -> tuple[Confirmed, ...]:
+        """The held-out results of the mask that is best now."""
+        chosen = self.best
+        return tuple(row for row in self.confirmed if chosen and row.mask == chosen.mask)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The objective of the best mask on documents that the search never saw."""
+        return held_out(self.parts, by_task(self.best_confirmed))
 
     @property
     def improvements(self) -> list[TrialRow]:
@@ -195,7 +205,7 @@ def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
             frozen.study_name,
             frozen.directions[0] == StudyDirection.MAXIMIZE,
             attributes,
-            _confirmed(frozen.user_attrs.get(CONFIRMATION_KEY)),
+            read_confirmed(frozen.user_attrs.get(CONFIRMATION_KEY)),
             storage.get_all_trials(frozen._study_id, deepcopy=False),
         )
         by_name.setdefault(study.comparison, []).append(study)
@@ -247,26 +257,10 @@ def _study(
         metric=_metric(spec),
         group=_group(spec, attributes["comparison"]),
         n_trials=attributes.get("n_trials"),
+        parts=parts_of(spec),
         confirmed=confirmed,
         trials=_rows(trials, attributes["selector"], attributes["n_layers"]),
     )
-
-
-def _confirmed(attribute: object) -> tuple[Confirmed, ...]:
-    """The held-out results that are complete: task, metric, value, original and interval."""
-    found = []
-    confirmation = mapping(attribute)
-    for task, metrics in mapping(confirmation.get("tasks")).items():
-        for metric, values_of_it in mapping(metrics).items():
-            row = mapping(values_of_it)
-            delta = mapping(row.get("delta"))
-            ends = delta.get("ci95")
-            low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-            numbers = (row.get("value"), row.get("original"), delta.get("value"), low, high)
-            known = [value for value in map(number, numbers) if value is not None]
-            if len(known) == len(numbers):
-                found.append(Confirmed(task, metric, str(confirmation.get("mask", "")), *known))
-    return tuple(found)
 
 
 def _metric(spec: Mapping[str, Any]) -> str:
@@ -322,6 +316,9 @@ def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow
         reused=facts.get("reused") is True,
         label=str(facts.get("name") or ""),
         given_up=count(facts.get("given_up")),
+        stderr=number(facts.get("stderr")),
+        delta_stderr=number(facts.get("delta_stderr")),
+        n_docs=tuple(n for n in map(count, mapping(facts.get("n_docs")).values()) if n),
     )
 
 

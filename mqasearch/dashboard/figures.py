@@ -6,10 +6,10 @@ Only long-known trace types and plain lists are used, since Optuna's dashboard d
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
 
 import plotly.graph_objects as go
 
+from mqasearch.dashboard import sensitivity
 from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.heatmap import masks_by_trial
 from mqasearch.dashboard.style import (
@@ -17,6 +17,7 @@ from mqasearch.dashboard.style import (
     FAINT,
     SYMBOLS,
     described,
+    error_bars,
     finish,
     format_bytes,
     line_style,
@@ -69,56 +70,6 @@ def selectors_by_evaluations(comparison: Comparison) -> go.Figure:
     return finish(figure, height=420)
 
 
-def layer_sensitivity(comparison: Comparison) -> go.Figure:
-    """Per layer: the loss that it adds alone, and what it goes with in masks at the budget.
-
-    Bars: loss of the mask with that layer alone − the original's. Points: mean loss of the masks at
-    the budget that convert the layer − mean of those that do not, with a 95 % interval (normal,
-    unequal variances) where both sides have two masks or more. Selectors choose their masks, so the
-    points describe what was tried; they are no estimate of a cause.
-    """
-    first = comparison.studies[0]
-    layers = [str(layer) for layer in range(first.n_layers)]
-    alone = _losses_alone(comparison)
-    figure = go.Figure(
-        go.Bar(
-            x=layers,
-            y=[alone.get(layer) for layer in range(first.n_layers)],
-            name="this layer alone",
-            marker={"color": COLOURS[0]},
-            hovertemplate="layer %{x} alone: %{y:+.5g}<extra></extra>",
-        )
-    )
-    with_without = _with_against_without(comparison)
-    figure.add_trace(
-        go.Scatter(
-            x=[str(layer) for layer in with_without],
-            y=[mean for mean, _, _ in with_without.values()],
-            error_y={
-                "type": "data",
-                "array": [1.96 * error for _, error, _ in with_without.values()],
-                "color": COLOURS[1],
-                "thickness": 1.2,
-                "width": 3,
-            },
-            text=[counts for _, _, counts in with_without.values()],
-            name=f"with − without, masks of {first.n_converted} layers",
-            mode="markers",
-            marker={"color": COLOURS[1], "size": 7, "symbol": "diamond"},
-            hovertemplate="layer %{x}, with − without: %{y:+.5g}<br>%{text}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(
-        title_text="layer",
-        type="category",
-        categoryorder="array",
-        categoryarray=layers,
-        showgrid=False,
-    )
-    figure.update_yaxes(title_text=f"loss added ({first.metric})", zerolinecolor=FAINT)
-    return finish(figure, height=400)
-
-
 def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
     """Best value against the number of converted layers, over all selectors and budgets.
 
@@ -130,6 +81,7 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
         go.Scatter(
             x=[row.n_converted for _, row in points],
             y=[row.value for _, row in points],
+            error_y=error_bars([row.delta_margin for _, row in points], COLOURS[0]),
             text=[f"{study.comparison}, {described(row)}" for study, row in points],
             mode="lines+markers",
             line={"color": COLOURS[0], "width": 2},
@@ -174,16 +126,16 @@ def shared_figures(comparison: Comparison, related: Sequence[Comparison]) -> tup
         Titled(
             "mqasearch-sensitivity",
             "Layer sensitivity",
-            "Bars: loss that a layer adds when it is the only one converted. Points: masks at the "
-            "budget with the layer against those without it, with 95 % intervals; selectors choose "
-            "their masks, so points describe what was tried and do not prove a cause.",
-            layer_sensitivity(comparison),
+            sensitivity.CAPTION,
+            sensitivity.layer_sensitivity(comparison),
         ),
         Titled(
             "mqasearch-front",
             "Value against budget",
             "The best mask known for each number of converted layers, over all selectors and "
-            "budgets of this study file. Diamonds: the budgets themselves.",
+            "budgets of this study file. Diamonds: the budgets themselves. Error bars: 95 % t "
+            "intervals of the difference to the original, paired by document. Values are on the "
+            "documents that chose the masks, so chance favours them: judge by held-out ones.",
             budget_front(related),
         ),
     )
@@ -230,44 +182,6 @@ def _add_original(figure: go.Figure, studies: Iterable[StudyRows]) -> None:
             hovertemplate="original model: %{y:.5g}<extra></extra>",
         )
     )
-
-
-def _distinct(comparison: Comparison) -> dict[str, tuple[StudyRows, TrialRow]]:
-    """One row per scored mask; selectors that met the same mask have the same score of it.
-
-    A mask that one selector gave up may have been scored in full for another one.
-    """
-    rows = [(study, row) for study in comparison.studies for row in study.scored]
-    rows.sort(key=lambda pair: pair[1].given_up is None)  # of each mask the last one stays
-    return {row.mask: (study, row) for study, row in rows}
-
-
-def _losses_alone(comparison: Comparison) -> dict[int, float]:
-    """Layer → loss of the mask with that layer alone − the original's, where both are known."""
-    return {
-        row.layers[0]: -row.delta if study.maximize else row.delta
-        for study, row in _distinct(comparison).values()
-        if row.n_converted == 1 and row.delta is not None
-    }
-
-
-def _with_against_without(comparison: Comparison) -> dict[int, tuple[float, float, str]]:
-    """Layer → difference of mean losses, its standard error, and the two counts in words."""
-    masks = [
-        (row.mask, study.loss(row))
-        for study, row in _distinct(comparison).values()
-        if study.is_at_budget(row)
-    ]
-    found = {}
-    for layer in range(comparison.studies[0].n_layers):
-        sides = [[loss for mask, loss in masks if mask[layer] == flag] for flag in "10"]
-        if min(map(len, sides)) < 2:
-            continue
-        converted, kept = sides
-        error = (variance(converted) / len(converted) + variance(kept) / len(kept)) ** 0.5
-        counts = f"{len(converted)} masks with it, {len(kept)} without"
-        found[layer] = (fmean(converted) - fmean(kept), error, counts)
-    return found
 
 
 def _best_of_each_size(comparisons: Sequence[Comparison]) -> list[tuple[StudyRows, TrialRow]]:

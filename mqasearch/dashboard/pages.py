@@ -6,10 +6,12 @@ from dataclasses import asdict
 from functools import lru_cache
 from urllib.parse import quote
 
-from mqasearch.dashboard.data import Comparison, Confirmed, StudyRows, TrialRow
+from mqasearch.dashboard.confirmed import Confirmed
+from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.markup import Html, document, element, table
 from mqasearch.dashboard.style import format_bytes
+from mqasearch.estimate import Estimate
 from mqasearch.search.best import ranked
 
 MAX_TABLE_ROWS = 200
@@ -43,10 +45,14 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
                 _progress(comparison.studies),
                 _value(best),
                 _delta(study, best),
+                _held_out(study) if best else "",
                 f"{_layers(best)} ({study.selector})" if best else "",
             )
         )
-    head = ("comparison", "selectors", "layers", "scored", "best", "to original", "best mask")
+    head = (
+        *("comparison", "selectors", "layers", "scored"),
+        *("best, search", "to original", "held out", "best mask"),
+    )
     return document("mqasearch", _header(), element("main", table(head, rows)))
 
 
@@ -55,6 +61,11 @@ def comparison_page(comparison: Comparison) -> bytes:
     first = comparison.studies[0]
     summary = f"{first.n_converted} of {first.n_layers} layers are converted; {first.metric}, "
     summary += "higher is better." if first.maximize else "lower is better."
+    summary += (
+        " ± is one standard error over documents, of differences to the original paired by "
+        "document. The search documents chose the masks, so chance favours them there; the "
+        "held-out ones were never seen."
+    )
     main = element(
         "main",
         element("h1", comparison.name),
@@ -117,14 +128,16 @@ def _selectors(comparison: Comparison) -> Html:
                 _progress([study]),
                 _value(best),
                 _delta(study, best),
+                _held_out(study),
                 _layers(best),
                 format_bytes(best.kv_bytes) if best and best.kv_bytes is not None else "",
-                _held_out(study),
+                _accuracy(study),
                 f"{sum(row.seconds or 0 for row in study.trials):,.0f}",
             )
         )
     head = (
-        *("selector", "scored", "best", "to original", "layers", "KV per token"),
+        *("selector", "scored", f"best{_on(comparison)}", f"to original{_on(comparison)}"),
+        *("held out", "layers", "KV per token"),
         *("held-out accuracy, to original [95 %]", "seconds"),
     )
     return table(head, rows)
@@ -143,7 +156,8 @@ def _enqueued(comparison: Comparison) -> Html:
     rows: list[tuple[str, ...]] = [
         (row.label, _layers(row), _value(row), _delta(study, row)) for study, row in named
     ]
-    return table(("enqueued mask", "layers", "value", "to original"), rows)
+    head = (f"value{_on(comparison)}", f"to original{_on(comparison)}")
+    return table(("enqueued mask", "layers", *head), rows)
 
 
 def _masks(comparison: Comparison) -> Html:
@@ -164,11 +178,13 @@ def _masks(comparison: Comparison) -> Html:
         )
         for place, (row, who) in enumerate([*found.values()][:MAX_TABLE_ROWS], start=1)
     ]
+    values = (f"value{_on(comparison)}", f"to original{_on(comparison)}")
+    head = ("", "mask, layer 0 first", "layers", *values, "proposed by")
     left = f", the best {MAX_TABLE_ROWS} are listed" if len(found) > MAX_TABLE_ROWS else ""
     return element(
         "details",
         element("summary", f"Masks at the budget: {len(found)}{left}"),
-        table(("", "mask, layer 0 first", "layers", "value", "to original", "proposed by"), rows),
+        table(head, rows),
         element(
             "p",
             element(
@@ -191,14 +207,24 @@ def _progress(studies: Iterable[StudyRows]) -> str:
 
 
 def _value(row: TrialRow | None) -> str:
-    return "" if row is None or row.value is None else f"{row.value:.4f}"
+    return "" if row is None or row.estimate is None else str(row.estimate)
+
+
+def _on(comparison: Comparison) -> str:
+    """Which documents the values are of; their number if it is one for all."""
+    scored = [row for study in comparison.studies for row in study.scored]
+    counts = {sum(row.n_docs) for row in scored if row.n_docs and row.given_up is None}
+    return ", search" + (f" (n={counts.pop()})" if len(counts) == 1 else "")
 
 
 def _delta(study: StudyRows, row: TrialRow | None) -> str:
     if row is None or row.delta is None:
         return ""
     worse = (row.delta < 0) if study.maximize else (row.delta > 0)
-    return element("span", f"{row.delta:+.4f}", class_="worse" if worse else "better")
+    text = Estimate(row.delta, row.delta_stderr).text(signed=True)
+    if row.delta_margin is not None and abs(row.delta) <= row.delta_margin:
+        return element("span", text, title="its 95 % interval holds 0")
+    return element("span", text, class_="worse" if worse else "better")
 
 
 def _layers(row: TrialRow | None) -> str:
@@ -206,10 +232,16 @@ def _layers(row: TrialRow | None) -> str:
 
 
 def _held_out(study: StudyRows) -> str:
+    """The objective on documents that the search never saw, of the mask that is best now."""
+    found = study.held_out
+    if found is None:
+        return ""
+    return f"{Estimate(found.value, found.stderr)} (n={sum(found.n_docs.values())})"
+
+
+def _accuracy(study: StudyRows) -> str:
     """Accuracy on documents that the search never saw, of the mask that is best now."""
-    best = study.best
-    rows = [row for row in study.confirmed if best is not None and row.mask == best.mask]
-    return "; ".join(_interval(row) for row in _accuracies(rows))
+    return "; ".join(_interval(row) for row in _accuracies(study.best_confirmed))
 
 
 def _accuracies(rows: Sequence[Confirmed]) -> list[Confirmed]:
@@ -221,5 +253,7 @@ def _accuracies(rows: Sequence[Confirmed]) -> list[Confirmed]:
 
 
 def _interval(row: Confirmed) -> str:
-    interval = f"[{row.low:+.3f}, {row.high:+.3f}]"
-    return f"{row.task} {row.metric} {row.value:.3f}, {row.delta:+.3f} {interval}"
+    text = f"{row.task} {row.metric} {Estimate(row.value, row.stderr)}"
+    if row.delta is None or row.low is None or row.high is None:
+        return text
+    return f"{text}, {row.delta:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"

@@ -26,6 +26,11 @@ def value_of(mask: LayerMask) -> float:
     return ORIGINAL + sum(HARM[layer] for layer in mask.layers) - 0.02 * neighbours
 
 
+N_DOCS = 16
+STDERR, DELTA_STDERR = 0.03, 0.004
+"""Of every mask but the original, whose difference to itself has none."""
+
+
 def make_trial(
     mask: LayerMask,
     n_converted: int,
@@ -34,11 +39,12 @@ def make_trial(
     sign: int = 1,
     state: TrialState | None = None,
     value: float | None = None,
+    given_up: int | None = None,
 ) -> FrozenTrial:
-    """A trial as the objective leaves it: complete at the budget, pruned below it."""
+    """A trial as the objective leaves it: complete at the budget, pruned below it or given up."""
     value = sign * value_of(mask) if value is None else value
     if state is None:
-        at_budget = mask.n_converted == n_converted
+        at_budget = mask.n_converted == n_converted and given_up is None
         state = TrialState.COMPLETE if at_budget else TrialState.PRUNED
     ended = state.is_finished()
     trial = create_trial(
@@ -62,6 +68,10 @@ def make_trial(
                     "seconds": 1.5,
                     "reused": False,
                     "scores": {"hellaswag": {"acc": 0.4, "bits_per_byte": value}},
+                    "given_up": given_up,
+                    "stderr": STDERR,
+                    "delta_stderr": DELTA_STDERR if mask.layers else 0.0,
+                    "n_docs": {"hellaswag": given_up or N_DOCS},
                 }
             }
             if state in (TrialState.COMPLETE, TrialState.PRUNED)

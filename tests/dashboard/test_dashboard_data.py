@@ -1,14 +1,18 @@
 """Rows as the figures need them, from studies as workers leave them."""
 
+import json
 import math
 from pathlib import Path
 
 import optuna
 import pytest
 from dashboard.sample_studies import (
+    DELTA_STDERR,
     HARM,
+    N_DOCS,
     N_LAYERS,
     SPEC,
+    STDERR,
     add_study,
     make_trial,
     masks_of,
@@ -17,10 +21,13 @@ from dashboard.sample_studies import (
 )
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
+from scipy.stats import t
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.dashboard.data import StudyRows, read_comparisons, siblings
-from mqasearch.dashboard.pages import comparison_page
+from mqasearch.dashboard.figures import comparison_figures
+from mqasearch.dashboard.pages import comparison_page, index_page
+from mqasearch.estimate import Estimate
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
 from mqasearch.search.compare import compare
@@ -137,9 +144,77 @@ def test_held_out_results() -> None:
     tasks = {"hellaswag": {"acc": row, "odd": {"value": 1}}}
     study.set_user_attr("mqasearch:confirmation", {"mask": "0000000111", "tasks": tasks})
     (confirmed,) = _study(storage).confirmed
+    assert (confirmed.stderr, confirmed.n_docs) == (0.02, 400)
     assert (confirmed.task, confirmed.metric) == ("hellaswag", "acc")
     assert (confirmed.value, confirmed.original, confirmed.delta) == (0.4, 0.43, -0.03)
     assert (confirmed.low, confirmed.high) == (-0.06, 0.01)
+
+
+def test_a_held_out_perplexity_has_no_paired_difference() -> None:
+    storage = InMemoryStorage()
+    spec = {**SPEC, "tasks": [{"name": "wikitext", "metric": "word_perplexity", "weight": 1.0}]}
+    study = add_study(storage, "s", [make_trial(masks_of([7, 8, 9])[0], 3)], spec=spec)
+    row = {"value": 21.5, "stderr": 1.0, "n_docs": 62, "original": 20.0}
+    study.set_user_attr(
+        "mqasearch:confirmation",
+        {"mask": "0000000111", "tasks": {"wikitext": {"word_perplexity": row}}},
+    )
+    (confirmed,) = _study(storage).confirmed
+    assert (confirmed.delta, confirmed.low, confirmed.high) == (None, None, None)
+    found = _study(storage).held_out
+    assert found is not None
+    assert (found.value, found.stderr, found.n_docs) == (21.5, 1.0, {"wikitext": 62})
+
+
+def test_a_held_out_value_belongs_to_the_mask_that_was_confirmed() -> None:
+    storage = InMemoryStorage()
+    study = add_study(storage, "s", [make_trial(masks_of([7, 8, 9])[0], 3)])
+    row = {"value": 1.2, "stderr": 0.01, "n_docs": 400, "original": 1.0}
+    tasks = {"hellaswag": {"bits_per_byte": row}}
+    study.set_user_attr("mqasearch:confirmation", {"mask": "0000000111", "tasks": tasks})
+    assert _study(storage).held_out is not None
+    study.add_trial(make_trial(masks_of([5, 7, 9])[0], 3, 1, value=0.5))
+    assert _study(storage).held_out is None
+
+
+def test_rows_have_their_standard_errors(memory: BaseStorage) -> None:
+    for row in _study(memory, "tpe").scored:
+        assert (row.stderr, row.n_docs) == (STDERR, (N_DOCS,))
+        assert row.delta_stderr == (DELTA_STDERR if row.n_converted else 0.0)
+        assert row.delta_margin == pytest.approx(t.ppf(0.975, N_DOCS - 1) * row.delta_stderr)
+
+
+def test_trials_of_before_errors_were_kept_still_show() -> None:
+    storage = InMemoryStorage()
+    trials = [make_trial(mask, 3, i) for i, mask in enumerate([*probes(), *masks_of([7, 8, 9])])]
+    for trial in trials:
+        for key in ("given_up", "stderr", "delta_stderr", "n_docs"):
+            del trial.user_attrs["mqasearch:facts"][key]
+    add_study(storage, "s", trials)
+    (comparison,) = read_comparisons(storage)
+    study = comparison.studies[0]
+    assert study.best is not None
+    assert (study.best.stderr, study.best.delta_margin, study.best.n_docs) == (None, None, ())
+    page = comparison_page(comparison).decode()
+    assert f"<td>{study.best.value:.4f}</td>" in page
+    assert "n=" not in page
+    for titled in comparison_figures(comparison, [comparison]):
+        for trace in json.loads(titled.figure.to_json())["data"]:
+            assert trace.get("error_y", {}).get("visible") in (None, False)
+
+
+def test_a_mask_that_was_given_up_is_no_best_however_good_its_estimate() -> None:
+    storage = InMemoryStorage()
+    good, lost = masks_of([7, 8, 9], [0, 1, 2])
+    trials = [make_trial(good, 3), make_trial(lost, 3, 1, value=0.1, given_up=8)]
+    add_study(storage, "s", trials)
+    (comparison,) = read_comparisons(storage)
+    study = comparison.studies[0]
+    assert study.best is not None
+    assert study.best.mask == str(good)
+    page = comparison_page(comparison).decode()
+    assert str(lost) not in page
+    assert "Masks at the budget: 1" in page
 
 
 def test_siblings_differ_in_the_budget_alone() -> None:
@@ -176,6 +251,22 @@ def test_the_rows_are_what_compare_says_of_studies_that_workers_made(tmp_path: P
             for metric, result in metrics.items()
         }
         assert held_out
+        assert study.held_out == row.held_out
+        assert (study.best.stderr, study.best.delta_stderr) == (row.stderr, row.delta_stderr)
+        assert study.best.n_docs == tuple(row.n_docs.values())
     page = comparison_page(comparison).decode()
+    assert "best, search (n=40)" in page
+    for row in (row for row in told.values() if row.layers):
+        assert row.value is not None
+        assert row.delta is not None
+        assert str(Estimate(row.value, row.stderr)) in page
+        assert Estimate(row.delta, row.delta_stderr).text(signed=True) in page
+        if row.held_out is not None:
+            shown = f"<td>{Estimate(row.held_out.value, row.held_out.stderr)} (n=80)</td>"
+            assert shown in page
+    _, best = comparison.best or pytest.fail("there is a best mask")
+    index = index_page([comparison]).decode()
+    assert f"<td>{best.estimate}</td>" in index
+    assert "(n=80)</td>" in index
     assert "<td>two</td><td>1, 4</td>" in page
     storage.close()

@@ -1,0 +1,71 @@
+"""Held-out results of a study's best mask, as the pages show them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mqasearch.search.stored import count, mapping, number
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """One held-out result of a study's best mask.
+
+    Attributes:
+        task: lm-eval's name.
+        metric: of the task.
+        mask: that was confirmed.
+        value: of the mask.
+        original: value of the original model on the same documents.
+        delta: mean paired difference, mask − original; None for a metric that has no values per
+            document, and so the ends of its interval.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        stderr: standard error of ``value``; None where it is unknown.
+        n_docs: documents; None where it is unknown.
+    """
+
+    task: str
+    metric: str
+    mask: str
+    value: float
+    original: float
+    delta: float | None
+    low: float | None
+    high: float | None
+    stderr: float | None = None
+    n_docs: int | None = None
+
+
+def read_confirmed(attribute: object) -> tuple[Confirmed, ...]:
+    """The held-out results that have a value of the mask and one of the original."""
+    confirmation = mapping(attribute)
+    mask = str(confirmation.get("mask", ""))
+    found = [
+        _confirmed(task, metric, mask, row)
+        for task, metrics in mapping(confirmation.get("tasks")).items()
+        for metric, row in mapping(metrics).items()
+    ]
+    return tuple(row for row in found if row is not None)
+
+
+def by_task(rows: Iterable[Confirmed]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Task → metric → value, standard error and documents, as a confirmation has them."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in rows:
+        numbers = {"value": row.value, "stderr": row.stderr, "n_docs": row.n_docs}
+        found.setdefault(row.task, {})[row.metric] = numbers
+    return found
+
+
+def _confirmed(task: str, metric: str, mask: str, attribute: object) -> Confirmed | None:
+    row = mapping(attribute)
+    value, original = number(row.get("value")), number(row.get("original"))
+    if value is None or original is None:
+        return None
+    difference = mapping(row.get("delta"))
+    ends = difference.get("ci95")
+    interval = [difference.get("value"), *ends] if isinstance(ends, list) else []
+    known = [end for end in map(number, interval) if end is not None]
+    delta, low, high = known if len(known) == 3 else (None, None, None)
+    stderr, n_docs = number(row.get("stderr")), count(row.get("n_docs"))
+    return Confirmed(task, metric, mask, value, original, delta, low, high, stderr, n_docs)
