@@ -16,7 +16,7 @@ from mqasearch.estimate import Estimate, weighted_mean
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
 from mqasearch.score import Documents, TaskSpec
-from mqasearch.search.attributes import FACTS_KEY
+from mqasearch.search.attributes import FACTS_KEY, confirmation, set_confirmation
 from mqasearch.search.compare import ComparisonRow, compare
 from mqasearch.search.held_out import held_out, metric_of, parts_of
 from mqasearch.search.storage import Storage
@@ -122,6 +122,18 @@ def test_a_study_of_before_errors_were_kept_is_still_shown(storage: Storage) -> 
     assert (row.stderr, row.delta_stderr, row.n_docs) == (None, None, {})
     assert headers_of([row])[2] == "bits_per_byte\nsearch"
     assert f"{row.value:.4f}" in shown([row])
+
+
+def test_a_confirmation_of_an_earlier_best_mask_says_nothing_of_this_one(storage: Storage) -> None:
+    run_study(storage, spec_of(selectors=["sensitivity"]), FakeScorer(6))
+    (study,) = studies_of(storage)
+    (row,) = compare([study])
+    assert row.held_out is not None
+    earlier = confirmation(study.user_attrs)
+    assert earlier is not None
+    set_confirmation(study, {**earlier, "trial_number": earlier["trial_number"] - 1})
+    (row,) = compare([study])
+    assert (row.held_out, row.confirmed) == (None, {})
 
 
 @pytest.mark.parametrize("missing", ["value", "n_docs"])
