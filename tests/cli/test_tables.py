@@ -29,6 +29,9 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
     opened.close()
 
 
+BITS = [{"name": "hellaswag", "metric": "bits_per_byte"}]
+
+
 def shown(rows: list[ComparisonRow]) -> str:
     file = io.StringIO()
     Console(file=file, width=200).print(comparison_table("s", rows))
@@ -41,7 +44,7 @@ def headers_of(rows: list[ComparisonRow]) -> list[str]:
 
 def test_the_value_that_chose_a_mask_stands_beside_the_held_out_one(storage: Storage) -> None:
     scorer = FakeScorer(6)
-    run_study(storage, spec_of(), scorer)
+    run_study(storage, spec_of(tasks=BITS), scorer)
     rows = compare(studies_of(storage))
     headers = headers_of(rows)
     start = headers.index("bits_per_byte\nsearch, n=40")
@@ -89,7 +92,8 @@ def test_a_search_metric_that_is_the_headline_is_shown_once_per_split(storage: S
 
 
 def test_fifteen_layers_and_all_columns_fit_the_width_of_a_log(storage: Storage) -> None:
-    spec = spec_of(budget=[10, 15], selectors=["sensitivity"], enqueue={"odd": [1, 3]})
+    enqueue = {"odd": [1, 3]}
+    spec = spec_of(budget=[10, 15], selectors=["sensitivity"], enqueue=enqueue, tasks=BITS)
     run_study(storage, spec, FakeScorer(30))
     text = shown(compare(studies_of(storage)))
     lines = text.splitlines()
@@ -109,7 +113,7 @@ def test_rows_of_different_documents_say_how_many_each_is_of(storage: Storage) -
 
 
 def test_a_study_of_before_errors_were_kept_is_still_shown(storage: Storage) -> None:
-    run_study(storage, spec_of(selectors=["sensitivity"]), FakeScorer(6))
+    run_study(storage, spec_of(selectors=["sensitivity"], tasks=BITS), FakeScorer(6))
     (study,) = studies_of(storage)
     older = optuna.create_study(storage=InMemoryStorage(), study_name=study.study_name)
     for key, value in study.user_attrs.items():

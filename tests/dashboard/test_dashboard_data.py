@@ -230,7 +230,8 @@ def test_siblings_differ_in_the_budget_alone() -> None:
 
 def test_the_rows_are_what_compare_says_of_studies_that_workers_made(tmp_path: Path) -> None:
     storage = storage_in(tmp_path)
-    spec = spec_of(enqueue={"two": [1, 4], "one": [0]})
+    tasks = [{"name": "hellaswag", "metric": "bits_per_byte"}]
+    spec = spec_of(enqueue={"two": [1, 4], "one": [0]}, tasks=tasks)
     run_study(storage, spec, FakeScorer(6))
     (comparison,) = read_comparisons(storage.optuna)
     assert {study.n_converted for study in comparison.studies} == {3}  # the budget of all

@@ -20,7 +20,10 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.storage import Storage
 from mqasearch.search.uncertainty import difference_stderr, given_up_stderr, objective, stderrs
 
-TASKS = [TaskSpec("hellaswag", limit=40, weight=3), TaskSpec("piqa", limit=60, metric="acc")]
+TASKS = [
+    TaskSpec("hellaswag", "bits_per_byte", limit=40, weight=3),
+    TaskSpec("piqa", limit=60, metric="acc"),
+]
 
 
 @pytest.fixture
@@ -44,7 +47,8 @@ def test_a_trial_knows_the_errors_of_its_value_and_of_its_paired_difference(
     storage: Storage,
 ) -> None:
     scorer = FakeScorer(6)
-    run_study(storage, spec_of(selectors=["sensitivity"]), scorer)
+    tasks = [{"name": "hellaswag", "metric": "bits_per_byte"}]
+    run_study(storage, spec_of(selectors=["sensitivity"], tasks=tasks), scorer)
     (study,) = studies_of(storage)
     task, documents = TaskSpec("hellaswag"), Documents("search", 40)
     original = scorer.score(LayerMask.empty(6).kv_heads(scorer.shape), task, documents)
