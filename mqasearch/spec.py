@@ -146,16 +146,29 @@ class DocumentsEntry(_Strict):
     seed: Seed = 0
 
 
-class PrunerEntry(_Strict):
-    """Gives up a mask that is clearly worse than the best one of its size, document by document.
+_PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}
+"""What a study file may say → the pruner that it means."""
 
-    Names and test are those of Optuna's ``WilcoxonPruner``; a step is a document.
+
+class PrunerEntry(_Strict):
+    """Gives up a mask whose mean is clearly worse than that of the best one of its size.
+
+    Names are those of Optuna's ``WilcoxonPruner``; a step is a document. ``p_threshold`` is the
+    level of a whole race. The name ``wilcoxon``, which study files had before the test was one of
+    the mean, is read as ``paired_mean``.
     """
 
-    name: Literal["wilcoxon"]
+    name: str
     p_threshold: float = Field(default=0.01, gt=0, lt=0.5)
     n_startup_steps: int = Field(default=50, ge=2)
     interval_steps: int = Field(default=25, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in _PRUNERS:
+            raise ValueError(unknown_name("pruner", name, _PRUNERS))
+        return _PRUNERS[name]
 
 
 class BudgetEntry(_Strict):
@@ -366,7 +379,7 @@ _EXPECTED: Mapping[str, str] = {
     "merge": "a name, or {name, …parameters}",
     "tasks": "a name, or {name, metric, num_fewshot, limit, weight}",
     "selectors": "a name, or {name, n_trials, …parameters}",
-    "pruner": "wilcoxon, or {name: wilcoxon, p_threshold, n_startup_steps, interval_steps}",
+    "pruner": "paired_mean, or {name: paired_mean, p_threshold, n_startup_steps, interval_steps}",
 }
 
 

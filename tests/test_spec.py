@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mqasearch.errors import SpecError, UnknownNameError, UserError
 from mqasearch.score import TaskSpec
@@ -167,8 +168,8 @@ def test_what_yaml_itself_stumbles_over_is_one_line(
         ({"budget": "5"}, "budget.*: expected a number of layers"),
         ({"merge": 3}, "merge: expected a name"),
         ({"enqueue": {"original": [1]}}, "enqueue: the original is scored under that name"),
-        ({"pruner": "wilcoxn"}, "pruner.name: input should be 'wilcoxon'"),
-        ({"pruner": "wilcoxon", "tasks": ["piqa", "copa"]}, "pruner: .*one task"),
+        ({"pruner": "wilcoxn"}, "pruner.name: unknown pruner 'wilcoxn': did you mean 'wilcoxon'"),
+        ({"pruner": "paired_mean", "tasks": ["piqa", "copa"]}, "pruner: .*one task"),
     ],
 )
 def test_what_no_study_can_hold_is_said_in_words(changes: dict[str, object], message: str) -> None:
@@ -182,3 +183,12 @@ def test_budgets_that_are_nearly_the_same_have_names_of_their_own() -> None:
     budgets = [{"kv_bytes_fraction": 0.601}, {"kv_bytes_fraction": 0.604}]
     spec = parse_spec(data | {"budget": budgets}, "s.yaml")
     assert list(spec.comparisons()) == ["s-kv60.1", "s-kv60.4"]
+
+
+@pytest.mark.parametrize("pruner", ["wilcoxon", {"name": "wilcoxon", "p_threshold": 0.05}])
+def test_the_pruner_of_older_study_files_still_opens_and_is_the_one_of_today(
+    pruner: object,
+) -> None:
+    old = parse_spec(GOOD | {"pruner": pruner}, "s.yaml")
+    today = yaml.safe_load(yaml.safe_dump(pruner).replace("wilcoxon", "paired_mean"))
+    assert old == parse_spec(GOOD | {"pruner": today}, "s.yaml")

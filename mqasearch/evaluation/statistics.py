@@ -1,7 +1,8 @@
 """Is one mask better than another on the same documents?
 
 Both are scored on the same documents, so the test is on the differences, which vary far less than
-the values: the documents' own difficulty cancels.
+the values: the documents' own difficulty cancels. What is tested is what the search optimises and
+a table shows, the mean.
 """
 
 import math
@@ -11,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from mqasearch.evaluation.proportions import difference_limit, sign_test
+
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
@@ -18,25 +23,28 @@ class PairedDifference:
 
     Attributes:
         value: the mean difference.
-        ci95: its 95 % confidence interval.
-        p_value: two-sided, of no difference.
+        ci95: its two-sided 95 % confidence interval.
+        p_value: two-sided, of no difference; below 0.05 exactly when 0 is outside ``ci95``.
         n_docs: number of documents.
+        stderr: standard error of ``value``; infinite for one document.
+        ci90: its two-sided 90 % confidence interval: each end is a one-sided 95 % limit.
     """
 
     value: float
-    ci95: tuple[float, float]
+    ci95: Interval
     p_value: float
     n_docs: int
+    stderr: float
+    ci90: Interval
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Compare two masks on the same documents.
 
-    Where both metrics are 0/1: the interval of Agresti & Min (2005), which stays honest when the
-    two disagree on few documents or on none, and the exact McNemar test (McNemar 1947; the
-    binomial test on the documents that only one of the two got right). Else: Student's t on the
-    differences, and Wilcoxon's signed-rank test (Wilcoxon 1945; zeros by Pratt's method), which
-    assumes no normality.
+    Where both metrics are 0/1: the exact sign test (McNemar 1947) on the documents that only one
+    of the two got right, and the interval of Fay & Lumbard (2021), which inverts that test and
+    stays honest when the two disagree on few documents or on none. Else: Student's t on the
+    differences, test and interval.
 
     Args:
         a: one value per document.
@@ -49,45 +57,52 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifferenc
     if first.shape != second.shape or first.size == 0:
         raise ValueError(f"cannot pair {first.size} documents with {second.size}")
     differences = first - second
-    value = float(differences.mean())
-    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
-        wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-        ci95 = _agresti_min(wins, losses, len(a))
-        return PairedDifference(value, ci95, _mcnemar(wins, losses), len(a))
-    half_width = _t_half_width(differences)
-    ci95 = (value - half_width, value + half_width)
-    return PairedDifference(value, ci95, wilcoxon_p(differences), len(a))
-
-
-def wilcoxon_p(differences: Sequence[float], alternative: str = "two-sided") -> float:
-    """p value of Wilcoxon's signed-rank test; 1 where no document differs."""
-    values = np.asarray(differences, dtype=float)
-    if not values.any():
-        return 1.0
-    result = stats.wilcoxon(
-        values, zero_method="pratt", alternative=alternative, method="asymptotic"
-    )
-    return float(result.pvalue)
-
-
-def _t_half_width(differences: np.ndarray) -> float:
+    value, stderr = float(differences.mean()), _standard_error(differences)
     n = differences.size
-    spread = float(differences.std(ddof=1)) if n > 1 else math.inf
-    if spread == 0.0:
-        return 0.0
-    return float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) if n > 1 else math.inf
+    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        more, fewer = int((differences > 0).sum()), int((differences < 0).sum())
+        p_value = sign_test(more, fewer)
+        ci95, ci90 = (_interval_of_signs(more, fewer, n, level) for level in (0.95, 0.90))
+    else:
+        p_value = _t_test(value, stderr, n)
+        ci95, ci90 = (_t_interval(value, stderr, n, level) for level in (0.95, 0.90))
+    return PairedDifference(value, ci95, p_value, n, stderr, ci90)
 
 
-def _agresti_min(wins: int, losses: int, n: int) -> tuple[float, float]:
-    """Wald's interval after half a document was added to each cell of the 2 × 2 table."""
-    more, fewer, total = wins + 0.5, losses + 0.5, n + 2
-    centre = (more - fewer) / total
-    error = math.sqrt(more + fewer - (more - fewer) ** 2 / total) / total
-    half_width = float(stats.norm.ppf(0.975)) * error
-    return max(-1.0, centre - half_width), min(1.0, centre + half_width)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number by Holm's (1979) step-down method.
+
+    The chance that any true hypothesis is rejected stays below the level, whatever their
+    dependence.
+    """
+    order = np.argsort(p_values)
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
-def _mcnemar(wins: int, losses: int) -> float:
-    if wins + losses == 0:
+def _standard_error(differences: np.ndarray) -> float:
+    n = differences.size
+    return float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+
+
+def _t_test(value: float, stderr: float, n: int) -> float:
+    """Two-sided p value; 1 where nothing differs, or nothing can be said."""
+    if value == 0.0 or n == 1:
         return 1.0
-    return float(stats.binomtest(wins, wins + losses).pvalue)
+    return float(2 * stats.t.sf(abs(value) / stderr, n - 1)) if stderr else 0.0
+
+
+def _t_interval(value: float, stderr: float, n: int, level: float) -> Interval:
+    if n == 1:
+        return (-math.inf, math.inf)
+    half_width = float(stats.t.ppf((1 + level) / 2, n - 1)) * stderr
+    return (value - half_width, value + half_width)
+
+
+def _interval_of_signs(more: int, fewer: int, n: int, level: float) -> Interval:
+    tail = (1 - level) / 2
+    return (-difference_limit(fewer, more, n, tail), difference_limit(more, fewer, n, tail))

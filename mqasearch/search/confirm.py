@@ -52,7 +52,8 @@ def confirm_mask(
 
     Returns:
         ``{task: {metric: {value, stderr, n_docs, original, original_stderr, delta}}}``; ``delta``
-        as in ``PairedDifference``, for metrics that have values per document.
+        as in ``PairedDifference``, for metrics that have values per document; none for a single
+        document.
     """
     original = evaluator.confirm(LayerMask.empty(len(mask)), limit).scores
     converted = evaluator.confirm(mask, limit).scores
@@ -70,7 +71,7 @@ def _against(converted: Score, original: Score) -> dict[str, Any]:
             "original": original.values[metric],
             "original_stderr": of_original[metric],
         }
-        if metric in converted.documents:
+        if metric in converted.documents and converted.n_docs > 1:
             difference = paired_difference(converted.documents[metric], original.documents[metric])
             row["delta"] = asdict(difference)
         rows[metric] = row
