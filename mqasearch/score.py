@@ -30,6 +30,10 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 carry their direction in the task."""
 
 
+ZERO_ONE = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "flips"})
+"""Metrics that are 0 or 1 for a document, as far as we know them by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """One benchmark of a study.

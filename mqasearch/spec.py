@@ -7,30 +7,30 @@ one; all faults are reported at once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
-from mqasearch.budget import Budget
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
+from mqasearch.mask import ModelShape
 from mqasearch.score import DEFAULT_METRIC, TaskSpec
-
-MAX_SPEC_BYTES = 1_000_000
-"""A study file larger than this is refused before it is parsed."""
-
+from mqasearch.spec_budget import BudgetEntry, OneBudget, auto_budgets, budgets_door
+from mqasearch.spec_yaml import read_yaml
+from mqasearch.tolerance import ToleranceEntry, as_list
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """NumPy's and Optuna's generators take no other."""
@@ -50,6 +50,8 @@ class KnownNames:
         objective: check of all tasks with their metrics together.
         selectors: name → check of its parameters.
         merges: name → check of its parameters.
+        least_documents: of (metric, margin): on how many the metric can be shown to have lost less
+            than the margin at all.
     """
 
     model: Callable[[str], None] = _no_check
@@ -57,6 +59,7 @@ class KnownNames:
     selectors: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
     merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
     objective: Callable[[Mapping[str, str]], object] = _no_check
+    least_documents: Callable[[str, float], int] = lambda metric, margin: 0
 
 
 def _named(key: str = "name") -> BeforeValidator:
@@ -138,12 +141,26 @@ class DocumentsEntry(_Strict):
 
     ``search: full`` scores every document unsplit, so that nothing is left to confirm on; but those
     of the calibration split where the merge reads that: it was fitted to their right answers.
+
+    ``confirmation: 0`` confirms nothing.
     """
 
     search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 100
-    confirmation: int | None = Field(default=400, ge=2)
+    confirmation: int | None = Field(default=400, ge=0)
     calibration_tokens: int = Field(default=32_768, ge=1)
     seed: Seed = 0
+
+    @field_validator("confirmation")
+    @classmethod
+    def _more_than_one(cls, confirmation: int | None) -> int | None:
+        if confirmation == 1:
+            raise ValueError("one document has no standard error; give 2 or more, or 0 for none")
+        return confirmation
+
+    @property
+    def hold_out(self) -> bool:
+        """Whether any documents are left to confirm masks on."""
+        return self.search != "full" and self.confirmation != 0
 
 
 _PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}
@@ -171,36 +188,6 @@ class PrunerEntry(_Strict):
         return _PRUNERS[name]
 
 
-class BudgetEntry(_Strict):
-    """Layers to convert, or the largest share of the KV cache that may be left."""
-
-    n_layers: int | None = Field(default=None, ge=1)
-    kv_bytes_fraction: float | None = Field(default=None, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.n_layers is None) == (self.kv_bytes_fraction is None):
-            raise ValueError("give exactly one of n_layers and kv_bytes_fraction")
-        return self
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(self.n_layers, self.kv_bytes_fraction)
-
-    @property
-    def label(self) -> str:
-        """Short enough for a study name."""
-        if self.n_layers is not None:
-            return f"n{self.n_layers}"
-        assert self.kv_bytes_fraction is not None
-        return f"kv{100 * self.kv_bytes_fraction:.6g}"
-
-
-def _budget_door(value: object) -> object:
-    return {"n_layers": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door)]
 OneSelector = Annotated[SelectorEntry, _named()]
 OneTask = Annotated[TaskEntry, _named()]
 
@@ -212,15 +199,12 @@ class StudySpec(_Strict):
     model: Annotated[ModelEntry, _named()]
     merge: Annotated[MergeEntry, _named()] = MergeEntry(name="aligned")
     target_kv_heads: int = Field(default=1, ge=1)
-    budget: Annotated[
-        list[OneBudget],
-        Field(min_length=1),
-        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
-    ]
+    budget: Annotated[list[OneBudget], BeforeValidator(budgets_door)]
     tasks: list[OneTask] = Field(min_length=1)
     documents: DocumentsEntry = DocumentsEntry()
     selectors: list[OneSelector] = Field(default=[])
     enqueue: dict[str, list[int]] = Field(default={})
+    tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list)] = []
     pruner: Annotated[PrunerEntry, _named()] | None = None
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
@@ -244,6 +228,32 @@ class StudySpec(_Strict):
             _checked(info.context.objective, self.metrics)
         return self
 
+    @model_validator(mode="after")
+    def _tolerable(self, info: ValidationInfo) -> Self:
+        known = info.context if isinstance(info.context, KnownNames) else KnownNames()
+        names = [task.name for task in self.tasks]
+        if self.tolerance and not self.documents.hold_out:
+            key = "search: full" if self.documents.search == "full" else "confirmation: 0"
+            raise ValueError(f"tolerance: with documents.{key} nothing is held out to show it on")
+        if self.tolerance and not self.selectors:
+            raise ValueError("tolerance: masks enqueued by name are not confirmed; name a selector")
+        faults = [
+            entry.fault(
+                names,
+                partial(_lacks, known, entry.metric),
+                self.documents.confirmation,
+                known.least_documents(entry.metric, entry.margin),
+            )
+            for entry in self.tolerance
+        ]
+        if said := "; ".join(filter(None, faults)):
+            raise ValueError(f"tolerance: {said}")
+        return self
+
+    @field_serializer("budget", mode="wrap")
+    def _auto(self, budget: list[BudgetEntry], handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(budget) if budget else "auto"
+
     @property
     def metrics(self) -> dict[str, str]:
         """Task → the metric that the search optimises on it."""
@@ -259,8 +269,18 @@ class StudySpec(_Strict):
             for task in self.tasks
         )
 
+    def with_sizes(self, shape: ModelShape) -> "StudySpec":
+        """With what ``budget: auto`` means for a model of this shape; any other budget as it is."""
+        if self.budget:
+            return self
+        return self.model_copy(update={"budget": auto_budgets(shape.n_layers)})
+
     def comparisons(self) -> dict[str, "StudySpec"]:
-        """One comparison per budget: its name → the spec with that budget alone."""
+        """One comparison per budget: its name → the spec with that budget alone.
+
+        Of a spec ``with_sizes``: ``budget: auto`` has none yet.
+        """
+        assert self.budget, "budget: auto takes its sizes from the model"
         if len(self.budget) == 1:
             return {self.name: self}
         return {
@@ -271,46 +291,13 @@ class StudySpec(_Strict):
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: the last one would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
     """Read a study file.
 
     Raises:
         SpecError: unreadable, not YAML, or with faults; all of them at once.
     """
-    try:
-        if path.stat().st_size > MAX_SPEC_BYTES:
-            raise SpecError(str(path), [f"larger than {MAX_SPEC_BYTES:,} bytes, not a study file"])
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
-    except FileNotFoundError:
-        near = get_close_matches(path.name, _neighbours(path), n=1)
-        guess = "no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        raise SpecError(str(path), [guess]) from None
-    except UnicodeDecodeError:
-        raise SpecError(str(path), ["not a text file"]) from None
-    except OSError as error:
-        raise SpecError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
-    except yaml.YAMLError as error:
-        raise SpecError(str(path), [_yaml_fault(error)]) from None
-    except (ValueError, RecursionError) as error:  # a date that is none, endless digits or brackets
-        said = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise SpecError(str(path), [f"not YAML: {said}"]) from None
-    return parse_spec(data, str(path), known)
+    return parse_spec(read_yaml(path), str(path), known)
 
 
 def parse_spec(data: object, where: str, known: KnownNames | None = None) -> StudySpec:
@@ -327,25 +314,22 @@ def parse_spec(data: object, where: str, known: KnownNames | None = None) -> Stu
         raise SpecError(where, [_fault(row) for row in error.errors()]) from None
 
 
-def _neighbours(path: Path) -> list[str]:
-    return [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-
-
-def _yaml_fault(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}"
-        if "given twice" in str(error.problem):
-            return f"{place}: {error.problem}"
-        return f"{place}: not YAML: {error.problem}"
-    return f"not YAML: {' '.join(str(error).split())}"
-
-
-def _checked(check: Callable[..., object], *arguments: Any) -> None:
+def _said(check: Callable[..., object], *arguments: Any) -> str:
+    """What a check has to say; empty if it has nothing."""
     try:
         check(*arguments)
     except MqasearchError as error:
-        raise ValueError(str(error)) from None
+        return str(error)
+    return ""
+
+
+def _lacks(known: KnownNames, metric: str, task: str) -> str:
+    return _said(known.task, task, metric)
+
+
+def _checked(check: Callable[..., object], *arguments: Any) -> None:
+    if said := _said(check, *arguments):
+        raise ValueError(said)
 
 
 def _check_named(
@@ -374,10 +358,11 @@ def _fault(row: ErrorDetails) -> str:
 
 
 _EXPECTED: Mapping[str, str] = {
-    "budget": "a number of layers, or {kv_bytes_fraction: 0.6}",
+    "budget": "a number of layers, {kv_bytes_fraction: 0.6}, a list of these, or auto",
     "model": "a name, or {name, revision, dtype, trust_remote_code}",
     "merge": "a name, or {name, …parameters}",
     "tasks": "a name, or {name, metric, num_fewshot, limit, weight}",
+    "tolerance": "{metric, points}, or a list of these",
     "selectors": "a name, or {name, n_trials, …parameters}",
     "pruner": "paired_mean, or {name: paired_mean, p_threshold, n_startup_steps, interval_steps}",
 }
@@ -389,6 +374,7 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
     "documents": DocumentsEntry,
     "budget": BudgetEntry,
     "pruner": PrunerEntry,
+    "tolerance": ToleranceEntry,
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mqasearch.errors import SpecError, UnknownNameError, UserError
+from mqasearch.mask import ModelShape
 from mqasearch.score import TaskSpec
 from mqasearch.spec import KnownNames, load_spec, parse_spec
 
@@ -192,3 +193,85 @@ def test_the_pruner_of_older_study_files_still_opens_and_is_the_one_of_today(
     old = parse_spec(GOOD | {"pruner": pruner}, "s.yaml")
     today = yaml.safe_load(yaml.safe_dump(pruner).replace("wilcoxon", "paired_mean"))
     assert old == parse_spec(GOOD | {"pruner": today}, "s.yaml")
+
+
+def tolerant(tolerance: object, **changes: object) -> dict[str, Any]:
+    return GOOD | {"tolerance": tolerance} | changes
+
+
+def has_acc_norm(task: str, metric: str) -> None:
+    if metric not in ("acc_norm", "bits_per_byte"):
+        raise UnknownNameError(f"metric of {task}", metric, ["acc_norm"])
+
+
+def test_a_tolerance_may_be_one_or_several_and_reads_back_as_itself() -> None:
+    one = {"metric": "acc_norm", "points": 1}
+    spec = parse_spec(tolerant(one), "s.yaml")
+    assert spec.tolerance[0].margin == 0.01
+    assert parse_spec(tolerant([one]), "s.yaml") == spec
+    assert parse_spec(spec.model_dump(mode="json"), "stored") == spec
+    assert parse_spec(GOOD, "s.yaml").tolerance == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tolerant({"metric": "acc_nrm", "points": 1}), "did you mean 'acc_norm'"),
+        (tolerant({"metric": "acc_norm", "points": 0}), "tolerance.0.points: .*greater than 0"),
+        (tolerant({"metric": "acc_norm", "points": -1}), "tolerance.0.points: .*greater than 0"),
+        (tolerant({"metric": "acc_norm", "points": float("inf")}), "finite number"),
+        (tolerant({"metric": "acc_norm"}), "tolerance.0.points: missing"),
+        (tolerant({"metric": "acc_norm", "points": 1, "taks": "x"}), "did you mean 'task'"),
+        (tolerant("acc_norm"), r"expected \{metric, points\}"),
+        (tolerant({"metric": "acc_norm", "points": 1, "task": "piqa"}), "unknown task 'piqa'"),
+        (
+            tolerant({"metric": "acc_norm", "points": 1}, documents={"search": "full"}),
+            "with documents.search: full nothing is held out",
+        ),
+        (
+            tolerant({"metric": "acc_norm", "points": 1}, documents={"confirmation": 0}),
+            "with documents.confirmation: 0 nothing is held out",
+        ),
+        (
+            tolerant({"metric": "acc_norm", "points": 1}, documents={"confirmation": 200}),
+            "200 held-out documents can never show .* give documents.confirmation 299 or more",
+        ),
+        (
+            tolerant({"metric": "acc_norm", "points": 1}, selectors=[], enqueue={"last": [3]}),
+            "name a selector",
+        ),
+        (GOOD | {"documents": {"confirmation": 1}}, "give 2 or more, or 0 for none"),
+        (GOOD | {"budget": []}, "at least one budget, or auto"),
+        (GOOD | {"budget": "most"}, "or auto"),
+    ],
+)
+def test_what_can_never_be_shown_is_refused_in_one_line(data: object, message: str) -> None:
+    known = KnownNames(task=has_acc_norm, least_documents=lambda metric, margin: 299)
+    with pytest.raises(SpecError, match=message) as caught:
+        parse_spec(data, "s.yaml", known)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tolerance_is_of_the_tasks_that_have_its_metric() -> None:
+    def task(name: str, metric: str) -> None:
+        if name == "wikitext" and metric == "acc_norm":
+            raise UnknownNameError("metric", metric, [])
+
+    known = KnownNames(task=task)
+    data = tolerant({"metric": "acc_norm", "points": 1}, tasks=["wikitext", "hellaswag"])
+    parse_spec(data, "s.yaml", known)
+    only = tolerant({"metric": "acc_norm", "points": 1, "task": "wikitext"}, tasks=data["tasks"])
+    with pytest.raises(SpecError, match="unknown metric"):
+        parse_spec(only, "s.yaml", known)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 5, 12, 30, 126])
+def test_automatic_budgets_grow_and_leave_layers_unconverted(n_layers: int) -> None:
+    spec = parse_spec(GOOD | {"budget": "auto"}, "s.yaml")
+    assert parse_spec(spec.model_dump(mode="json"), "stored") == spec
+    sized = spec.with_sizes(ModelShape(n_layers, 8, 4, 16, 128, 2))
+    sizes = [entry.n_layers or 0 for entry in sized.budget]
+    assert sizes == sorted(set(sizes))
+    assert 1 <= sizes[0] <= sizes[-1] <= max(1, n_layers - 1)
+    assert sized.with_sizes(ModelShape(99, 8, 4, 16, 128, 2)) == sized
+    assert len(sized.comparisons()) == len(sizes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
     from mqasearch.search.storage import Storage as OpenStorage
+    from mqasearch.search.verdict import Verdict
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
 
@@ -55,12 +56,12 @@ def run(
     from mqasearch.cli.progress import Progress
     from mqasearch.search.names import known_names
     from mqasearch.search.run import create as create_all
-    from mqasearch.search.run import work
+    from mqasearch.search.run import sized, work
     from mqasearch.serving.export import export as export_masks
     from mqasearch.serving.mask_json import write_masks
     from mqasearch.spec import load_spec
 
-    spec = load_spec(study, known_names())
+    spec = sized(load_spec(study, known_names()))
     _check_folder(output_dir)
     n_workers = workers or default_workers(device)
     with database(storage, spec.name, n_workers) as place:
@@ -74,8 +75,9 @@ def run(
         for name in spec.comparisons():
             target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
             studies = _print_comparison(place.url, name, Format.TABLE)
-            write_masks(export_masks(name, studies), target)
+            write_masks(export_masks(name, studies, _verdict(place.url, name)), target)
             print(f"masks: {target}")
+        _print_verdict(place.url, spec.name)
         if not place.held:  # what is held ends with this run
             _print_next_steps(opened.url_hidden, spec.name)
 
@@ -149,6 +151,8 @@ def compare(
 ) -> None:
     """Show the selectors of a comparison side by side."""
     _print_comparison(storage, study_name, format)
+    if format is Format.TABLE:
+        _print_verdict(storage, study_name)
 
 
 def export(
@@ -162,7 +166,8 @@ def export(
     from mqasearch.serving.export import export as export_masks
     from mqasearch.serving.mask_json import write_masks
 
-    document = export_masks(study_name, _studies(storage, study_name))
+    studies = _studies(storage, study_name)
+    document = export_masks(study_name, studies, _verdict(storage, study_name))
     if selector is not None:
         masks = [m for m in document["masks"] if m["study"]["selector"] == selector]
         if not masks:
@@ -234,6 +239,21 @@ def _print_comparison(storage: str, name: str, format: Format) -> "list[optuna.S
     else:
         console().print(comparison_table(name, rows))
     return studies
+
+
+def _verdict(storage: str, name: str) -> "Verdict | None":
+    """Of the study file that ``name`` is a part of."""
+    from mqasearch.search.selection import studies_of_file
+    from mqasearch.search.verdict import verdict
+
+    return verdict(studies_of_file(_open_to_look(storage).optuna, name))
+
+
+def _print_verdict(storage: str, name: str) -> None:
+    from mqasearch.cli.tables import print_verdict
+
+    if (found := _verdict(storage, name)) is not None:
+        print_verdict(found)
 
 
 def _print_next_steps(storage: str, name: str) -> None:

@@ -11,6 +11,8 @@ from rich.table import Table
 from mqasearch.cli.options import Format
 from mqasearch.estimate import Estimate
 from mqasearch.search.compare import ComparisonRow, headline
+from mqasearch.search.verdict import Verdict
+from mqasearch.search.verdict_words import sentence, size_in_words
 
 NONE = "–"
 
@@ -63,6 +65,27 @@ def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     return table
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Every size that was confirmed, and the answer."""
+    table = Table(
+        title="verdict", title_justify="left", box=None, header_style="bold", pad_edge=False
+    )
+    for header in ("layers", "KV cache", "comparison", "selector", "held-out", "verdict"):
+        table.add_column(header, overflow="fold")
+    for size in verdict.sizes:
+        table.add_row(
+            f"{size.n_converted} of {size.n_layers}",
+            f"−{100 * size.kv_bytes_saved:.0f} %",
+            size.comparison,
+            size.selector,
+            size_in_words(size),
+            size.result if verdict.is_final else "not yet",
+        )
+    if verdict.sizes:
+        console().print(table)
+    print(sentence(verdict))
 
 
 def _names(rows: Sequence[ComparisonRow]) -> Iterator[Column]:

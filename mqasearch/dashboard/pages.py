@@ -11,8 +11,10 @@ from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.markup import Html, document, element, table
 from mqasearch.dashboard.style import format_bytes
+from mqasearch.dashboard.verdicts import verdict_section
 from mqasearch.estimate import Estimate
 from mqasearch.search.best import ranked
+from mqasearch.search.verdict import Verdict
 
 MAX_TABLE_ROWS = 200
 ROOT = "/mqasearch/"
@@ -56,8 +58,8 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
     return document("mqasearch", _header(), element("main", table(head, rows)))
 
 
-def comparison_page(comparison: Comparison) -> bytes:
-    """Selectors side by side, the figures (drawn by the browser), and the masks."""
+def comparison_page(comparison: Comparison, verdict: Verdict | None = None) -> bytes:
+    """The verdict, selectors side by side, the figures (drawn by the browser), and the masks."""
     first = comparison.studies[0]
     summary = f"{first.n_converted} of {first.n_layers} layers are converted; {first.metric}, "
     summary += "higher is better." if first.maximize else "lower is better."
@@ -71,7 +73,12 @@ def comparison_page(comparison: Comparison) -> bytes:
         element("h1", comparison.name),
         element("p", summary),
         element(
-            "div", _selectors(comparison), _enqueued(comparison), _masks(comparison), id="tables"
+            "div",
+            verdict_section(verdict),
+            _selectors(comparison),
+            _enqueued(comparison),
+            _masks(comparison),
+            id="tables",
         ),
         element("p", "", id="notice"),
         element(

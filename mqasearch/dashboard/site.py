@@ -21,6 +21,7 @@ from mqasearch.dashboard.pages import (
     index_page,
     trials_json,
 )
+from mqasearch.dashboard.verdicts import read_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Site:
         comparisons = read_comparisons(self._storage)
         comparison = next((one for one in comparisons if one.name == name), None)
         parts: dict[str, Callable[[Comparison], Answer]] = {
-            "": lambda one: Answer(comparison_page(one)),
+            "": lambda one: Answer(comparison_page(one, read_verdict(self._storage, one.name))),
             "figures.json": lambda one: Answer(
                 figures_json(one, siblings(one, comparisons)), "application/json"
             ),

@@ -4,7 +4,7 @@ Each attribute is a transaction of its own, so facts travel together: one attrib
 trial (besides the mask, which the sampler writes first so that other workers see it at once).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +19,11 @@ from mqasearch.search.agreement import differences, remedies
 from mqasearch.search.attributes_once import record_once
 from mqasearch.search.best import best
 from mqasearch.spec import StudySpec, parse_spec
+from mqasearch.tolerance import ToleranceEntry
 
 STUDY_KEY = "mqasearch:study"
 CONFIRMATION_KEY = "mqasearch:confirmation"
+TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"
 Direction = Literal["minimize", "maximize"]
@@ -248,3 +250,24 @@ def confirmation(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
     """The held-out result of a study's best mask, if it was confirmed."""
     row = user_attrs.get(CONFIRMATION_KEY)
     return row if isinstance(row, dict) else None
+
+
+def set_tolerance(study: optuna.Study, tolerance: Sequence[ToleranceEntry], *, late: bool) -> None:
+    """Write what may be lost, where that is not what the stored study file says.
+
+    Args:
+        study: one of a study file.
+        tolerance: in place of the stored one.
+        late: whether held-out results were known when it was given.
+    """
+    rows = [entry.model_dump(mode="json") for entry in tolerance]
+    study.set_user_attr(TOLERANCE_KEY, {"tolerance": rows, "late": late})
+
+
+def tolerance_of(study: optuna.Study) -> tuple[list[ToleranceEntry], bool]:
+    """What may be lost, and whether that was said when held-out results were known."""
+    row = study.user_attrs.get(TOLERANCE_KEY)
+    if isinstance(row, dict):
+        return [ToleranceEntry(**entry) for entry in row["tolerance"]], bool(row["late"])
+    facts = study_facts(study.user_attrs)
+    return ([] if facts is None else facts.study_spec.tolerance), False

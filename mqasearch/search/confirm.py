@@ -8,14 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
-from mqasearch.score import Score
+from mqasearch.score import HIGHER_IS_BETTER, Score
 from mqasearch.search.attributes import ENQUEUED, confirmation, set_confirmation
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.selection import Selection
 from mqasearch.search.uncertainty import stderrs
+
+STATISTICS = 2
+"""Of what is written: raised when a field is added, so that older results are computed again, from
+scores that are there."""
 
 
 def confirm(
@@ -37,7 +42,12 @@ def confirm(
         if best is None or selection.facts.selector == ENQUEUED:
             continue  # masks that were enqueued by name are no winners of a search
         known = confirmation(selection.study.user_attrs)
-        wanted = {"trial_number": best.number, "mask": best.facts.mask, "limit": limit}
+        wanted = {
+            "trial_number": best.number,
+            "mask": best.facts.mask,
+            "limit": limit,
+            "statistics": STATISTICS,
+        }
         if known is not None and {key: known.get(key) for key in wanted} == wanted:
             continue
         on_confirm(selection)
@@ -51,16 +61,16 @@ def confirm_mask(
     """Held-out scores of a mask: task → metric → value, the original's, and the paired difference.
 
     Returns:
-        ``{task: {metric: {value, stderr, n_docs, original, original_stderr, delta}}}``; ``delta``
-        as in ``PairedDifference``, for metrics that have values per document; none for a single
-        document.
+        ``{task: {metric: {value, stderr, n_docs, original, original_stderr, higher_is_better,
+        delta}}}``; ``delta`` as in ``PairedDifference``, for metrics that have values per document;
+        none for a single document.
     """
     original = evaluator.confirm(LayerMask.empty(len(mask)), limit).scores
     converted = evaluator.confirm(mask, limit).scores
-    return {task: _against(converted[task], original[task]) for task in converted}
+    return {task: _against(task, converted[task], original[task]) for task in converted}
 
 
-def _against(converted: Score, original: Score) -> dict[str, Any]:
+def _against(task: str, converted: Score, original: Score) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     of_converted, of_original = stderrs(converted), stderrs(original)
     for metric, value in converted.values.items():
@@ -70,9 +80,16 @@ def _against(converted: Score, original: Score) -> dict[str, Any]:
             "n_docs": converted.n_docs,
             "original": original.values[metric],
             "original_stderr": of_original[metric],
+            "higher_is_better": _direction(task, metric),
         }
         if metric in converted.documents and converted.n_docs > 1:
             difference = paired_difference(converted.documents[metric], original.documents[metric])
             row["delta"] = asdict(difference)
         rows[metric] = row
     return rows
+
+
+def _direction(task: str, metric: str) -> bool:
+    """Whether more of a metric is better; one that was filtered ("…,strict-match") as the whole."""
+    name = metric.partition(",")[0]
+    return HIGHER_IS_BETTER[name] if name in HIGHER_IS_BETTER else higher_is_better(task, name)

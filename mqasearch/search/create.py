@@ -6,7 +6,7 @@ it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +24,11 @@ from mqasearch.search.attributes import (
     ENQUEUED,
     Direction,
     StudyFacts,
+    confirmation,
     set_study_facts,
+    set_tolerance,
     study_facts,
+    tolerance_of,
 )
 from mqasearch.search.names import maximizes
 from mqasearch.source_code import versions_of
@@ -43,13 +46,25 @@ def create_studies(storage: BaseStorage, spec: StudySpec, shape: ModelShape) -> 
         UserError: a study of that name exists with another spec or direction; the metrics cannot
             be one objective.
     """
+    spec = spec.with_sizes(shape)
     check_fits(spec, shape)
     direction: Direction = "maximize" if maximizes(spec.metrics) else "minimize"
     names = []
     for comparison, one in spec.comparisons().items():
         for facts in _plan(spec.name, comparison, one, shape, direction):
             names.append(_create(storage, facts, _masks(facts, one)))
+    _agree_on_tolerance([optuna.load_study(study_name=n, storage=storage) for n in names], spec)
     return names
+
+
+def _agree_on_tolerance(studies: Sequence[optuna.Study], spec: StudySpec) -> None:
+    """What may be lost can be said later, since no score depends on it; the verdict tells."""
+    known = any(confirmation(study.user_attrs) is not None for study in studies)
+    for study in studies:
+        if tolerance_of(study)[0] != spec.tolerance:
+            facts = study_facts(study.user_attrs)
+            first = [] if facts is None else facts.study_spec.tolerance
+            set_tolerance(study, spec.tolerance, late=known and spec.tolerance != first)
 
 
 def check_fits(spec: StudySpec, shape: ModelShape) -> None:
@@ -180,7 +195,7 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
             if label not in present:
                 study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
         set_study_facts(study, facts)
-    elif changes := _differences(_today(theirs), facts.spec):
+    elif changes := _differences(_today(theirs), _today(facts)):
         raise UserError(
             f"study {name!r} exists with another spec ({'; '.join(changes)}); "
             "choose another name in the study file, or another --storage"
@@ -213,8 +228,8 @@ def _open(
 
 
 def _today(facts: StudyFacts) -> dict[str, Any]:
-    """A stored spec with the keys that came later at their defaults."""
-    return facts.study_spec.model_dump(mode="json")
+    """A stored spec with the keys that came later at their defaults, less what may change."""
+    return facts.study_spec.model_dump(mode="json", exclude={"tolerance"})
 
 
 def _is_foreign(study: optuna.Study) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 from mqasearch.conversion import MERGES, merge_of
 from mqasearch.errors import UserError
 from mqasearch.evaluation.metrics import higher_is_better
+from mqasearch.evaluation.proportions import least_documents
 from mqasearch.samplers import SELECTORS, check_parameters
+from mqasearch.score import ZERO_ONE
 from mqasearch.search.scoring import check_model_name
 from mqasearch.spec import KnownNames
 
@@ -20,6 +22,7 @@ def known_names() -> KnownNames:
         objective=maximizes,
         selectors={name: partial(check_parameters, name) for name in SELECTORS},
         merges={name: _merge_check(name) for name in MERGES},
+        least_documents=_least_documents,
     )
 
 
@@ -44,6 +47,11 @@ def maximizes(tasks: Mapping[str, str]) -> bool:
             "choose metrics of the same direction"
         )
     return all(ways.values())
+
+
+def _least_documents(metric: str, margin: float) -> int:
+    """A mean of anything else may not vary at all: two documents could show its loss."""
+    return least_documents(margin) if metric in ZERO_ONE else 2
 
 
 def _merge_check(name: str) -> Callable[[Mapping[str, Any]], None]:

@@ -58,6 +58,11 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+def sized(spec: StudySpec) -> StudySpec:
+    """The spec with the sizes that ``budget: auto`` means for its model; needs its config."""
+    return spec if spec.budget else spec.with_sizes(model_shape(spec))
+
+
 def create(storage: Storage, spec: StudySpec) -> list[str]:
     """Create the Optuna studies of a study file; needs the model's config, not its weights."""
     return create_studies(storage.optuna, spec, model_shape(spec))
@@ -148,7 +153,7 @@ def stop_rule(spec: StudySpec) -> StopRule | None:
 def _confirm_ended(
     selections: Sequence[Selection], evaluator: Evaluator, spec: StudySpec, watcher: Watcher
 ) -> None:
-    if spec.documents.search == "full":
-        return  # the search saw every document: nothing is left to confirm on
+    if not spec.documents.hold_out:
+        return  # nothing is left to confirm on, or wanted
     ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
     confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm)

@@ -127,6 +127,21 @@ def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, S
     raise StorageError(unknown_name("study", name, offered))
 
 
+def studies_of_file(storage: optuna.storages.BaseStorage, name: str) -> list[optuna.Study]:
+    """Every Optuna study of the study file that ``name`` is a part of; read, not to be run.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    known = known_studies(storage)
+    file = next(iter(find_studies(storage, name).values())).study
+    return [
+        optuna.load_study(study_name=study, storage=storage)
+        for study, facts in known.items()
+        if facts.study == file
+    ]
+
+
 def open_selections(
     storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
 ) -> list[Selection]:

@@ -19,16 +19,22 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.best import front, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, finished
+from mqasearch.search.verdict import Verdict
+from mqasearch.search.verdict_words import as_data
 from mqasearch.serving.mask_json import SCHEMA_VERSION
+from mqasearch.serving.multiplicity import corrected
 from mqasearch.spec import StudySpec
 
 
-def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
+def export(
+    name: str, studies: Sequence[optuna.Study], verdict: Verdict | None = None
+) -> dict[str, Any]:
     """The document that ``mqasearch export`` writes.
 
     Args:
         name: of the comparison.
         studies: its Optuna studies, all of one study file.
+        verdict: of the whole study file, if it has a tolerance.
 
     Raises:
         StorageError: no study has a mask at its budget yet.
@@ -54,8 +60,9 @@ def export(name: str, studies: Sequence[optuna.Study]) -> dict[str, Any]:
             "tasks": {task.name: task.metric for task in facts.study_spec.tasks},
             "original": original,
         },
-        "masks": [mask_document(row, row.of, row.study) for row in finalists],
+        "masks": corrected([mask_document(row, row.of, row.study) for row in finalists]),
         "front": _front(every, facts),
+        **({} if verdict is None else {"verdict": as_data(verdict)}),
     }
 
 

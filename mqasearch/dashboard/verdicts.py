@@ -1,0 +1,51 @@
+"""The verdict of a study file, on the page of each of its comparisons."""
+
+import logging
+
+from optuna.storages import BaseStorage
+
+from mqasearch.dashboard.markup import Html, element, table
+from mqasearch.errors import MqasearchError
+from mqasearch.search.selection import studies_of_file
+from mqasearch.search.verdict import Size, Verdict, verdict
+from mqasearch.search.verdict_words import sentence, size_in_words
+
+logger = logging.getLogger(__name__)
+
+
+def read_verdict(storage: BaseStorage, comparison: str) -> Verdict | None:
+    """The verdict of the study file that a comparison is from; None without a tolerance.
+
+    Also None where an attribute of another version cannot be read: the page has more to show.
+    """
+    try:
+        return verdict(studies_of_file(storage, comparison))
+    except (MqasearchError, LookupError, TypeError, ValueError, AttributeError) as error:
+        logger.debug("no verdict of %s: %s: %s", comparison, type(error).__name__, error)
+        return None
+
+
+def verdict_section(found: Verdict | None) -> Html:
+    """The sentence and a row for every size; nothing without a verdict."""
+    if found is None:
+        return Html("")
+    rows = [_row(size, found) for size in found.sizes]
+    head = ("layers", "KV cache", "comparison", "selector", "held-out", "verdict")
+    return element(
+        "section",
+        element("h2", "Verdict"),
+        element("p", element("strong", sentence(found))),
+        table(head, rows) if rows else "",
+        id="verdict",
+    )
+
+
+def _row(size: Size, found: Verdict) -> tuple[str, ...]:
+    return (
+        f"{size.n_converted} of {size.n_layers}",
+        f"−{100 * size.kv_bytes_saved:.0f} %",
+        size.comparison,
+        size.selector,
+        size_in_words(size),
+        size.result if found.is_final else "not yet",
+    )

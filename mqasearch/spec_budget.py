@@ -1,0 +1,59 @@
+"""How much a study file says is to be converted."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mqasearch.budget import Budget
+
+
+class BudgetEntry(BaseModel):
+    """Layers to convert, or the largest share of the KV cache that may be left."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    n_layers: int | None = Field(default=None, ge=1)
+    kv_bytes_fraction: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.n_layers is None) == (self.kv_bytes_fraction is None):
+            raise ValueError("give exactly one of n_layers and kv_bytes_fraction")
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.n_layers, self.kv_bytes_fraction)
+
+    @property
+    def label(self) -> str:
+        """Short enough for a study name."""
+        if self.n_layers is not None:
+            return f"n{self.n_layers}"
+        assert self.kv_bytes_fraction is not None
+        return f"kv{100 * self.kv_bytes_fraction:.6g}"
+
+
+def _budget_door(value: object) -> object:
+    return {"n_layers": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+AUTO_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
+"""Of the layers, that ``budget: auto`` converts."""
+
+
+def budgets_door(value: object) -> object:
+    """``auto`` is an empty list inside: the sizes follow from the model."""
+    if value == "auto":
+        return []
+    if value == []:
+        raise ValueError("name at least one budget, or auto")
+    return value if isinstance(value, list) else [value]
+
+
+OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door)]
+
+
+def auto_budgets(n_layers: int) -> list[BudgetEntry]:
+    """The sizes that ``budget: auto`` means for a model of so many layers."""
+    sizes = dict.fromkeys(max(1, round(share * n_layers)) for share in AUTO_SHARES)
+    return [BudgetEntry(n_layers=n) for n in sizes]
