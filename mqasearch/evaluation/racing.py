@@ -1,10 +1,9 @@
 """Documents as fidelity: a mask that is clearly worse is not scored to the end.
 
 A mask is scored on growing prefixes of one fixed order of documents, and compared on those with a
-mask that is known to be good, document by document. What decides in the end is the mean over all
-documents, so the test is of that mean, given the documents scored so far: a random sample without
-replacement, whose standard error shrinks to nothing as it grows into the whole.
-benchmarks/racing.py measures on real scores how often a mask that would have won is given up.
+mask that is known to be good, document by document. What decides in the end is the mean, so the
+test is one of the mean. benchmarks/racing.py measures on real scores how often a mask that would
+have won is given up.
 """
 
 import math
@@ -23,9 +22,12 @@ from mqasearch.score import Documents, Score, TaskSpec
 class StopRule:
     """When a mask is given up.
 
-    The test is Student's t on the paired differences, one-sided, with the variance of a sample
-    without replacement (Cochran 1977, section 2.6). Its level is shared equally by the looks
-    (Bonferroni), so that it holds for the whole race, however dependent the looks are.
+    The test is Student's t on the paired differences, one-sided. Its level is shared equally by
+    the looks (Bonferroni), so that it holds for the whole race, however dependent the looks are; a
+    confidence sequence, which allows any number of looks, needs more documents up to about 20 of
+    them. That the documents are a sample without replacement is not used: close to the last one
+    the standard error would be that of a few documents that nobody has seen, and a 0/1 metric may
+    turn on one.
 
     Attributes:
         part: documents between two looks.
@@ -54,7 +56,7 @@ class StopRule:
         differences = np.asarray(values) - np.asarray(incumbent[:n])
         loss = float(differences.mean()) * (-1 if higher_is_better else 1)
         looks = math.ceil((total - self.least) / self.part)
-        stderr = float(differences.std(ddof=1)) * math.sqrt((1 - n / total) / n)
+        stderr = float(differences.std(ddof=1)) / math.sqrt(n)
         return loss > float(stats.t.isf(self.level / looks, n - 1)) * stderr
 
 
