@@ -9,7 +9,7 @@ import yaml
 
 from mqasearch.errors import SpecError, UnknownNameError, UserError
 from mqasearch.mask import ModelShape
-from mqasearch.score import TaskSpec
+from mqasearch.score import DEFAULT_METRIC, TaskSpec
 from mqasearch.spec import KnownNames, load_spec, parse_spec
 
 GOOD: dict[str, Any] = {
@@ -200,7 +200,7 @@ def tolerant(tolerance: object, **changes: object) -> dict[str, Any]:
 
 
 def has_acc_norm(task: str, metric: str) -> None:
-    if metric not in ("acc_norm", "bits_per_byte"):
+    if metric not in ("acc_norm", DEFAULT_METRIC):
         raise UnknownNameError(f"metric of {task}", metric, ["acc_norm"])
 
 
