@@ -98,14 +98,19 @@ def _correlations(
         draws = 1
     drawn = [values[:, rng.permutation(values.shape[1])[:n_docs]] for _ in range(draws)]
     row = {
-        judge: float(
-            np.mean([stats.spearmanr(part.mean(1), held.mean(1)).statistic for part in drawn])
-        )
+        judge: float(np.mean([_spearman(part.mean(1), held.mean(1)) for part in drawn]))
         for judge, held in truth.items()
     }
     apart = values - values.mean(0)  # what all masks share is no noise
     error = apart.std(1, ddof=1).mean() / math.sqrt(n_docs)
     return row | {"stderr": float(error), "spread": float(values.mean(1).std(ddof=1))}
+
+
+def _spearman(one: np.ndarray, two: np.ndarray) -> float:
+    """0 if either says nothing, being the same for all masks."""
+    if np.ptp(one) == 0 or np.ptp(two) == 0:
+        return 0.0
+    return float(stats.spearmanr(one, two).statistic)
 
 
 def _reliability(values: np.ndarray, draws: int) -> float:
@@ -116,7 +121,7 @@ def _reliability(values: np.ndarray, draws: int) -> float:
     for _ in range(draws):
         order = rng.permutation(values.shape[1])
         one, two = values[:, order[:half]].mean(1), values[:, order[half:]].mean(1)
-        found.append(stats.spearmanr(one, two).statistic)
+        found.append(_spearman(one, two))
     r = float(np.mean(found))
     return 2 * r / (1 + r)
 
