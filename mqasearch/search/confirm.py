@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mqasearch.errors import UserError
 from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
@@ -89,7 +90,15 @@ def _against(task: str, converted: Score, original: Score) -> dict[str, Any]:
     return rows
 
 
-def _direction(task: str, metric: str) -> bool:
-    """Whether more of a metric is better; one that was filtered ("…,strict-match") as the whole."""
+def _direction(task: str, metric: str) -> bool | None:
+    """Whether more of a metric is better; None if lm-eval does not say.
+
+    A metric of filtered answers ("exact_match,strict-match") has the direction of the metric.
+    """
     name = metric.partition(",")[0]
-    return HIGHER_IS_BETTER[name] if name in HIGHER_IS_BETTER else higher_is_better(task, name)
+    if name in HIGHER_IS_BETTER:
+        return HIGHER_IS_BETTER[name]
+    try:
+        return higher_is_better(task, name)
+    except UserError:
+        return None

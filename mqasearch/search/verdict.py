@@ -179,7 +179,7 @@ def _size(
         _outcome(task, entry, metrics[entry.metric])
         for entry in tolerance
         for task, metrics in tasks.items()
-        if entry.covers(task) and "ci90" in metrics.get(entry.metric, {}).get("delta", {})
+        if entry.covers(task) and _can_be_tested(metrics.get(entry.metric, {}))
     )
     tested = {test.tolerance for test in tests}
     return Size(
@@ -193,6 +193,11 @@ def _size(
         tests=tests,
         missing=tuple(entry.metric for entry in tolerance if entry not in tested),
     )
+
+
+def _can_be_tested(row: dict[str, Any]) -> bool:
+    """Whether it has values of documents, and a direction."""
+    return "ci90" in row.get("delta", {}) and row.get("higher_is_better") is not None
 
 
 def _has_failed(study: optuna.Study) -> bool:

@@ -248,12 +248,13 @@ def test_a_verdict_with_no_size_says_what_the_smallest_one_lost(storage: Storage
     assert "documents" in said
 
 
-def test_a_metric_without_values_of_documents_is_named(storage: Storage) -> None:
+@pytest.mark.parametrize("lacking", ["delta", "higher_is_better"])
+def test_a_metric_that_cannot_be_tested_is_named(storage: Storage, lacking: str) -> None:
     run_study(storage, tolerant(budget=2), FakeScorer(8))
     for study in studies_of(storage):
         row = confirmation(study.user_attrs)
         assert row is not None
-        del row["tasks"]["hellaswag"]["acc_norm"]["delta"]
+        del row["tasks"]["hellaswag"]["acc_norm"][lacking]
         set_confirmation(study, row)
     told = found(storage)
     assert told.sizes[0].result == "not shown"
