@@ -52,6 +52,7 @@ class KnownNames:
         merges: name → check of its parameters.
         least_documents: of (metric, margin): on how many the metric can be shown to have lost less
             than the margin at all.
+        recommended: selector → parameters, for a file that names neither selectors nor masks.
     """
 
     model: Callable[[str], None] = _no_check
@@ -60,6 +61,7 @@ class KnownNames:
     merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
     objective: Callable[[Mapping[str, str]], object] = _no_check
     least_documents: Callable[[str, float], int] = lambda metric, margin: 0
+    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _named(key: str = "name") -> BeforeValidator:
@@ -209,12 +211,26 @@ class StudySpec(_Strict):
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recommended(cls, data: Any, info: ValidationInfo) -> Any:
+        if not isinstance(info.context, KnownNames) or not isinstance(data, Mapping):
+            return data
+        if "selectors" in data or "enqueue" in data:  # an empty list is a choice too
+            return data
+        known = info.context.recommended
+        chosen = [{"name": name, **parameters} for name, parameters in known.items()]
+        return {**data, "selectors": chosen} if chosen else data
+
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         if "original" in self.enqueue:
             raise ValueError("enqueue: the original is scored under that name; choose another")
         if not self.selectors and not self.enqueue:
-            raise ValueError("selectors: name at least one selector, or masks to enqueue")
+            raise ValueError(
+                "selectors: name at least one selector, or masks to enqueue; without the key the "
+                "recommended ones are taken"
+            )
         for what, names in (
             ("selectors", [selector.name for selector in self.selectors]),
             ("tasks", [task.name for task in self.tasks]),

@@ -107,6 +107,22 @@ def test_all_metrics_are_checked_together_once_each_of_them_is_known() -> None:
     assert asked[0] == {"piqa": "kl", "hellaswag": "acc"}
 
 
+RECOMMENDED: dict[str, Any] = {"sensitivity": {}, "gp": {"n_masks": 7}}
+
+
+def test_a_file_that_chooses_nothing_takes_the_recommended_selectors() -> None:
+    data = {key: value for key, value in GOOD.items() if key != "selectors"}
+    chosen = parse_spec(data, "s.yaml", KnownNames(recommended=RECOMMENDED))
+    assert {s.name: s.parameters for s in chosen.selectors} == RECOMMENDED
+    assert parse_spec(chosen.model_dump(mode="json"), "stored") == chosen
+    for choice in ({"selectors": []}, {}):
+        spec = parse_spec(
+            data | choice | {"enqueue": {"a": [1]}}, "s.yaml", KnownNames(recommended=RECOMMENDED)
+        )
+        assert spec.selectors == []
+    assert len(faults(data | {"selectors": []}, KnownNames(recommended=RECOMMENDED))) == 1
+
+
 def test_several_budgets_are_one_comparison_each() -> None:
     spec = parse_spec(GOOD | {"budget": [2, {"kv_bytes_fraction": 0.5}]}, "s.yaml")
     assert list(spec.comparisons()) == ["s-n2", "s-kv50"]

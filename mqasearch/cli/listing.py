@@ -1,6 +1,6 @@
 """``tasks``, ``families``, ``selectors``, ``merges``: what there is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -42,13 +42,18 @@ def families(format: OutputFormat = Format.TABLE) -> None:
 
 
 def selectors(format: OutputFormat = Format.TABLE) -> None:
-    """List the selectors of layers."""
-    from mqasearch.samplers import SELECTORS, parameters_of
+    """List the selectors of layers; a study file without `selectors` takes the recommended."""
+    from mqasearch.samplers import RECOMMENDED, SELECTORS, parameters_of
 
     _print(
-        ("selector", "what it does", "parameters"),
+        ("selector", "what it does", "parameters", "recommended"),
         (
-            (name, sampler.summary, _parameters(parameters_of(name)))
+            (
+                name,
+                sampler.summary,
+                _parameters(parameters_of(name)),
+                _recommended(RECOMMENDED.get(name)),
+            )
             for name, sampler in SELECTORS.items()
         ),
         format,
@@ -69,6 +74,14 @@ def _family_rows(known: Any) -> Iterable[tuple[str, str]]:
 
 def _parameters(known: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name}={default}" for name, (_, default) in known.items())
+
+
+def _recommended(parameters: Mapping[str, Any] | None) -> str:
+    """With which parameters, where those are not the defaults."""
+    if parameters is None:
+        return ""
+    given = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    return f"yes, {given}" if given else "yes"
 
 
 def _described(known: Any) -> Iterable[tuple[str, str]]:

@@ -8,6 +8,7 @@ from mqasearch.samplers.history import INVALID_KEY, MASK_KEY, HistoryReader, Mas
 from mqasearch.samplers.planned import Plan, PlannedSampler
 from mqasearch.samplers.registry import (
     PLANNED,
+    RECOMMENDED,
     SELECTORS,
     check_parameters,
     parameters_of,
@@ -19,6 +20,7 @@ __all__ = [
     "INVALID_KEY",
     "MASK_KEY",
     "PLANNED",
+    "RECOMMENDED",
     "SELECTORS",
     "HistoryReader",
     "MaskSampler",

@@ -36,6 +36,13 @@ SELECTORS: Mapping[str, type[MaskSampler]] = {
 PLANNED = frozenset(name for name, sampler in SELECTORS.items() if sampler.ends)
 """Those whose plan ends by itself: they need no number of trials."""
 
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "sensitivity": {},
+    "greedy": {},
+    "gp": {"n_masks": 10},
+}
+"""Selector → its parameters: what a study file without ``selectors`` takes."""
+
 
 def sampler_of(
     name: str, n_layers: int, n_converted: int, seed: int = 0, **parameters: Any

@@ -8,14 +8,15 @@ from mqasearch.conversion import MERGES, merge_of
 from mqasearch.errors import UserError
 from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.proportions import least_documents
-from mqasearch.samplers import SELECTORS, check_parameters
+from mqasearch.samplers import RECOMMENDED, SELECTORS, check_parameters
 from mqasearch.score import ZERO_ONE
 from mqasearch.search.scoring import check_model_name
 from mqasearch.spec import KnownNames
 
 
 def known_names() -> KnownNames:
-    """Checks of models, tasks with metrics, selectors and merges with parameters."""
+    """Checks of models, tasks with metrics, selectors and merges with parameters; what is
+    recommended."""
     return KnownNames(
         model=check_model_name,
         task=higher_is_better,
@@ -23,6 +24,7 @@ def known_names() -> KnownNames:
         selectors={name: partial(check_parameters, name) for name in SELECTORS},
         merges={name: _merge_check(name) for name in MERGES},
         least_documents=_least_documents,
+        recommended=RECOMMENDED,
     )
 
 

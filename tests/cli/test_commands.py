@@ -89,6 +89,18 @@ def test_listings_are_data_on_stdout(mqasearch: Command) -> None:
         assert len(json.loads(out)) >= 3
 
 
+def test_a_study_file_without_selectors_takes_those_that_the_list_marks(
+    mqasearch: Command, folder: Path
+) -> None:
+    _, out, _ = mqasearch("selectors -f json")
+    marked = [row["selector"] for row in json.loads(out) if row["recommended"]]
+    study = {key: value for key, value in STUDY.items() if key != "selectors"}
+    (folder / "studies" / "demo.yaml").write_text(yaml.safe_dump(study))
+    assert mqasearch("run studies/demo.yaml")[0] == 0
+    _, out, _ = mqasearch("compare --study-name demo -f json")
+    assert [row["selector"] for row in json.loads(out)] == marked != []
+
+
 def test_comparison_and_status_as_json(mqasearch: Command) -> None:
     mqasearch("run studies/demo.yaml")
     _, out, _ = mqasearch("compare --study-name demo -f json")

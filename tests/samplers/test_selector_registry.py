@@ -5,7 +5,14 @@ import inspect
 import pytest
 
 from mqasearch.errors import UnknownNameError, UserError
-from mqasearch.samplers import PLANNED, SELECTORS, check_parameters, parameters_of, sampler_of
+from mqasearch.samplers import (
+    PLANNED,
+    RECOMMENDED,
+    SELECTORS,
+    check_parameters,
+    parameters_of,
+    sampler_of,
+)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -22,6 +29,11 @@ def test_every_selector_is_made_by_its_name_and_tells_what_it_is(name: str) -> N
 @pytest.mark.parametrize("name", SELECTORS)
 def test_defaults_are_accepted_when_given(name: str) -> None:
     check_parameters(name, {key: default for key, (_, default) in parameters_of(name).items()})
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_what_is_recommended_can_be_made(name: str) -> None:
+    check_parameters(name, RECOMMENDED[name])
 
 
 @pytest.mark.parametrize(
