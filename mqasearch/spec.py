@@ -327,7 +327,21 @@ def parse_spec(data: object, where: str, known: KnownNames | None = None) -> Stu
     try:
         return StudySpec.model_validate(data, context=known)
     except ValidationError as error:
-        raise SpecError(where, [_fault(row) for row in error.errors()]) from None
+        raise SpecError(where, [_fault(row) for row in _rows(error)]) from None
+
+
+def _rows(error: ValidationError) -> list[ErrorDetails]:
+    """Of a key that takes a number or a word: only what is wrong with the one that was given."""
+    rows = []
+    for row in error.errors():
+        *path, last = row["loc"] or ("",)
+        kind = str(last).partition("[")[0]
+        if kind in ("constrained-int", "literal"):
+            if (kind == "literal") != isinstance(row["input"], str):
+                continue
+            row["loc"] = tuple(path)
+        rows.append(row)
+    return rows
 
 
 def _said(check: Callable[..., object], *arguments: Any) -> str:

@@ -19,3 +19,15 @@ def run_here(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         signal.signal(number, handler)
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+class Command:
+    """Runs the command line in this process; exit code, stdout and stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, line: str) -> tuple[int, str, str]:
+        code = run_here(line, self._monkeypatch)
+        out, err = self._capsys.readouterr()
+        return code, out, err

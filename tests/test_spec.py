@@ -182,6 +182,8 @@ def test_what_yaml_itself_stumbles_over_is_one_line(
         ({"seed": 10**30}, "seed: input should be less than 4294967296"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
         ({"documents": {"seed": 10**30}}, "documents.seed: input should be less than"),
+        ({"documents": {"search": 1}}, "documents.search: .* greater than or equal to 2, not 1$"),
+        ({"documents": {"search": "ful"}}, "documents.search: input should be 'full', not 'ful'$"),
         ({"budget": "5"}, "budget.*: expected a number of layers"),
         ({"merge": 3}, "merge: expected a name"),
         ({"enqueue": {"original": [1]}}, "enqueue: the original is scored under that name"),
@@ -191,7 +193,7 @@ def test_what_yaml_itself_stumbles_over_is_one_line(
 )
 def test_what_no_study_can_hold_is_said_in_words(changes: dict[str, object], message: str) -> None:
     data = {"name": "s", "model": "m", "budget": 2, "tasks": ["piqa"], "selectors": ["greedy"]}
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(SpecError, match=f"^s.yaml: .*{message}"):
         parse_spec(data | changes, "s.yaml")
 
 

@@ -1,16 +1,14 @@
-"""``demo, run, create, worker, status, compare, export``: the life of a study."""
+"""``create, worker, status, compare, export``: the life of a study, step by step."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mqasearch.cli.launch import Workers
 from mqasearch.cli.options import (
     DEFAULT_STORAGE,
     Device,
     Format,
-    GivenStorage,
     OutputFormat,
     Storage,
     StudyFile,
@@ -28,58 +26,8 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (demo, run, create, worker, status, compare, export):
+    for command in (create, worker, status, compare, export):
         app.command()(command)
-
-
-def demo(
-    output_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo"),
-    device: Device = "auto",
-) -> None:
-    """Run the main job on the embedded model and benchmark."""
-    from importlib.resources import as_file, files
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with as_file(files("mqasearch.cli") / "demo.yaml") as study:
-        run(study, f"sqlite:///{output_dir / 'mqasearch.db'}", device, output_dir)
-
-
-def run(
-    study: StudyFile,
-    storage: GivenStorage = None,
-    device: Device = "auto",
-    output_dir: Annotated[Path, typer.Option(help="Where masks.json goes.")] = Path("."),
-    workers: Workers = None,
-) -> None:
-    """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
-    from mqasearch.cli.launch import database, default_workers, work_together
-    from mqasearch.cli.progress import Progress
-    from mqasearch.search.names import known_names
-    from mqasearch.search.run import create as create_all
-    from mqasearch.search.run import sized, work
-    from mqasearch.serving.export import export as export_masks
-    from mqasearch.serving.mask_json import write_masks
-    from mqasearch.spec import load_spec
-
-    spec = sized(load_spec(study, known_names()))
-    _check_folder(output_dir)
-    n_workers = workers or default_workers(device)
-    with database(storage, spec.name, n_workers) as place:
-        opened = _open(place.url)
-        create_all(opened, spec)
-        if n_workers == 1:
-            with Progress() as progress:
-                work(opened, spec.name, device=device, watcher=progress.watcher)
-        else:
-            work_together(place, spec.name, device, n_workers)
-        for name in spec.comparisons():
-            target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
-            studies = _print_comparison(place.url, name, Format.TABLE)
-            write_masks(export_masks(name, studies, _verdict(place.url, name)), target)
-            print(f"masks: {target}")
-        _print_verdict(place.url, spec.name)
-        if not place.held:  # what is held ends with this run
-            _print_next_steps(opened.url_hidden, spec.name)
 
 
 def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:
@@ -88,7 +36,7 @@ def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:
     from mqasearch.search.run import create as create_all
     from mqasearch.spec import load_spec
 
-    for name in create_all(_open(storage), load_spec(study, known_names())):
+    for name in create_all(open_database(storage), load_spec(study, known_names())):
         print(name)
 
 
@@ -108,7 +56,7 @@ def worker(
     from mqasearch.cli.progress import Progress
     from mqasearch.search.run import Limits, work
 
-    opened = _open(storage, create=False)
+    opened = open_database(storage, create=False)
     with Progress() as progress:
         done = work(
             opened,
@@ -150,9 +98,9 @@ def compare(
     study_name: StudyName, storage: Storage = DEFAULT_STORAGE, format: OutputFormat = Format.TABLE
 ) -> None:
     """Show the selectors of a comparison side by side."""
-    _print_comparison(storage, study_name, format)
+    print_comparison(storage, study_name, format)
     if format is Format.TABLE:
-        _print_verdict(storage, study_name)
+        print_verdict(storage, study_name)
 
 
 def export(
@@ -167,7 +115,7 @@ def export(
     from mqasearch.serving.mask_json import write_masks
 
     studies = _studies(storage, study_name)
-    document = export_masks(study_name, studies, _verdict(storage, study_name))
+    document = export_masks(study_name, studies, verdict_of(storage, study_name))
     if selector is not None:
         masks = [m for m in document["masks"] if m["study"]["selector"] == selector]
         if not masks:
@@ -184,7 +132,8 @@ def export(
     print(output)
 
 
-def _open(storage: str, *, create: bool = True, read_only: bool = False) -> "OpenStorage":
+def open_database(storage: str, *, create: bool = True, read_only: bool = False) -> "OpenStorage":
+    """A database, with Optuna quiet."""
     import optuna
 
     from mqasearch.search.storage import open_storage
@@ -198,9 +147,9 @@ def _open_to_look(storage: str) -> "OpenStorage":
     from mqasearch.errors import ReadOnlyError
 
     try:
-        return _open(storage, create=False)
+        return open_database(storage, create=False)
     except ReadOnlyError:
-        return _open(storage, create=False, read_only=True)
+        return open_database(storage, create=False, read_only=True)
 
 
 def _studies(storage: str, name: str) -> "list[optuna.Study]":
@@ -215,18 +164,8 @@ def _studies(storage: str, name: str) -> "list[optuna.Study]":
     ]
 
 
-def _check_folder(path: Path) -> None:
-    """Before hours of work: the results need a folder."""
-    from mqasearch.errors import UserError
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        said = error.strerror or error
-        raise UserError(f"--output-dir {path}: {said}; give a folder that can be written") from None
-
-
-def _print_comparison(storage: str, name: str, format: Format) -> "list[optuna.Study]":
+def print_comparison(storage: str, name: str, format: Format) -> "list[optuna.Study]":
+    """To stdout; the studies are returned."""
     from dataclasses import asdict
 
     from mqasearch.cli.tables import comparison_table, console, print_json
@@ -241,7 +180,7 @@ def _print_comparison(storage: str, name: str, format: Format) -> "list[optuna.S
     return studies
 
 
-def _verdict(storage: str, name: str) -> "Verdict | None":
+def verdict_of(storage: str, name: str) -> "Verdict | None":
     """Of the study file that ``name`` is a part of."""
     from mqasearch.search.selection import studies_of_file
     from mqasearch.search.verdict import verdict
@@ -249,13 +188,9 @@ def _verdict(storage: str, name: str) -> "Verdict | None":
     return verdict(studies_of_file(_open_to_look(storage).optuna, name))
 
 
-def _print_verdict(storage: str, name: str) -> None:
-    from mqasearch.cli.tables import print_verdict
+def print_verdict(storage: str, name: str) -> None:
+    """To stdout, where the study file asks for one."""
+    from mqasearch.cli import tables
 
-    if (found := _verdict(storage, name)) is not None:
-        print_verdict(found)
-
-
-def _print_next_steps(storage: str, name: str) -> None:
-    print(f"dashboard: mqasearch dashboard --storage {storage}")
-    print(f"another worker: mqasearch worker --storage {storage} --study-name {name}")
+    if (found := verdict_of(storage, name)) is not None:
+        tables.print_verdict(found)

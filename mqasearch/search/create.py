@@ -8,7 +8,6 @@ it.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -30,6 +29,7 @@ from mqasearch.search.attributes import (
     study_facts,
     tolerance_of,
 )
+from mqasearch.search.changes import changes
 from mqasearch.search.names import maximizes
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
@@ -195,9 +195,9 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
             if label not in present:
                 study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
         set_study_facts(study, facts)
-    elif changes := _differences(_today(theirs), _today(facts)):
+    elif differing := changes(theirs.study_spec, facts.study_spec):
         raise UserError(
-            f"study {name!r} exists with another spec ({'; '.join(changes)}); "
+            f"study {name!r} exists with another spec ({'; '.join(differing)}); "
             "choose another name in the study file, or another --storage"
         )
     elif theirs.direction != facts.direction:
@@ -227,24 +227,5 @@ def _open(
     return study, facts
 
 
-def _today(facts: StudyFacts) -> dict[str, Any]:
-    """A stored spec with the keys that came later at their defaults, less what may change."""
-    return facts.study_spec.model_dump(mode="json", exclude={"tolerance"})
-
-
 def _is_foreign(study: optuna.Study) -> bool:
     return any(NAME_KEY not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> list[str]:
-    """Each leaf that differs: ``key: stored → given``."""
-    rows = []
-    for key in dict.fromkeys([*theirs, *ours]):
-        before, after = theirs.get(key), ours.get(key)
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            rows += _differences(before, after, f"{path}{key}.")
-        else:
-            rows.append(f"{path}{key}: {before!r} → {after!r}")
-    return rows

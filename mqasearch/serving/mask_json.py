@@ -7,8 +7,6 @@ holds either one mask or what ``mqasearch export`` writes, the best mask of each
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ from referencing import Registry, Resource
 
 from mqasearch.errors import MaskError, unknown_name
 from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.serving.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +50,9 @@ def write_masks(document: Mapping[str, Any], path: Path) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise MaskError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename; a failure leaves nothing beside it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:

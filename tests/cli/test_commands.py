@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import run_here
+from command_line import Command
 
 from mqasearch.serving.mask_json import read_mask
 
@@ -23,40 +23,18 @@ STUDY = {
     "documents": {"search": 20, "confirmation": 40},
     "selectors": ["sensitivity", "greedy", {"name": "tpe", "n_trials": 6}],
 }
-Run = tuple[int, str, str]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with a study file."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    (tmp_path / "studies").mkdir()
-    write_study(tmp_path / "studies" / "demo.yaml")
-    return tmp_path
+def folder(folder: Path) -> Path:
+    """A working folder with a study file."""
+    (folder / "studies").mkdir()
+    write_study(folder / "studies" / "demo.yaml")
+    return folder
 
 
 def write_study(path: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(STUDY | changes))
-
-
-class Command:
-    """Runs the command line in this process, as the console script would."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, line: str) -> Run:
-        code = run_here(line, self._monkeypatch)
-        out, err = self._capsys.readouterr()
-        return code, out, err
-
-
-@pytest.fixture
-def mqasearch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-) -> Command:
-    return Command(monkeypatch, capsys)
 
 
 def test_help_imports_nothing_heavy() -> None:

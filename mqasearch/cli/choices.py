@@ -1,0 +1,169 @@
+"""What ``run`` is given: a study file or a model, and what a model's options mean."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mqasearch.errors import UserError
+
+_FORMS = "a study file (STUDY.yaml), or a model: {embedded}, a folder, a .gguf file or OWNER/NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Options of ``run MODEL``, as they were typed; None or False: not given."""
+
+    budget: str | None = None
+    task: Sequence[str] | None = None
+    tolerance: Sequence[str] | None = None
+    documents: str | None = None
+    confirmation: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    study_name: str | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """The keys of a study file that they choose.
+
+        Raises:
+            UserError: an option that is not written as its help says.
+        """
+        model = {"dtype": self.dtype, "revision": self.revision}
+        if self.trust_remote_code:
+            model["trust_remote_code"] = True  # type: ignore[assignment]
+        documents: dict[str, Any] = {}
+        for key, option, text in (
+            ("search", "--documents", self.documents),
+            ("confirmation", "--confirmation", self.confirmation),
+        ):
+            if text is not None:
+                documents[key] = _number_or_all(option, text)
+        data = {
+            "name": self.study_name,
+            "model": {key: value for key, value in model.items() if value is not None},
+            "budget": None if self.budget is None else _budgets(self.budget),
+            "tasks": list(self.task or ()),
+            "tolerance": [_tolerance(text) for text in self.tolerance or ()],
+            "documents": documents,
+        }
+        return {key: value for key, value in data.items() if value}
+
+
+_IN_THE_FILE = {
+    "budget": "budget: 5",
+    "task": "tasks: [hellaswag]",
+    "tolerance": "tolerance: {metric: acc_norm, points: 1.0}",
+    "documents": "documents: {search: 64}",
+    "confirmation": "documents: {confirmation: 1000}",
+    "dtype": "model: {name: …, dtype: float32}",
+    "revision": "model: {name: …, revision: main}",
+    "trust_remote_code": "model: {name: …, trust_remote_code: true}",
+    "study_name": "name: my-study",
+}
+
+
+def refuse_for_file(chosen: Choices, study: str) -> None:
+    """Refuse the options of a model for a study file, which says all of it itself.
+
+    Raises:
+        UserError: one was given; with where to write it.
+    """
+    for name, written in _IN_THE_FILE.items():
+        if getattr(chosen, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} goes with a model, not with a study file; write it into {study}, as in "
+                f"`{written}`"
+            )
+
+
+def is_model(text: str) -> bool:
+    """Whether a model is meant, not a study file. A study file need not exist to be meant.
+
+    Raises:
+        UserError: neither can be meant, or a hub id is probably a misspelt file.
+    """
+    path = Path(os.path.expanduser(text))
+    if path.is_dir() or path.suffix == ".gguf":
+        return True
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return False
+
+    from mqasearch.models import EMBEDDED, is_hub_id
+
+    if text in EMBEDDED or text.partition(":")[0] == "fake":
+        return True
+    known = {name: name for name in EMBEDDED} | _beside(path, text)
+    typed = get_close_matches(text, known, n=3, cutoff=0.75)
+    near = list(dict.fromkeys(known[name] for name in typed))
+    if "/" in text and is_hub_id(text) and not near:
+        return True
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    forms = _FORMS.format(embedded=", ".join(EMBEDDED))
+    raise UserError(f"there is no study file or model {text!r}: {guess}give {forms}")
+
+
+def _beside(path: Path, text: str) -> dict[str, str]:
+    """What may be meant in the folder that ``text`` names: as it may be typed → as it is.
+
+    A study file may be typed without its suffix.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        return {}
+    head = text[: len(text) - len(path.name)]
+    found: dict[str, str] = {}
+    for each in sorted(folder.iterdir()):
+        is_study = each.suffix in (".yaml", ".yml")
+        if is_study:
+            found[head + each.stem] = head + each.name
+        if is_study or each.suffix == ".gguf" or (each / "config.json").is_file():
+            found[head + each.name] = head + each.name
+    return found
+
+
+def _number_or_all(option: str, text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f"{option} {text}: give a number of documents, or all")
+    return int(text)
+
+
+def _budgets(text: str) -> Any:
+    if text == "auto":
+        return text
+    budgets = [_budget(part.strip()) for part in text.split(",")]
+    return budgets if len(budgets) > 1 else budgets[0]
+
+
+def _budget(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return {"kv_bytes_fraction": float(text)}
+    except ValueError:
+        raise UserError(
+            f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as in "
+            "0.6, or several separated by commas"
+        ) from None
+
+
+def _tolerance(text: str) -> dict[str, Any]:
+    what, _, points = text.rpartition(":")
+    task, _, metric = what.rpartition(".")
+    try:
+        row: dict[str, Any] = {"metric": metric, "points": float(points)}
+    except ValueError:
+        row = {}
+    if not row or not metric:
+        raise UserError(
+            f"--tolerance {text}: write METRIC:POINTS or TASK.METRIC:POINTS, as in acc_norm:1.0"
+        )
+    return {"task": task, **row} if task else row

@@ -1,0 +1,197 @@
+"""``demo`` and ``run``: the main job from its beginning to its end, for a study file or a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mqasearch.cli.choices import Choices, is_model, refuse_for_file
+from mqasearch.cli.launch import Workers
+from mqasearch.cli.options import Device, Format, GivenStorage, TrustRemoteCode
+from mqasearch.cli.study import open_database, print_comparison, print_verdict, verdict_of
+
+if TYPE_CHECKING:
+    from mqasearch.spec import StudySpec
+
+STUDY_FILE = "study.yaml"
+"""Beside the results of a model: the study that was run on it."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(demo)
+    app.command()(run)
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo"),
+    device: Device = "auto",
+) -> None:
+    """Run the main job on the embedded model and benchmark."""
+    from importlib.resources import as_file, files
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with as_file(files("mqasearch.cli") / "demo.yaml") as study:
+        run(str(study), f"sqlite:///{output_dir / 'mqasearch.db'}", device, output_dir)
+
+
+def run(
+    study: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY.yaml|MODEL",
+            help="A study file; or smollm2-135m, a folder, a .gguf file or a hub id, for the "
+            "default study of that model.",
+        ),
+    ],
+    storage: GivenStorage = None,
+    device: Device = "auto",
+    output_dir: Annotated[
+        Path, typer.Option(help="Where masks.json goes, and a model's study.yaml.")
+    ] = Path("."),
+    workers: Workers = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N,…",
+            help="MODEL: layers to convert, or the share of the KV cache to keep (0.6); several "
+            "separated by commas; auto, the default, for four sizes.",
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="MODEL: a benchmark; may be given again. [hellaswag]")
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TASK.]METRIC:POINTS",
+            help="MODEL: what may be lost, in hundredths, as in acc_norm:1.0; may be given again.",
+        ),
+    ] = None,
+    documents: Annotated[
+        str | None, typer.Option(metavar="N|all", help="MODEL: documents for the search.")
+    ] = None,
+    confirmation: Annotated[
+        str | None, typer.Option(metavar="N|all", help="MODEL: held-out documents.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="MODEL: auto, float32, bfloat16 or float16.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="MODEL: of a hub id.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    study_name: Annotated[
+        str | None, typer.Option("--study-name", help="MODEL: of the study. [the model's name]")
+    ] = None,
+) -> None:
+    """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
+    chosen = Choices(
+        budget=budget,
+        task=task,
+        tolerance=tolerance,
+        documents=documents,
+        confirmation=confirmation,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        study_name=study_name,
+    )
+    if is_model(study):
+        path = output_dir / STUDY_FILE
+        _run(_study_of(study, chosen, path), storage, device, workers, output_dir, path)
+    else:
+        from mqasearch.search.names import known_names
+        from mqasearch.spec import load_spec
+
+        refuse_for_file(chosen, study)
+        spec = load_spec(Path(study), known_names())
+        _run(spec, storage, device, workers, output_dir)
+
+
+def _study_of(model: str, chosen: Choices, path: Path) -> "StudySpec":
+    """The default study of a model, or the one that an earlier run of it has left."""
+    from mqasearch.search.default_study import default_study, joined
+    from mqasearch.search.names import known_names
+    from mqasearch.spec import load_spec
+
+    given = chosen.as_data()
+    if not path.exists():
+        return default_study(model, given)
+    return joined(load_spec(path, known_names()), model, given, str(path))
+
+
+def _run(
+    spec: "StudySpec",
+    storage: str | None,
+    device: str,
+    workers: int | None,
+    output_dir: Path,
+    study_file: Path | None = None,
+) -> None:
+    """The main job; the study is written to ``study_file`` once it is known to be one."""
+    from mqasearch.cli.launch import database, default_workers, work_together
+    from mqasearch.cli.progress import Progress
+    from mqasearch.search.run import create, sized, work
+
+    _check_folder(output_dir)
+    n_workers = workers or default_workers(device)
+    with database(storage, spec.name, n_workers) as place:
+        opened = open_database(place.url)
+        create(opened, spec)
+        if study_file is not None:
+            _write_study(spec, study_file)
+        if n_workers == 1:
+            with Progress() as progress:
+                work(opened, spec.name, device=device, watcher=progress.watcher)
+        else:
+            work_together(place, spec.name, device, n_workers)
+        _print_results(sized(spec), place.url, output_dir)
+        if study_file is not None:
+            print(f"study file: {study_file}")
+        if not place.held:  # what is held ends with this run
+            _print_next_steps(opened.url_hidden, spec.name)
+
+
+def _print_results(spec: "StudySpec", storage: str, output_dir: Path) -> None:
+    """The table of every budget, and its masks as JSON."""
+    from mqasearch.serving.export import export
+    from mqasearch.serving.mask_json import write_masks
+
+    for name in spec.comparisons():
+        target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
+        studies = print_comparison(storage, name, Format.TABLE)
+        write_masks(export(name, studies, verdict_of(storage, name)), target)
+        print(f"masks: {target}")
+    print_verdict(storage, spec.name)
+
+
+def _check_folder(path: Path) -> None:
+    """Before hours of work: the results need a folder."""
+    from mqasearch.errors import UserError
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = error.strerror or error
+        raise UserError(f"--output-dir {path}: {said}; give a folder that can be written") from None
+
+
+def _write_study(spec: "StudySpec", path: Path) -> None:
+    """Unless the file says so already, in somebody's own words."""
+    from mqasearch.errors import UserError
+    from mqasearch.search.names import known_names
+    from mqasearch.search.study_text import study_text
+    from mqasearch.serving.whole_file import write_whole
+    from mqasearch.spec import load_spec
+
+    if path.exists() and load_spec(path, known_names()) == spec:
+        return
+    heading = f"What was run on {spec.model.name}; the same again: mqasearch run {path}"
+    try:
+        write_whole(path, study_text(spec, heading))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _print_next_steps(storage: str, name: str) -> None:
+    print(f"dashboard: mqasearch dashboard --storage {storage}")
+    print(f"another worker: mqasearch worker --storage {storage} --study-name {name}")
