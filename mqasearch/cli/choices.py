@@ -1,13 +1,17 @@
 """What ``run`` is given: a study file or a model, and what a model's options mean."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mqasearch.errors import UserError
+
+if TYPE_CHECKING:
+    from mqasearch.search.extend import More
 
 _FORMS = "a study file (STUDY.yaml), or a model: {embedded}, a folder, a .gguf file or OWNER/NAME"
 
@@ -79,6 +83,19 @@ def refuse_for_file(chosen: Choices, study: str) -> None:
                 f"{option} goes with a model, not with a study file; write it into {study}, as in "
                 f"`{written}`"
             )
+
+
+def more_trials(text: str) -> "More":
+    """What ``--n-trials`` asks for.
+
+    Raises:
+        UserError: neither +N nor N.
+    """
+    from mqasearch.search.extend import More
+
+    if re.fullmatch(r"\+?[1-9][0-9]{0,8}", text) is None:
+        raise UserError(f"--n-trials {text}: give +20 for 20 more, or 60 for 60 in all")
+    return More(int(text), adds=text.startswith("+"))
 
 
 def is_model(text: str) -> bool:

@@ -1,16 +1,19 @@
 """``demo`` and ``run``: the main job from its beginning to its end, for a study file or a model."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mqasearch.cli.choices import Choices, is_model, refuse_for_file
+from mqasearch.cli.choices import Choices, is_model, more_trials, refuse_for_file
 from mqasearch.cli.launch import Workers
 from mqasearch.cli.options import Device, Format, GivenStorage, TrustRemoteCode
 from mqasearch.cli.study import open_database, print_comparison, print_verdict, verdict_of
 
 if TYPE_CHECKING:
+    from mqasearch.search.extend import More
+    from mqasearch.search.storage import Storage
     from mqasearch.spec import StudySpec
 
 STUDY_FILE = "study.yaml"
@@ -50,6 +53,14 @@ def run(
         Path, typer.Option(help="Where masks.json goes, and a model's study.yaml.")
     ] = Path("."),
     workers: Workers = None,
+    n_trials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="+N|N",
+            help="More trials: N more in this call, or N in all, for the selectors that end with "
+            "a number of them (gp: of masks).",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -95,16 +106,17 @@ def run(
         trust_remote_code=trust_remote_code,
         study_name=study_name,
     )
+    more = None if n_trials is None else more_trials(n_trials)
     if is_model(study):
         path = output_dir / STUDY_FILE
-        _run(_study_of(study, chosen, path), storage, device, workers, output_dir, path)
+        _run(_study_of(study, chosen, path), storage, device, workers, output_dir, more, path)
     else:
         from mqasearch.search.names import known_names
         from mqasearch.spec import load_spec
 
         refuse_for_file(chosen, study)
         spec = load_spec(Path(study), known_names())
-        _run(spec, storage, device, workers, output_dir)
+        _run(spec, storage, device, workers, output_dir, more)
 
 
 def _study_of(model: str, chosen: Choices, path: Path) -> "StudySpec":
@@ -125,13 +137,17 @@ def _run(
     device: str,
     workers: int | None,
     output_dir: Path,
+    more: "More | None" = None,
     study_file: Path | None = None,
 ) -> None:
     """The main job; the study is written to ``study_file`` once it is known to be one."""
     from mqasearch.cli.launch import database, default_workers, work_together
     from mqasearch.cli.progress import Progress
+    from mqasearch.search.extend import check_extendable
     from mqasearch.search.run import create, sized, work
 
+    if more is not None:
+        check_extendable(spec)
     _check_folder(output_dir)
     n_workers = workers or default_workers(device)
     with database(storage, spec.name, n_workers) as place:
@@ -139,6 +155,8 @@ def _run(
         create(opened, spec)
         if study_file is not None:
             _write_study(spec, study_file)
+        if more is not None:
+            _add_trials(opened, spec.name, more)
         if n_workers == 1:
             with Progress() as progress:
                 work(opened, spec.name, device=device, watcher=progress.watcher)
@@ -149,6 +167,19 @@ def _run(
             print(f"study file: {study_file}")
         if not place.held:  # what is held ends with this run
             _print_next_steps(opened.url_hidden, spec.name)
+
+
+def _add_trials(storage: "Storage", name: str, more: "More") -> None:
+    from mqasearch.search.run import add_trials
+
+    log = logging.getLogger("mqasearch")
+    changed = add_trials(storage, name, more)
+    for study, (had, has) in changed.items():
+        log.info("%s: %d → %d trials", study, had, has)
+    if changed:
+        log.info("if this is interrupted, go on without --n-trials")
+    else:
+        log.info("no selector had fewer than %d trials", more.n)
 
 
 def _print_results(spec: "StudySpec", storage: str, output_dir: Path) -> None:

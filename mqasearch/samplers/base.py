@@ -100,6 +100,9 @@ class MaskSampler(BaseSampler, abc.ABC):
     ends: ClassVar[bool] = False
     """Whether it has a plan of its own that ends (else the number of trials ends the study)."""
 
+    counted: ClassVar[str | None] = None
+    """Of a plan that ends with a number of masks: the parameter that says how many."""
+
     def __init__(self, n_layers: int, n_converted: int, seed: int = 0) -> None:
         if not 1 <= n_converted <= n_layers:
             raise UserError(

@@ -42,6 +42,7 @@ class GPSampler(MaskSampler):
     name: ClassVar[str] = "gp"
     summary: ClassVar[str] = "Bayesian search: layers alone, then a Gaussian process on pairs"
     ends: ClassVar[bool] = True
+    counted: ClassVar[str | None] = "n_masks"
 
     def __init__(
         self, n_layers: int, n_converted: int, seed: int = 0, *, n_masks: int = 20

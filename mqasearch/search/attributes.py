@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from mqasearch import __version__
 from mqasearch.errors import ModelError
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import MASK_KEY
+from mqasearch.samplers import MASK_KEY, SELECTORS, parameters_of
 from mqasearch.search.agreement import differences, remedies
 from mqasearch.search.attributes_once import record_once
 from mqasearch.search.best import best
@@ -41,7 +41,9 @@ def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class StudyFacts:
-    """What a worker needs to know of an Optuna study; written once, by ``create``.
+    """What a worker needs to know of an Optuna study; written by ``create``.
+
+    Later only a number of trials may grow; see :mod:`mqasearch.search.extend`.
 
     Attributes:
         study: name in the study file.
@@ -54,6 +56,8 @@ class StudyFacts:
         direction: ``minimize`` or ``maximize``, as lm-eval said when the study was made.
         spec: the study file, as plain data.
         versions: of the packages that scores depend on.
+        n_more: trials beyond those that ``spec`` says; ``n_trials`` counts them.
+        extension: names the call that added the last of them; empty if none did.
     """
 
     study: str
@@ -66,6 +70,36 @@ class StudyFacts:
     direction: Direction
     spec: dict[str, Any]
     versions: dict[str, str]
+    n_more: int = 0
+    extension: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the Optuna study."""
+        return f"{self.comparison}.{self.selector}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The selector's own, with what was added to the number of its masks."""
+        selectors = self.study_spec.selectors
+        own = next((s.parameters for s in selectors if s.name == self.selector), {})
+        counted = _counted(self.selector)
+        if counted is None:
+            return own
+        _, default = parameters_of(self.selector)[counted]
+        return own | {counted: own.get(counted, default) + self.n_more}
+
+    @property
+    def allotted(self) -> int | None:
+        """Trials (or masks, where a selector counts these) after which the study ends.
+
+        None where a plan ends by itself.
+        """
+        counted = _counted(self.selector)
+        if self.n_trials is not None or counted is None:
+            return self.n_trials
+        number: int = self.parameters[counted]
+        return number
 
     @property
     def maximize(self) -> bool:
@@ -75,11 +109,15 @@ class StudyFacts:
     @property
     def study_spec(self) -> StudySpec:
         """The spec, validated again: a stored study may come from anybody."""
-        where = f"the spec stored in study {self.comparison}.{self.selector}"
+        where = f"the spec stored in study {self.name}"
         author = self.versions.get(_OURS, __version__)
         if author != __version__:  # a key that is unknown here may be known there
             where += f" by mqasearch {author} (this is {__version__})"
         return parse_spec(self.spec, where)
+
+
+def _counted(selector: str) -> str | None:
+    return SELECTORS[selector].counted if selector in SELECTORS else None
 
 
 def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
@@ -90,7 +128,12 @@ def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
 def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
     """A study's facts; None for a study that mqasearch did not create."""
     row = user_attrs.get(STUDY_KEY)
-    return StudyFacts(**_known(StudyFacts, row)) if isinstance(row, dict) else None
+    return facts_of(row) if isinstance(row, dict) else None
+
+
+def facts_of(row: dict[str, Any]) -> StudyFacts:
+    """From plain data."""
+    return StudyFacts(**_known(StudyFacts, row))
 
 
 @dataclass(frozen=True, slots=True)

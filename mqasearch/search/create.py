@@ -184,7 +184,7 @@ def _masks(facts: StudyFacts, spec: StudySpec) -> dict[str, LayerMask]:
 
 
 def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMask]) -> str:
-    name = f"{facts.comparison}.{facts.selector}"
+    name = facts.name
     study, theirs = _open(storage, name, facts.direction)
     if theirs is None:
         present = {

@@ -16,6 +16,7 @@ from mqasearch.search.claims_turn import Turn
 from mqasearch.search.confirm import confirm
 from mqasearch.search.create import create_studies, versions
 from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.extend import More, extend
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
@@ -66,6 +67,11 @@ def sized(spec: StudySpec) -> StudySpec:
 def create(storage: Storage, spec: StudySpec) -> list[str]:
     """Create the Optuna studies of a study file; needs the model's config, not its weights."""
     return create_studies(storage.optuna, spec, model_shape(spec))
+
+
+def add_trials(storage: Storage, name: str, more: More) -> dict[str, tuple[int, int]]:
+    """Give the studies that ``name`` means more trials; how many each had, and has."""
+    return extend(storage.optuna, find_studies(storage.optuna, name), more)
 
 
 def work(

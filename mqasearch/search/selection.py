@@ -30,9 +30,12 @@ class Look:
     newest: int | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Selection:
-    """One selector's Optuna study, with the sampler that proposes its masks."""
+    """One selector's Optuna study, with the sampler that proposes its masks.
+
+    The facts are those that were read when it was opened, or by ``has_more``.
+    """
 
     facts: StudyFacts
     study: optuna.Study
@@ -47,9 +50,7 @@ class Selection:
         try:
             trials = self.study.get_trials(deepcopy=False)
         except KeyError:
-            raise StorageError(
-                f"study {self.study.study_name!r} is no longer in the database; somebody deleted it"
-            ) from None
+            raise self._deleted() from None
         if any(trial.state == TrialState.WAITING for trial in trials):
             return Look(Outlook.READY, None)
         return Look(self._outlook(trials), trials[-1]._trial_id if trials else -1)
@@ -63,6 +64,24 @@ class Selection:
                 running = any(trial.state == TrialState.RUNNING for trial in trials)
                 return Outlook.WAIT if running else Outlook.DONE
         return self.sampler.outlook(self.sampler.history(self.study, trials))
+
+    def has_more(self) -> bool:
+        """Read the facts again: whether somebody has added trials since they were read."""
+        try:
+            facts = study_facts(self.study.user_attrs)
+        except KeyError:
+            raise self._deleted() from None
+        if facts is None or facts.extension == self.facts.extension:
+            return False
+        preference = self.sampler.prefer
+        self.facts, self.sampler = facts, _sampler(facts)
+        self.sampler.prefer = preference
+        self.study.sampler = self.sampler
+        return True
+
+    def _deleted(self) -> StorageError:
+        name = self.study.study_name
+        return StorageError(f"study {name!r} is no longer in the database; somebody deleted it")
 
     def certain(self) -> Sequence[LayerMask]:
         """Masks that will be asked for, whatever those that are running score."""
@@ -154,11 +173,19 @@ def open_selections(
 def _open_selection(
     storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
 ) -> Selection:
-    spec = facts.study_spec
-    parameters = next((s.parameters for s in spec.selectors if s.name == facts.selector), {})
-    sampler = sampler_of(facts.selector, facts.n_layers, facts.n_converted, spec.seed, **parameters)
+    sampler = _sampler(facts)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     return Selection(facts, study, sampler)
+
+
+def _sampler(facts: StudyFacts) -> MaskSampler:
+    return sampler_of(
+        facts.selector,
+        facts.n_layers,
+        facts.n_converted,
+        facts.study_spec.seed,
+        **facts.parameters,
+    )
 
 
 def fail_stale_trials(study: optuna.Study) -> None:

@@ -76,6 +76,8 @@ class Worker:
                 break
             outlook = self._round()
             if outlook == Outlook.DONE:
+                if any([selection.has_more() for selection in self.selections]):
+                    continue
                 break
             if outlook == Outlook.READY:
                 busy = time.monotonic()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,28 @@ from tests.tiny import tiny_model
 FEW = "--budget 3 --documents 20 --confirmation 40"
 
 
+@pytest.fixture
+def n_scored(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """Trials and confirmations that were logged since the last call."""
+
+    def count() -> int:
+        lines = [*caplog.messages]
+        caplog.clear()
+        return sum(" trial " in line or "confirming" in line for line in lines)
+
+    return count
+
+
 def study_in(folder: Path) -> StudySpec:
     return load_spec(folder / "study.yaml", known_names())
 
 
 def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
-    mqasearch: Command, folder: Path
+    mqasearch: Command, folder: Path, n_scored: Callable[[], int]
 ) -> None:
     code, out, err = mqasearch(f"run fake:9 --output-dir out {FEW}")
     assert code == 0, err
+    assert n_scored() > 9
     assert "study file: out/study.yaml" in out
     for selector in RECOMMENDED:
         assert selector in out
@@ -39,10 +53,8 @@ def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
 
     text = (folder / "out" / "study.yaml").read_text()
     for line in (f"run fake:9 --output-dir out {FEW}", "run fake:9 --output-dir out"):
-        code, _, log = mqasearch(line)
-        assert (code, " trial " in log, "confirming" in log) == (0, False, False)
-    code, _, log = mqasearch("run out/study.yaml --output-dir again")
-    assert (code, " trial " in log) == (0, False)
+        assert (mqasearch(line)[0], n_scored()) == (0, 0)
+    assert mqasearch("run out/study.yaml --output-dir again")[0] == n_scored() == 0
     same = read_mask(folder / "again" / "masks.json")
     assert same | {"created_at": ""} == mask | {"created_at": ""}
     assert (folder / "out" / "study.yaml").read_text() == text
@@ -72,15 +84,17 @@ def test_what_is_chosen_is_what_the_file_says(
     assert study_in(folder) == load_spec(folder / "wanted.yaml", known_names())
 
 
-def test_a_folder_is_a_model_wherever_one_works(mqasearch: Command, folder: Path) -> None:
+def test_a_folder_is_a_model_wherever_one_works(
+    mqasearch: Command, folder: Path, n_scored: Callable[[], int]
+) -> None:
     save(tiny_model("llama", n_layers=3), folder / "My Model")
     code, _, err = mqasearch("run 'My Model/' --output-dir out --documents 4 --confirmation 4")
     assert code == 0, err
     spec = study_in(folder / "out")
     assert (spec.name, spec.model.name) == ("My-Model", str(folder / "My Model"))
     assert len(read_mask(folder / "out" / "masks.json")["mqa_layers"]) == 1
-    code, _, log = mqasearch("run 'My Model' --output-dir out")
-    assert (code, " trial " in log) == (0, False)
+    assert n_scored() > 3
+    assert mqasearch("run 'My Model' --output-dir out")[0] == n_scored() == 0
 
 
 @pytest.mark.parametrize(
@@ -143,3 +157,45 @@ def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
     _, out, _ = mqasearch("status -f json")
     names = {row["study"].partition(".")[0] for row in json.loads(out)["studies"]}
     assert names == {"fake-6", "three"}
+
+
+@pytest.mark.parametrize("target", ["fake:6", "study.yaml"])
+def test_more_trials_are_added_once_a_call(
+    mqasearch: Command, folder: Path, caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    assert mqasearch(f"run fake:6 {FEW} --budget 3")[0] == 0
+
+    def n_masks() -> int:
+        _, out, _ = mqasearch("status -f json")
+        (gp,) = (row for row in json.loads(out)["studies"] if row["study"].endswith(".gp"))
+        return int(gp["complete"])
+
+    assert n_masks() == 10
+    assert mqasearch(f"run {target} --n-trials +3")[0] == 0
+    assert "fake-6.gp: 10 → 13 trials" in caplog.messages
+    assert n_masks() == 13
+    for _ in range(2):
+        assert mqasearch(f"run {target} --n-trials 15")[0] == 0
+        assert n_masks() == 15
+    assert mqasearch(f"run {target}")[0] == 0
+    assert n_masks() == 15
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--n-trials more", r"--n-trials more: give \+20 for 20 more, or 60 for 60 in all"),
+        ("--n-trials +0", r"--n-trials \+0: give \+20"),
+        ("--n-trials=-5", "--n-trials -5: give"),
+        ("--n-trials +5", "no more trials for greedy: .* add one of gp, tpe, random"),
+    ],
+)
+def test_trials_that_cannot_be_added_are_refused_before_anything_is_made(
+    mqasearch: Command, folder: Path, line: str, message: str
+) -> None:
+    study = {"name": "s", "model": "fake:6", "budget": 2, "tasks": ["piqa"]}
+    (folder / "s.yaml").write_text(yaml.safe_dump(study | {"selectors": ["greedy"]}))
+    code, out, err = mqasearch(f"run s.yaml {line}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err), err
+    assert not (folder / "mqasearch.db").exists()
