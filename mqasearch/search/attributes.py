@@ -5,7 +5,7 @@ trial (besides the mask, which the sampler writes first so that other workers se
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -43,7 +43,8 @@ def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
 class StudyFacts:
     """What a worker needs to know of an Optuna study; written by ``create``.
 
-    Later only a number of trials may grow; see :mod:`mqasearch.search.extend`.
+    Later only numbers grow: of trials (:mod:`mqasearch.search.extend`) and of held-out documents
+    (:mod:`mqasearch.search.generations`).
 
     Attributes:
         study: name in the study file.
@@ -100,6 +101,11 @@ class StudyFacts:
             return self.n_trials
         number: int = self.parameters[counted]
         return number
+
+    def extended(self, n_more: int, call: str = "") -> "StudyFacts":
+        """With so many trials more."""
+        n_trials = None if self.n_trials is None else self.n_trials + n_more
+        return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
 
     @property
     def maximize(self) -> bool:

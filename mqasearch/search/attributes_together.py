@@ -35,6 +35,8 @@ def change_together(
     Returns:
         The new values, by the number of the study.
     """
+    if not studies:
+        return []
     backend = getattr(storage, "_backend", storage)  # behind Optuna's cache
     if isinstance(backend, RDBStorage):
         patience: Patience = getattr(backend, "patience", Patience())

@@ -30,6 +30,8 @@ from mqasearch.search.attributes import (
     tolerance_of,
 )
 from mqasearch.search.changes import changes
+from mqasearch.search.generations import earlier, hold_out, mark, refusal
+from mqasearch.search.selection import known_studies
 from mqasearch.search.names import maximizes
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
@@ -49,10 +51,20 @@ def create_studies(storage: BaseStorage, spec: StudySpec, shape: ModelShape) -> 
     spec = spec.with_sizes(shape)
     check_fits(spec, shape)
     direction: Direction = "maximize" if maximizes(spec.metrics) else "minimize"
-    names = []
+    known = known_studies(storage)
+    plans = []
     for comparison, one in spec.comparisons().items():
-        for facts in _plan(spec.name, comparison, one, shape, direction):
-            names.append(_create(storage, facts, _masks(facts, one)))
+        present = earlier(comparison, known)
+        plans.append((comparison, one, present, mark(present, one)))
+    common = next((suffix for *_, suffix in plans if suffix), "")  # of a budget added later too
+    names = []
+    for comparison, one, present, own in plans:  # none is refused
+        suffix = own if present else common
+        hold_out(storage, present, one)
+        n_more = {facts.selector: facts.n_more for facts in present.values()}
+        for facts in _plan(spec.name + suffix, comparison + suffix, one, shape, direction):
+            extended = facts.extended(n_more.get(facts.selector, 0))
+            names.append(_create(storage, extended, _masks(extended, one)))
     _agree_on_tolerance([optuna.load_study(study_name=n, storage=storage) for n in names], spec)
     return names
 
@@ -196,14 +208,11 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
                 study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
         set_study_facts(study, facts)
     elif differing := changes(theirs.study_spec, facts.study_spec):
-        raise UserError(
-            f"study {name!r} exists with another spec ({'; '.join(differing)}); "
-            "choose another name in the study file, or another --storage"
-        )
+        raise UserError(refusal(name, differing))
     elif theirs.direction != facts.direction:
         raise UserError(
             f"study {name!r} exists and was told to {theirs.direction} what it must "
-            f"{facts.direction}; choose another name in the study file, or another --storage"
+            f"{facts.direction}; choose another name for the study, or another --storage"
         )
     return name
 
@@ -221,7 +230,7 @@ def _open(
         if _is_foreign(study):
             raise UserError(
                 f"study {name!r} exists and was not made by mqasearch; "
-                "choose another name in the study file, or another --storage"
+                "choose another name for the study, or another --storage"
             )
         time.sleep(0.1)
     return study, facts

@@ -205,7 +205,8 @@ class Evaluator:
                 kv_heads, task, documents, documents.limit or 2**31, known
             )
             return score
-        return self._ahead.score(kv_heads, task, documents, others)
+        new = self._prefixes.without(others, task, documents)
+        return self._ahead.score(kv_heads, task, documents, new)
 
     def _race(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents, against: Score

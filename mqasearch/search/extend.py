@@ -6,7 +6,7 @@ ends by itself takes none.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -78,12 +78,7 @@ def extend(
             return row
         had[facts.name] = present
         extra = more.beyond(present)
-        if not extra:
-            return row
-        n_trials = None if facts.n_trials is None else facts.n_trials + extra
-        return row | asdict(
-            replace(facts, n_trials=n_trials, n_more=facts.n_more + extra, extension=call)
-        )
+        return row | asdict(facts.extended(extra, call)) if extra else row
 
     numbers = [storage.get_study_id_from_name(name) for name in studies]
     now = [facts_of(row) for row in change_together(storage, numbers, STUDY_KEY, change)]

@@ -7,7 +7,7 @@ from mqasearch.evaluation.racing import StopRule
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import KVHeads
 from mqasearch.results import ScoreStore
-from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 
 
 class KnownPrefixes:
@@ -35,14 +35,31 @@ class KnownPrefixes:
         Raises:
             StorageError: the database stayed away.
         """
-        if (task, documents) not in self._limits:
-            self._limits[task, documents] = self._known_limits(kv_heads, task, documents)
+        found = self._known([kv_heads], task, documents)
+        return max(found.values(), key=lambda score: score.n_docs, default=None)
+
+    def without(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> list[KVHeads]:
+        """Those of several masks of which no first documents are scored.
+
+        Raises:
+            StorageError: the database stayed away.
+        """
+        begun = {key.kv_heads for key in self._known(masks, task, documents)}
+        return [kv_heads for kv_heads in masks if kv_heads not in begun]
+
+    def _known(
+        self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
+    ) -> dict[ScoreKey, Score]:
+        if masks and (task, documents) not in self._limits:
+            self._limits[task, documents] = self._known_limits(masks[0], task, documents)
         keys = [
             self._scorer.key(kv_heads, task, replace(documents, limit=limit))
-            for limit in self._limits[task, documents]
+            for kv_heads in masks
+            for limit in self._limits.get((task, documents), ())
         ]
-        found = self._store.get_many(keys) if keys else {}
-        return max(found.values(), key=lambda score: score.n_docs, default=None)
+        return self._store.get_many(keys) if keys else {}
 
     def _known_limits(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents

@@ -12,6 +12,7 @@ from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, study_facts
+from mqasearch.search.generations import meant_by
 from mqasearch.search.storage_cached import TrialCache
 from mqasearch.search.storage_optuna import SharedStorage
 
@@ -126,17 +127,17 @@ def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]
 def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, StudyFacts]:
     """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
 
+    Of what was searched again on more documents the latest ones; see
+    :mod:`mqasearch.search.generations`.
+
     Raises:
         StorageError: no such name, with the names there are.
     """
     known = known_studies(storage)
-    for names in (
-        [n for n in known if n == name],
-        [n for n, facts in known.items() if facts.comparison == name],
-        [n for n, facts in known.items() if facts.study == name],
-    ):
-        if names:
-            return {n: known[n] for n in names}
+    if name in known:
+        return {name: known[name]}
+    if found := meant_by(name, known):
+        return found
     if not known:
         raise StorageError(
             f"no study {name!r}: the database holds none; make one with "

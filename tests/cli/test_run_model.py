@@ -159,6 +159,35 @@ def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
     assert names == {"fake-6", "three"}
 
 
+def test_more_documents_go_on_from_those_that_are_scored(
+    mqasearch: Command, folder: Path, n_scored: Callable[[], int]
+) -> None:
+    assert mqasearch(f"run fake:6 {FEW}")[0] == 0
+    n_scored()
+    for line in ("run fake:6 --documents 60 --confirmation 90", "run fake:6", "run study.yaml"):
+        code, out, err = mqasearch(line)
+        assert code == 0, err
+        assert "(n=90)" in out
+        assert (n_scored() > 9) == ("--documents" in line)
+        documents = study_in(folder).documents
+        assert (documents.search, documents.confirmation) == (60, 90)
+        mask = read_mask(folder / "masks.json")
+        assert mask["study"]["name"].startswith("fake-6@60.")
+    assert mqasearch("run fake:6 --confirmation all")[0] == 0
+    assert n_scored() == len(RECOMMENDED)
+    assert study_in(folder).documents.confirmation is None
+    text = (folder / "study.yaml").read_text()
+    for line in ("run fake:6 --documents 20", "run fake:6 --confirmation 90"):
+        code, _, err = mqasearch(line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "would be fewer" in err
+    assert (folder / "study.yaml").read_text() == text
+    _, out, _ = mqasearch("compare --study-name fake-6@20 -f json")
+    assert {row["comparison"] for row in json.loads(out)} == {"fake-6"}
+    for line in ("export --study-name fake-6@20 -o m.json", "status --study-name fake-6@60"):
+        assert mqasearch(line)[0] == 0
+
+
 @pytest.mark.parametrize("target", ["fake:6", "study.yaml"])
 def test_more_trials_are_added_once_a_call(
     mqasearch: Command, folder: Path, caplog: pytest.LogCaptureFixture, target: str

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from evaluation.small_tasks import load_small, small_tokenizer
@@ -6,11 +8,11 @@ from tiny import tiny_model
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.evaluation.harness import HarnessScorer
-from mqasearch.evaluation.prepared import TaskLibrary
+from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
 from mqasearch.evaluation.racing import StopRule, race
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
-from mqasearch.mask import LayerMask
+from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.score import Documents, Score, TaskSpec
 
 ALL = Documents("full")
@@ -38,6 +40,31 @@ def test_parts_grow_into_the_whole_and_a_known_beginning_is_built_upon(
     assert parts[0].documents["bits_per_byte"] == pytest.approx(
         smaller.documents["bits_per_byte"], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [HarnessScorer, SharedPrefixScorer])
+def test_of_more_documents_only_the_new_ones_are_computed(
+    kind: type[HarnessScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvertibleModel(
+        tiny_model("llama", n_kv_heads=2), family_of("llama"), merge_of("mean")
+    )
+    scorer = kind(model, small_tokenizer(), "f", "float32", library=TaskLibrary(load_small))
+    task, first = TaskSpec("choice"), Documents("full", 5)
+    whole, known = (scorer.score((1, 2, 1), task, documents) for documents in (ALL, first))
+    n_computed = []
+    compared = scorer.compared
+
+    def noted(kv_heads: KVHeads, prepared: PreparedTask) -> Any:
+        n_computed.append(len(prepared.documents))
+        return compared(kv_heads, prepared)
+
+    monkeypatch.setattr(scorer, "compared", noted)
+    *_, score = scorer.score_in_parts((1, 2, 1), task, ALL, 2**31, known)
+    assert sum(n_computed) == whole.n_docs - 5
+    assert {"kl", "answer_kl", "flips", "acc_norm"} <= score.values.keys()
+    for metric, value in whole.values.items():
+        assert score.values[metric] == pytest.approx(value, rel=1e-5)
 
 
 def test_a_clearly_worse_mask_is_given_up_and_a_better_one_is_not() -> None:
