@@ -106,6 +106,18 @@ def test_what_others_have_in_hand_is_not_scored_ahead_and_not_preferred(storage:
     assert theirs.cheapest([mask(1), mask(3)]) == mask(1)
 
 
+def test_what_is_scored_in_part_is_not_scored_ahead(storage: Storage) -> None:
+    scorer = ManyScorer(6)
+    evaluator = evaluator_of(storage, scorer)
+    fewer = Documents("search", 50)
+    begun = scorer.key(mask(1).kv_heads(scorer.shape), TASK, fewer)
+    evaluator.claims.store.put(begun, scorer.score(begun.kv_heads, TASK, fewer))
+    evaluator.evaluate(mask())  # tells how long a mask takes
+    evaluator.evaluate(mask(0), [mask(1), mask(2)])
+    heads = [m.kv_heads(scorer.shape) for m in (mask(0), mask(2))]
+    assert [list(masks) for masks in scorer.together] == [heads]
+
+
 def test_the_mask_of_which_most_is_known_is_preferred(storage: Storage) -> None:
     class Keeping(FakeScorer):
         def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
