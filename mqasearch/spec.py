@@ -23,12 +23,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from mqasearch.errors import MqasearchError, SpecError, unknown_name
 from mqasearch.mask import ModelShape
 from mqasearch.score import DEFAULT_METRIC, TaskSpec
 from mqasearch.spec_budget import BudgetEntry, OneBudget, auto_budgets, budgets_door
+from mqasearch.spec_faults import faults_of
 from mqasearch.spec_yaml import read_yaml
 from mqasearch.tolerance import ToleranceEntry, as_list
 
@@ -327,21 +327,7 @@ def parse_spec(data: object, where: str, known: KnownNames | None = None) -> Stu
     try:
         return StudySpec.model_validate(data, context=known)
     except ValidationError as error:
-        raise SpecError(where, [_fault(row) for row in _rows(error)]) from None
-
-
-def _rows(error: ValidationError) -> list[ErrorDetails]:
-    """Of a key that takes a number or a word: only what is wrong with the one that was given."""
-    rows = []
-    for row in error.errors():
-        *path, last = row["loc"] or ("",)
-        kind = str(last).partition("[")[0]
-        if kind in ("constrained-int", "literal"):
-            if (kind == "literal") != isinstance(row["input"], str):
-                continue
-            row["loc"] = tuple(path)
-        rows.append(row)
-    return rows
+        raise SpecError(where, faults_of(error, _unknown_key)) from None
 
 
 def _said(check: Callable[..., object], *arguments: Any) -> str:
@@ -370,32 +356,6 @@ def _check_named(
     if entry.name not in known:
         raise ValueError(unknown_name(kind, entry.name, known))
     _checked(known[entry.name], entry.parameters)
-
-
-def _fault(row: ErrorDetails) -> str:
-    """One pydantic error as one line: the key's path, what is wrong, what to write instead."""
-    path = ".".join(str(part) for part in row["loc"])
-    if row["type"] == "extra_forbidden":
-        return f"{path}: {_unknown_key(row['loc'])}"
-    if row["type"] == "missing":
-        return f"{path}: missing"
-    message = row["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if row["type"] in ("model_type", "model_attributes_type"):
-        message = f"expected {_EXPECTED.get(str(row['loc'][0]), 'a mapping of keys')}"
-    shown = "" if row["type"] == "value_error" else f", not {row['input']!r:.80}"
-    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
-
-
-_EXPECTED: Mapping[str, str] = {
-    "budget": "a number of layers, {kv_bytes_fraction: 0.6}, a list of these, or auto",
-    "model": "a name, or {name, revision, dtype, trust_remote_code}",
-    "merge": "a name, or {name, …parameters}",
-    "tasks": "a name, or {name, metric, num_fewshot, limit, weight}",
-    "tolerance": "{metric, points}, or a list of these",
-    "selectors": "a name, or {name, n_trials, …parameters}",
-    "pruner": "paired_mean, or {name: paired_mean, p_threshold, n_startup_steps, interval_steps}",
-}
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

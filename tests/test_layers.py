@@ -11,7 +11,17 @@ import mqasearch
 ROOT = Path(mqasearch.__file__).parent
 FLOORS = (
     ("errors",),
-    ("mask", "budget", "score", "spec", "assets"),
+    (
+        "mask",
+        "budget",
+        "score",
+        "tolerance",
+        "spec",
+        "spec_budget",
+        "spec_faults",
+        "spec_yaml",
+        "assets",
+    ),
     ("families", "models"),
     ("conversion", "samplers", "results"),
     ("evaluation",),

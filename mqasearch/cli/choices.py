@@ -167,8 +167,8 @@ def _budget(text: str) -> Any:
         return {"kv_bytes_fraction": float(text)}
     except ValueError:
         raise UserError(
-            f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as in "
-            "0.6, or several separated by commas"
+            f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as "
+            "in 0.6, or several separated by commas"
         ) from None
 
 

@@ -39,7 +39,8 @@ def joined(earlier: StudySpec, model: str, given: Mapping[str, Any], where: str)
     """An earlier study of the same model with what is given now.
 
     What is not given stays as it was, so that the same command means the same study whatever the
-    defaults become. More documents and another tolerance may be given; see :mod:`mqasearch.search.generations`.
+    defaults become. More documents may be given, see
+    :mod:`mqasearch.search.generations`, and another tolerance.
 
     Raises:
         SpecError: what is given makes no study; every fault at once.

@@ -10,7 +10,7 @@ from mqasearch.spec import StudySpec
 _WORDS: Mapping[str, str] = {
     "merge": "how the KV heads of a layer become fewer: mqasearch merges",
     "target_kv_heads": "KV heads of a converted layer",
-    "budget": "layers to convert, {kv_bytes_fraction: 0.6} of the KV cache to keep, a list, or auto",
+    "budget": "layers to convert, or {kv_bytes_fraction: 0.6} of the KV cache; a list; auto",
     "tolerance": "what may be lost on held-out documents, in hundredths of the metric's unit",
     "tasks": "benchmarks; the metric is what the search optimises",
     "documents": "of each task, for the search and for the held-out confirmation (null: all)",

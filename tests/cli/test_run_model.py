@@ -64,6 +64,18 @@ def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
     ("options", "keys"),
     [
         ("--budget 2,4", {"budget": [2, 4]}),
+        ("", {"budget": "auto"}),
+        ("--budget auto", {"budget": "auto"}),
+        (
+            "--tolerance acc_norm:1 --tolerance hellaswag.acc:2 --budget 1",
+            {
+                "budget": 1,
+                "tolerance": [
+                    {"metric": "acc_norm", "points": 1.0},
+                    {"task": "hellaswag", "metric": "acc", "points": 2.0},
+                ],
+            },
+        ),
         ("--budget 0.6", {"budget": {"kv_bytes_fraction": 0.6}}),
         ("--task piqa --task copa", {"tasks": ["piqa", "copa"]}),
         ("--documents all", {"documents": {"search": None}}),
@@ -79,7 +91,7 @@ def test_what_is_chosen_is_what_the_file_says(
 ) -> None:
     code, _, err = mqasearch(f"run fake:6 {options}")
     assert code == 0, err
-    default = {"name": "fake-6", "model": "fake:6", "budget": 2, "tasks": ["hellaswag"]}
+    default = {"name": "fake-6", "model": "fake:6", "budget": "auto", "tasks": ["hellaswag"]}
     (folder / "wanted.yaml").write_text(yaml.safe_dump(default | keys))
     assert study_in(folder) == load_spec(folder / "wanted.yaml", known_names())
 
@@ -88,7 +100,9 @@ def test_a_folder_is_a_model_wherever_one_works(
     mqasearch: Command, folder: Path, n_scored: Callable[[], int]
 ) -> None:
     save(tiny_model("llama", n_layers=3), folder / "My Model")
-    code, _, err = mqasearch("run 'My Model/' --output-dir out --documents 4 --confirmation 4")
+    code, _, err = mqasearch(
+        "run 'My Model/' --output-dir out --budget 1 --documents 4 --confirmation 4"
+    )
     assert code == 0, err
     spec = study_in(folder / "out")
     assert (spec.name, spec.model.name) == ("My-Model", str(folder / "My Model"))
@@ -107,7 +121,7 @@ def test_a_folder_is_a_model_wherever_one_works(
         ("run a/b/c", r"give a study file \(STUDY.yaml\), or a model: smollm2-135m, a folder"),
         ("run nothing.gguf", "there is no GGUF file nothing.gguf"),
         ("run fake:x", "fake:LAYERS"),
-        ("run fake:6 --budget five", "--budget five: give a number of layers"),
+        ("run fake:6 --budget five", "--budget five: give auto, a number of layers"),
         ("run fake:6 --budget 7", "7 layers cannot be met by a model of 6 layers"),
         ("run fake:6 --documents few", "--documents few: give a number of documents, or all"),
         ("run fake:6 --documents 1", "documents.search: .*greater than or equal to 2, not 1"),
@@ -136,7 +150,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
     mqasearch: Command, folder: Path
 ) -> None:
-    assert mqasearch(f"run fake:6 --budget 2 {FEW}")[0] == 0
+    assert mqasearch(f"run fake:6 {FEW} --budget 2")[0] == 0
     text = (folder / "study.yaml").read_text()
     for line, differs in (
         ("run fake:6 --budget 3", r"budget: .*2.* → .*3"),
@@ -148,7 +162,7 @@ def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
         assert re.search(differs, err), err
         assert "--output-dir" in err
     assert (folder / "study.yaml").read_text() == text
-    line = f"run fake:6 --budget 3 {FEW} --output-dir three"
+    line = f"run fake:6 {FEW} --output-dir three"
     code, _, err = mqasearch(line)
     assert code == 2
     assert "another name" in err
@@ -192,7 +206,7 @@ def test_more_documents_go_on_from_those_that_are_scored(
 def test_more_trials_are_added_once_a_call(
     mqasearch: Command, folder: Path, caplog: pytest.LogCaptureFixture, target: str
 ) -> None:
-    assert mqasearch(f"run fake:6 {FEW} --budget 3")[0] == 0
+    assert mqasearch(f"run fake:6 {FEW}")[0] == 0
 
     def n_masks() -> int:
         _, out, _ = mqasearch("status -f json")
