@@ -20,6 +20,8 @@ FLOORS = (
         "spec_budget",
         "spec_faults",
         "spec_yaml",
+        "estimate",
+        "source_code",
         "assets",
     ),
     ("families", "models"),

@@ -31,8 +31,8 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.changes import changes
 from mqasearch.search.generations import earlier, hold_out, mark, refusal
-from mqasearch.search.selection import known_studies
 from mqasearch.search.names import maximizes
+from mqasearch.search.selection import known_studies
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
 
