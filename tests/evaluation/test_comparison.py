@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import UnknownNameError
 from mqasearch.evaluation.harness import HarnessScorer
-from mqasearch.evaluation.metrics import check_metric
+from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.prepared import PreparedDocument, TaskLibrary
 from mqasearch.evaluation.reference import ReferenceStore
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
@@ -245,6 +245,6 @@ def test_keeping_the_original_saves_running_it_again() -> None:
 def test_a_generation_task_says_which_metrics_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mqasearch.evaluation.metrics.load_task", load_small)
     with pytest.raises(UnknownNameError, match=r"metric of generate 'kl'.*known: exact_match"):
-        check_metric("generate", "kl")
+        higher_is_better("generate", "kl")
     for kind in KINDS:
-        check_metric(kind, "kl")
+        assert not higher_is_better(kind, "kl")
