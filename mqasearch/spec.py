@@ -147,7 +147,7 @@ class DocumentsEntry(_Strict):
     ``confirmation: 0`` confirms nothing.
     """
 
-    search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 100
+    search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 32
     confirmation: int | None = Field(default=400, ge=0)
     calibration_tokens: int = Field(default=32_768, ge=1)
     seed: Seed = 0
