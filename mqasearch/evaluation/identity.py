@@ -33,7 +33,12 @@ COMPUTING = (
 )
 """Our own: what loads a model, merges its layers, puts documents to it and reads its answers."""
 
-DECIDING = ("evaluation/racing.py", "evaluation/statistics.py")
+DECIDING = (
+    "evaluation/noninferiority.py",
+    "evaluation/proportions.py",
+    "evaluation/racing.py",
+    "evaluation/statistics.py",
+)
 """What lies among it and only compares scores that are there."""
 
 _LM_EVAL = version("lm_eval")
