@@ -90,11 +90,11 @@ def child(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Be a worker of ``run --workers``, as long as that runs."""
-    from mqasearch.cli.study import worker
+    from mqasearch.cli.study import score_trials
     from mqasearch.launch.lifeline import end_with
 
     end_with(parent)
-    worker(study_name, storage, device)
+    score_trials(study_name, storage, device)  # else it would be started again to end again
 
 
 def _check_image(engine: str, image: str | None) -> None:

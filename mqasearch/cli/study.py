@@ -18,6 +18,8 @@ from mqasearch.cli.options import (
 if TYPE_CHECKING:
     import optuna
 
+    from mqasearch.errors import ScoreError
+    from mqasearch.search.run import Limits
     from mqasearch.search.storage import Storage as OpenStorage
     from mqasearch.search.verdict import Verdict
 
@@ -53,8 +55,19 @@ def worker(
     ] = None,
 ) -> None:
     """Score trials of a study until none is left; start as many workers as you have devices."""
+    from mqasearch.search.run import Limits
+
+    score_trials(study_name, storage, device, Limits(n_trials, timeout, idle_timeout))
+    if (ending := ending_of(storage, study_name)) is not None:
+        raise ending
+
+
+def score_trials(
+    study_name: str, storage: str, device: str, limits: "Limits | None" = None
+) -> None:
+    """What a worker does, whether or not it finds a mask."""
     from mqasearch.cli.progress import Progress
-    from mqasearch.search.run import Limits, work
+    from mqasearch.search.run import NO_LIMITS, work
 
     opened = open_database(storage, create=False)
     with Progress() as progress:
@@ -62,7 +75,7 @@ def worker(
             opened,
             study_name,
             device=device,
-            limits=Limits(n_trials, timeout, idle_timeout),
+            limits=limits or NO_LIMITS,
             watcher=progress.watcher,
         )
     print(f"{done} trials done")
@@ -75,7 +88,13 @@ def status(
 ) -> None:
     """Show every study, its trials by state and best value so far, and who is at work."""
     from mqasearch.cli.tables import print_json, print_rows
-    from mqasearch.search.status import STATUS_HEADERS, WORKER_HEADERS, study_rows, worker_rows
+    from mqasearch.search.status import (
+        STATUS_HEADERS,
+        WORKER_HEADERS,
+        endings,
+        study_rows,
+        worker_rows,
+    )
 
     opened = _open_to_look(storage)
     studies, workers = list(study_rows(opened.optuna, study_name)), list(worker_rows(opened))
@@ -89,6 +108,9 @@ def status(
         )
         return
     print_rows(STATUS_HEADERS, studies, format)
+    if format is Format.TABLE:
+        for line in endings(opened.optuna, study_name):
+            print(line)
     if workers:
         print()
         print_rows(WORKER_HEADERS, workers, format)
@@ -150,6 +172,15 @@ def _open_to_look(storage: str) -> "OpenStorage":
         return open_database(storage, create=False)
     except ReadOnlyError:
         return open_database(storage, create=False, read_only=True)
+
+
+def ending_of(storage: str, name: str) -> "ScoreError | None":
+    """Why the study ended before it was done, if it did."""
+    from mqasearch.errors import ScoreError
+    from mqasearch.search.status import endings
+
+    lines = endings(_open_to_look(storage).optuna, name)
+    return ScoreError("; ".join(lines)) if lines else None
 
 
 def _studies(storage: str, name: str) -> "list[optuna.Study]":

@@ -4,7 +4,14 @@ Made by :func:`sampler_of`; :class:`MaskSampler` is the seam for a new one.
 """
 
 from mqasearch.samplers.base import MaskSampler, Outlook
-from mqasearch.samplers.history import INVALID_KEY, MASK_KEY, HistoryReader, MaskState, MaskTrial
+from mqasearch.samplers.history import (
+    INVALID_KEY,
+    MASK_KEY,
+    HistoryReader,
+    MaskState,
+    MaskTrial,
+    mask_of,
+)
 from mqasearch.samplers.planned import Plan, PlannedSampler
 from mqasearch.samplers.registry import (
     PLANNED,
@@ -30,6 +37,7 @@ __all__ = [
     "Plan",
     "PlannedSampler",
     "check_parameters",
+    "mask_of",
     "mask_params",
     "param_name",
     "parameters_of",

@@ -85,6 +85,8 @@ class Evaluator:
         self.seed = seed
         self.maximize = maximize
         self.rule = rule
+        self.fault_of_original: str | None = None
+        """Why the original cannot be scored, once somebody has tried."""
         self._original: Evaluation | None = None
         self._earlier = 0.0
         """Seconds of the score computed last that were spent before, on its first documents."""
@@ -100,10 +102,18 @@ class Evaluator:
                 this one, where that is cheaper.
 
         Raises:
-            ScoreError: a score is NaN or infinite.
+            ScoreError: a score is NaN or infinite; the original's was, so that there is nothing to
+                compare a mask with, and nothing is computed.
         """
+        if self.fault_of_original is not None:
+            raise ScoreError(self.fault_of_original)
         documents = {task.name: self.search_documents(task) for task in self.tasks}
-        return self._evaluate(mask, documents, certain)
+        try:
+            return self._evaluate(mask, documents, certain)
+        except ScoreError as error:
+            if not mask.n_converted:
+                self.fault_of_original = str(error)
+            raise
 
     def race(self, mask: LayerMask, incumbent: LayerMask) -> Evaluation:
         """Score a mask on the search documents until it is clearly worse than ``incumbent``.
@@ -148,7 +158,7 @@ class Evaluator:
         return Documents(self.search_split, task.limit, self.seed)
 
     def original(self) -> Evaluation:
-        """That of the unconverted model, scored at most once."""
+        """That of the unconverted model, scored at most once, even if it has no score."""
         if self._original is None:
             self._original = self.evaluate(LayerMask.empty(self.scorer.shape.n_layers))
         return self._original
@@ -172,7 +182,8 @@ class Evaluator:
         """With the weighted mean of each task's metric as value."""
         mean = objective(self.tasks, scores)
         if not math.isfinite(mean.value):
-            raise ScoreError(f"the objective is {mean.value}")
+            names = ", ".join(f"{task.metric} of {task.name}" for task in self.tasks)
+            raise ScoreError(f"the objective ({names}) is {mean.value}")
         return Evaluation(mean.value, scores, seconds, reused, mean.stderr)
 
     def _evaluate(

@@ -15,12 +15,18 @@ from mqasearch.search.claims import Claims
 from mqasearch.search.claims_turn import Turn
 from mqasearch.search.confirm import confirm
 from mqasearch.search.create import create_studies, versions
+from mqasearch.search.ending import fault_of_original
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.extend import More, extend
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
-from mqasearch.search.selection import Selection, find_studies, open_selections
+from mqasearch.search.selection import (
+    Selection,
+    find_studies,
+    open_selections,
+    studies_of_file,
+)
 from mqasearch.search.storage import Storage
 from mqasearch.search.worker import Worker
 from mqasearch.spec import StudySpec
@@ -89,6 +95,8 @@ def work(
     """
     studies = find_studies(storage.optuna, name)
     spec = next(iter(studies.values())).study_spec
+    if all(each.fault_of_original() for each in open_selections(storage.optuna, studies)):
+        return 0  # nobody has to load the model to see that
     scoring = open_scoring(spec, device)
     return work_with(scoring, storage, studies, limits, watcher)
 
@@ -138,6 +146,9 @@ def work_with(
         maximize=next(iter(studies.values())).maximize,
         rule=stop_rule(spec),
     )
+    related = studies_of_file(storage.optuna, next(iter(studies)))
+    trials = [trial for study in related for trial in study.get_trials(deepcopy=False)]
+    evaluator.fault_of_original = fault_of_original(selections[0].facts, trials)
     for selection in selections:
         selection.sampler.prefer = evaluator.cheapest
     worker = Worker(selections, evaluator, turn_in, presence, watcher.on_trial, watcher.on_start)

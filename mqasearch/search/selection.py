@@ -12,6 +12,13 @@ from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, study_facts
+from mqasearch.search.ending import (
+    fault_of_all,
+    fault_of_masks,
+    fault_of_original,
+    why_masks,
+    why_original,
+)
 from mqasearch.search.generations import meant_by
 from mqasearch.search.storage_cached import TrialCache
 from mqasearch.search.storage_optuna import SharedStorage
@@ -46,12 +53,24 @@ class Selection:
         """Whether a trial can be started now, must wait for running ones, or is not needed."""
         return self.look().outlook
 
-    def look(self) -> Look:
-        """``outlook``, and what it holds for."""
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial of the study by number.
+
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
         try:
-            trials = self.study.get_trials(deepcopy=False)
+            return self.study.get_trials(deepcopy=False)
         except KeyError:
             raise self._deleted() from None
+
+    def look(self) -> Look:
+        """``outlook``, and what it holds for."""
+        trials = self.trials()
+        if fault_of_original(self.facts, trials) is not None:
+            return Look(Outlook.DONE, None)
+        if fault_of_masks(self.facts, trials) is not None:
+            return Look(_done_after_running(trials), None)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return Look(Outlook.READY, None)
         return Look(self._outlook(trials), trials[-1]._trial_id if trials else -1)
@@ -62,8 +81,7 @@ class Selection:
             failed = [trial for trial in trials if trial.state == TrialState.FAIL]
             spent = len(trials) - sum(INVALID_KEY not in trial.user_attrs for trial in failed)
             if spent >= self.facts.n_trials:
-                running = any(trial.state == TrialState.RUNNING for trial in trials)
-                return Outlook.WAIT if running else Outlook.DONE
+                return _done_after_running(trials)
         return self.sampler.outlook(self.sampler.history(self.study, trials))
 
     def has_more(self) -> bool:
@@ -83,6 +101,17 @@ class Selection:
     def _deleted(self) -> StorageError:
         name = self.study.study_name
         return StorageError(f"study {name!r} is no longer in the database; somebody deleted it")
+
+    def fault_of_original(self) -> str | None:
+        """Why the original model cannot be scored, as far as this study knows."""
+        return fault_of_original(self.facts, self.trials())
+
+    def fault_of_masks(self) -> str | None:
+        """Why this study ended although its plan or its trials did not, or found no mask."""
+        if self.outlook() != Outlook.DONE:
+            return None
+        trials = self.trials()
+        return fault_of_masks(self.facts, trials) or fault_of_all(self.facts, trials)
 
     def certain(self) -> Sequence[LayerMask]:
         """Masks that will be asked for, whatever those that are running score."""
@@ -113,6 +142,20 @@ class Selection:
             for trial in self.study.get_trials(deepcopy=False)
         )
         return max(1, self.expected_trials() - done)
+
+
+def _done_after_running(trials: Sequence[FrozenTrial]) -> Outlook:
+    running = any(trial.state == TrialState.RUNNING for trial in trials)
+    return Outlook.WAIT if running else Outlook.DONE
+
+
+def why_ended(selections: Sequence[Selection]) -> str | None:
+    """One line on studies of a study file that ended because scores are missing, if any did."""
+    for selection in selections:
+        if (fault := selection.fault_of_original()) is not None:
+            return why_original(selection.facts, fault)
+    faults = {s.study.study_name: fault for s in selections if (fault := s.fault_of_masks())}
+    return why_masks(list(faults), [*faults.values()][-1]) if faults else None
 
 
 def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:

@@ -10,10 +10,12 @@ from mqasearch.mask import LayerMask
 from mqasearch.search.compare import best_trial
 from mqasearch.search.roster import list_workers
 from mqasearch.search.selection import (
+    Selection,
     fail_stale_trials,
     find_studies,
     known_studies,
     open_selections,
+    why_ended,
 )
 from mqasearch.search.storage import Storage
 
@@ -60,6 +62,19 @@ def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[
         value = best and round(best.facts.value, 6)
         error = best and best.facts.stderr and float(f"{best.facts.stderr:.2g}")
         yield (study.study_name, *counts, left, value, error, layers)
+
+
+def endings(storage: BaseStorage, name: str | None = None) -> list[str]:
+    """One line per study file whose studies ended because scores are missing, with the reason.
+
+    Raises:
+        StorageError: ``name`` is given and there is no such study.
+    """
+    known = known_studies(storage) if name is None else find_studies(storage, name)
+    files: dict[str, list[Selection]] = {}
+    for selection in open_selections(storage, known):
+        files.setdefault(selection.facts.study, []).append(selection)
+    return [line for selections in files.values() if (line := why_ended(selections))]
 
 
 def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:

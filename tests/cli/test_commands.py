@@ -12,6 +12,8 @@ import pytest
 import yaml
 from command_line import Command
 
+from mqasearch.errors import ScoreError
+from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.serving.mask_json import read_mask
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +92,30 @@ def test_comparison_and_status_as_json(mqasearch: Command) -> None:
     tpe = json.loads(out)["studies"][2]
     assert json.loads(out)["workers"] == []
     assert (tpe["complete"], tpe["probes"]) == (5, 1)  # the original is the probe
+
+
+def test_a_study_whose_original_has_no_score_is_one_line_and_exit_code_1(
+    mqasearch: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(self: FakeScorer, *_: object) -> None:
+        self.n_scored += 1
+        raise ScoreError("hellaswag: a log-likelihood is nan")
+
+    monkeypatch.setattr(FakeScorer, "score", score)
+    lines = set()
+    for line in ("run studies/demo.yaml", "worker --study-name demo", "run studies/demo.yaml"):
+        code, out, err = mqasearch(line)
+        assert code == 1
+        assert "Traceback" not in err
+        (said,) = (row for row in err.splitlines() if row.startswith("mqasearch: "))
+        lines.add(said)
+        if line.startswith("run"):
+            assert "sensitivity" in out
+    (said,) = lines
+    assert "the original model cannot be scored by kl of hellaswag" in said
+    code, out, _ = mqasearch("status")
+    assert code == 0
+    assert said.removeprefix("mqasearch: ") in out
 
 
 @pytest.mark.parametrize(
