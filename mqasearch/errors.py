@@ -9,7 +9,8 @@
     │   ├── ModelError          a model that cannot be loaded or converted
     │   ├── MaskError           a mask (or mask JSON) that does not fit
     │   ├── StorageError        the database: unreachable, another schema
-    │   │   └── ReadOnlyError   the database may be read and not written
+    │   │   ├── ReadOnlyError   the database may be read and not written
+    │   │   └── NoMaskError     it holds no mask at the budget yet
     │   └── AssetError          offline data that cannot be fetched or unpacked
     └── ScoreError              a score that is not a number: the trial fails, the study goes on
 """
@@ -60,6 +61,10 @@ class StorageError(UserError):
 
 class ReadOnlyError(StorageError):
     """A database that may be read and not written."""
+
+
+class NoMaskError(StorageError):
+    """A study that has no scored mask at its budget yet."""
 
 
 class AssetError(UserError):

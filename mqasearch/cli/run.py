@@ -9,7 +9,13 @@ import typer
 from mqasearch.cli.choices import Choices, is_model, more_trials, refuse_for_file
 from mqasearch.cli.launch import Workers
 from mqasearch.cli.options import Device, Format, GivenStorage, TrustRemoteCode
-from mqasearch.cli.study import open_database, print_comparison, print_verdict, verdict_of
+from mqasearch.cli.study import (
+    ending_of,
+    open_database,
+    print_comparison,
+    print_verdict,
+    verdict_of,
+)
 
 if TYPE_CHECKING:
     from mqasearch.search.extend import More
@@ -162,11 +168,14 @@ def _run(
                 work(opened, spec.name, device=device, watcher=progress.watcher)
         else:
             work_together(place, spec.name, device, n_workers)
-        _print_results(sized(spec), place.url, output_dir)
+        ending = ending_of(place.url, spec.name)
+        _print_results(sized(spec), place.url, output_dir, complete=ending is None)
         if study_file is not None:
             print(f"study file: {study_file}")
-        if not place.held:  # what is held ends with this run
+        if not place.held and ending is None:  # what is held ends with this run
             _print_next_steps(opened.url_hidden, spec.name)
+    if ending is not None:
+        raise ending
 
 
 def _add_trials(storage: "Storage", name: str, more: "More") -> None:
@@ -182,15 +191,22 @@ def _add_trials(storage: "Storage", name: str, more: "More") -> None:
         log.info("no selector had fewer than %d trials", more.n)
 
 
-def _print_results(spec: "StudySpec", storage: str, output_dir: Path) -> None:
-    """The table of every budget, and its masks as JSON."""
+def _print_results(spec: "StudySpec", storage: str, output_dir: Path, *, complete: bool) -> None:
+    """The table of every budget, and its masks as JSON; those there are, unless ``complete``."""
+    from mqasearch.errors import NoMaskError
     from mqasearch.serving.export import export
     from mqasearch.serving.mask_json import write_masks
 
     for name in spec.comparisons():
         target = output_dir / ("masks.json" if name == spec.name else f"{name}.masks.json")
         studies = print_comparison(storage, name, Format.TABLE)
-        write_masks(export(name, studies, verdict_of(storage, name)), target)
+        try:
+            document = export(name, studies, verdict_of(storage, name))
+        except NoMaskError:
+            if complete:
+                raise
+            continue
+        write_masks(document, target)
         print(f"masks: {target}")
     print_verdict(storage, spec.name)
 

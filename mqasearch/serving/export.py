@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import NoMaskError
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search.attributes import (
     ENQUEUED,
@@ -37,12 +37,12 @@ def export(
         verdict: of the whole study file, if it has a tolerance.
 
     Raises:
-        StorageError: no study has a mask at its budget yet.
+        NoMaskError: no study has a mask at its budget yet.
     """
     rows = [(facts, study) for study in studies if (facts := study_facts(study.user_attrs))]
     finalists = [row for facts, study in rows for row in _finalists(facts, study)]
     if not finalists:
-        raise StorageError(
+        raise NoMaskError(
             f"study {name!r} has no scored mask at its budget yet; start a worker with "
             f"`mqasearch worker --storage URL --study-name {name}`"
         )

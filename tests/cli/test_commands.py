@@ -105,7 +105,7 @@ def test_a_study_whose_original_has_no_score_is_one_line_and_exit_code_1(
     lines = set()
     for line in ("run studies/demo.yaml", "worker --study-name demo", "run studies/demo.yaml"):
         code, out, err = mqasearch(line)
-        assert code == 1
+        assert code == 1, err
         assert "Traceback" not in err
         (said,) = (row for row in err.splitlines() if row.startswith("mqasearch: "))
         lines.add(said)
