@@ -4,6 +4,9 @@ import os
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from accelerate.utils.memory import (  # type: ignore[import-untyped]
+    should_reduce_batch_size,
+)
 
 from mqasearch.evaluation.memory_limit import bytes_left_in_group
 
@@ -37,6 +40,13 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     left = bytes_left_in_group()
     return available if left is None else min(available, left)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: PyTorch's own, Python's, or that of an accelerator's library."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(should_reduce_batch_size(error))
 
 
 def default_state_budget(device: torch.device) -> int:

@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils.memory import (  # type: ignore[import-untyped]
-    should_reduce_batch_size,
-)
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedTokenizerBase
 
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ScoreError
+from mqasearch.evaluation.batch_size import BatchSize
 from mqasearch.evaluation.batches import Answer, Plan, TokenPair, plan_of
 from mqasearch.evaluation.comparison import Comparison, Divergence, is_compared
 from mqasearch.evaluation.harness import HarnessScorer, ResidentLM, TokenRequest
@@ -30,6 +28,7 @@ from mqasearch.evaluation.memory import (
     default_logits_bytes,
     default_reference_budget,
     default_state_budget,
+    ran_out_of_memory,
 )
 from mqasearch.evaluation.metrics import Responses, score_of
 from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask, TaskLibrary
@@ -50,7 +49,7 @@ class SharedPrefixLM(ResidentLM):
     """HFLM whose log-likelihoods come from plans, trees and kept states.
 
     Attributes:
-        batch_tokens: tokens in a batch; halved for good when memory runs out.
+        size: of a batch, in tokens; smaller while memory is short.
         used_plans: plans that answered the requests of one mask (an ordered set).
         passages: requests to be compared with the original's while they are answered, each with
             True if the context's tokens count too.
@@ -73,8 +72,9 @@ class SharedPrefixLM(ResidentLM):
         self.convertible = convertible
         model, device = convertible.model, convertible.model.device
         self.row_tokens = row_tokens
-        self.batch_tokens = batch_tokens or default_batch_tokens(
-            device, convertible.shape.hidden_size, model.dtype.itemsize
+        self.size = BatchSize(
+            batch_tokens
+            or default_batch_tokens(device, convertible.shape.hidden_size, model.dtype.itemsize)
         )
         budget = state_bytes
         if budget is None:
@@ -126,7 +126,12 @@ class SharedPrefixLM(ResidentLM):
             self.used_plans[plan] = None
             return self._known.get((plan, kv_heads)) or self.runner.answers(plan, kv_heads)
 
+        if not self._known and self.size.grow():
+            self._forget_plans()
+            _log.info("batches of %d tokens again", self.size.tokens)
         found = self._within_memory(run)
+        if not self._known:  # else nothing was run
+            self.size.ran()
         self.divergences |= {pairs[number]: apart for number, apart in found.divergences.items()}
         return found.answers
 
@@ -191,8 +196,8 @@ class SharedPrefixLM(ResidentLM):
         return plan_of(
             pairs,
             max_length=self.max_length,
-            batch_tokens=self.batch_tokens,
-            row_tokens=min(self.row_tokens, self.batch_tokens),
+            batch_tokens=self.size.tokens,
+            row_tokens=min(self.row_tokens, self.size.tokens),
             trees=trees,
             device=self.convertible.model.device,
             passages=self.passages,
@@ -204,16 +209,21 @@ class SharedPrefixLM(ResidentLM):
             try:
                 return run()
             except (RuntimeError, MemoryError) as error:
-                exhausted = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-                if not exhausted or self.batch_tokens == 1:
+                if not ran_out_of_memory(error):
                     raise
-            self.batch_tokens = max(1, self.batch_tokens // 2)
-            self._plans.clear()
-            self.store.clear()
-            self.references.clear()
+                shrinks = self.size.shrink()
+                self._forget_plans()
+                if not shrinks:
+                    raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            _log.warning("out of memory: batches of %d tokens from now on", self.batch_tokens)
+            _log.warning("out of memory: batches of %d tokens from now on", self.size.tokens)
+
+    def _forget_plans(self) -> None:
+        """And what is kept for them: they are laid out for another size of batch."""
+        self._plans.clear()
+        self.store.clear()
+        self.references.clear()
 
 
 class SharedPrefixScorer(HarnessScorer):

@@ -49,7 +49,7 @@ def _successor(user_attrs: dict[str, Any], attributes: dict[str, Any], deaths: i
         return optuna.create_trial(
             state=TrialState.WAITING, user_attrs=user_attrs, system_attrs=attributes
         )
-    user_attrs[INVALID_KEY] = f"{deaths} workers died while they scored it"
+    user_attrs[INVALID_KEY] = f"{deaths} workers died or ran out of memory while they scored it"
     return optuna.create_trial(
         state=TrialState.FAIL, user_attrs=user_attrs, system_attrs=attributes
     )

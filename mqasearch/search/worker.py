@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import optuna
-import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from mqasearch.errors import ScoreError, StorageError
-from mqasearch.samplers import INVALID_KEY, Outlook
+from mqasearch.evaluation.memory import ran_out_of_memory
+from mqasearch.samplers import Outlook
 from mqasearch.search.claims_turn import Turn
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
+from mqasearch.search.out_of_memory import OutOfMemoryTrial, note_out_of_memory, pause_before
 from mqasearch.search.roster import Presence
 from mqasearch.search.selection import Selection, fail_stale_trials
 from mqasearch.search.storage_optuna import TrialTaken
@@ -114,9 +115,14 @@ class Worker:
         """READY, or WAIT where somebody else has started one first."""
         self.on_start(selection)
         study = selection.study
-        objective = Objective(selection.facts, self.evaluator, turn.end, selection.certain)
         running: list[optuna.Trial] = []
         faults: list[Exception] = []
+
+        def on_mask() -> None:
+            turn.end()
+            pause_before(running[0])
+
+        objective = Objective(selection.facts, self.evaluator, on_mask, selection.certain)
 
         def tracked(trial: optuna.Trial) -> float:
             running.append(trial)
@@ -128,20 +134,20 @@ class Worker:
             except ScoreError as error:
                 _warn(trial, error)
                 raise
-            except torch.OutOfMemoryError as error:
-                trial.set_user_attr(INVALID_KEY, "out of memory")
-                _warn(trial, error)
-                raise
             except KeyboardInterrupt:  # as it fails, its mask is queued again
                 trial.set_user_attr(GIVEN_BACK_KEY, True)
                 raise
             except Exception as error:
+                if ran_out_of_memory(error):
+                    note_out_of_memory(trial)
+                    _warn(trial, error)
+                    raise OutOfMemoryTrial from error
                 faults.append(error)
                 raise
 
         done = False
         try:
-            study.optimize(tracked, n_trials=1, catch=(ScoreError, torch.OutOfMemoryError))
+            study.optimize(tracked, n_trials=1, catch=(ScoreError, OutOfMemoryTrial))
             done = True
         except UnboundLocalError as error:
             # Optuna's own, when the database is away for good at the end of a trial.

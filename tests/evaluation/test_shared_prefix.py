@@ -12,6 +12,9 @@ from tiny import GROUPED, MODEL_TYPES, tiny_model
 
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import ScoreError
+from mqasearch.evaluation import shared_prefix
+from mqasearch.evaluation.batch_size import FIRST_WAIT
+from mqasearch.evaluation.batches import plan_of
 from mqasearch.evaluation.harness import HarnessScorer
 from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
 from mqasearch.evaluation.runner import PlanRunner
@@ -177,24 +180,54 @@ def test_texts_beyond_a_sliding_window_run_in_separate_rows_said_once(
     ]
 
 
-def test_running_out_of_memory_halves_the_batch_and_is_remembered(
+def test_batches_shrink_while_memory_is_short_and_grow_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = scorer_of(SharedPrefixScorer, batch_tokens=512)
-    run = PlanRunner._run
+    run, laid_out = PlanRunner._run, []
 
     def limited(self: Any, batch: Any, *args: Any) -> Any:
         if batch.n_tokens > 150:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return run(self, batch, *args)
 
+    def noted(*args: Any, **settings: Any) -> Any:
+        laid_out.append(settings["batch_tokens"])
+        return plan_of(*args, **settings)
+
+    def check(n: int) -> None:
+        for _ in range(n):
+            ours = scorer.responses(heads("llama", flags), prepared("word"))
+            assert_same(ours, stock("llama", "word", flags))
+
     monkeypatch.setattr(PlanRunner, "_run", limited)
+    monkeypatch.setattr(shared_prefix, "plan_of", noted)
     flags = (False, True, False)
-    for _ in range(2):
-        ours = scorer.responses(heads("llama", flags), prepared("word"))
-        assert_same(ours, stock("llama", "word", flags))
-    assert scorer.lm.batch_tokens == 128
+    check(2)
+    assert scorer.lm.size.tokens == 128
     assert len(caplog.records) == 2
+    monkeypatch.setattr(PlanRunner, "_run", run)
+    check(2 * FIRST_WAIT)
+    assert scorer.lm.size.tokens == 512
+    assert laid_out == [512, 256, 128, 256, 512]
+
+
+def test_where_no_batch_is_small_enough_the_error_passes_and_the_next_mask_has_its_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scorer = scorer_of(SharedPrefixScorer, batch_tokens=64)
+    run = PlanRunner._run
+
+    def hopeless(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(PlanRunner, "_run", hopeless)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.responses((1, 2, 2), prepared("choice"))
+    monkeypatch.setattr(PlanRunner, "_run", run)
+    ours = scorer.responses((1, 2, 2), prepared("choice"))
+    assert_same(ours, stock("llama", "choice", (True, False, False)))
+    assert scorer.lm.size.tokens == 64
 
 
 def test_an_error_that_is_not_about_memory_passes_and_the_model_is_whole_again(

@@ -1,0 +1,68 @@
+"""How large a batch may be while memory is short: smaller at once, larger again with care."""
+
+FIRST_WAIT = 4
+"""Runs that succeed before a larger batch is tried."""
+
+
+class BatchSize:
+    """Tokens in a batch: halved when memory runs out, doubled again after some runs.
+
+    Another process may have had the memory, and may have given it back. A larger size that fails
+    before it has held for as many runs as were waited for it is tried again after twice as many
+    runs (exponential back-off), so that a limit which stays costs less and less.
+
+    Attributes:
+        most: the size at first, never exceeded.
+        tokens: the size now.
+        wait: runs that must succeed before the next growth.
+    """
+
+    def __init__(self, most: int, wait: int = FIRST_WAIT) -> None:
+        self.most = most
+        self.tokens = most
+        self.wait = wait
+        self._first_wait = wait
+        self._proven = most
+        """With which a run succeeded last."""
+        self._grown_from = most
+        """The size before the last growth."""
+        self._n_runs = 0
+        """That succeeded since the size changed."""
+        self._on_probation = False
+        """Whether the size has grown and not held for long enough yet."""
+
+    def ran(self) -> None:
+        """Note a run that succeeded."""
+        self._proven = self.tokens
+        self._n_runs += 1
+        if self._on_probation and self._n_runs >= self.wait:
+            self._on_probation = False
+            self.wait = self._first_wait
+
+    def grow(self) -> bool:
+        """Double the size if it is time to. Whether it has changed."""
+        if self.tokens == self.most or self._n_runs < self.wait:
+            return False
+        self._grown_from = self.tokens
+        self._change(min(2 * self.tokens, self.most))
+        self._on_probation = True
+        return True
+
+    def shrink(self) -> bool:
+        """Halve the size after a run that ran out of memory, or take a growth back.
+
+        False if nothing smaller is left: then no size would have helped, and the next run begins
+        with the size of the last one that succeeded.
+        """
+        if self._on_probation:
+            self._on_probation = False
+            self.wait *= 2
+            self._change(self._grown_from)
+            return True
+        shrinks = self.tokens > 1
+        self._change(self.tokens // 2 if shrinks else self._proven)
+        return shrinks
+
+    def _change(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._n_runs = 0
