@@ -72,7 +72,8 @@ class AssetError(UserError):
 
 
 class ScoreError(MqasearchError):
-    """A score that is NaN or infinite. Fails the trial, never the study."""
+    """A score that is NaN or infinite. Fails the trial; an original without a score, or too many masks
+    without one in a row, end the study."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
