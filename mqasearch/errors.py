@@ -12,7 +12,7 @@
     │   │   ├── ReadOnlyError   the database may be read and not written
     │   │   └── NoMaskError     it holds no mask at the budget yet
     │   └── AssetError          offline data that cannot be fetched or unpacked
-    └── ScoreError              a score that is not a number: the trial fails, the study goes on
+    └── ScoreError              a score that is not a number: the trial fails
 """
 
 from collections.abc import Iterable
@@ -72,8 +72,8 @@ class AssetError(UserError):
 
 
 class ScoreError(MqasearchError):
-    """A score that is NaN or infinite. Fails the trial; an original without a score, or too many masks
-    without one in a row, end the study."""
+    """A score that is NaN or infinite. It fails the trial; that of the original, or of too many masks
+    in a row, ends the study."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
