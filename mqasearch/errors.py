@@ -72,8 +72,10 @@ class AssetError(UserError):
 
 
 class ScoreError(MqasearchError):
-    """A score that is NaN or infinite. It fails the trial; that of the original, or of too many masks
-    in a row, ends the study."""
+    """A score that is NaN or infinite.
+
+    It fails the trial; that of the original, or of too many masks in a row, ends the study.
+    """
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
