@@ -1,6 +1,7 @@
 """Answers to a plan's requests, from as few layers as the kept states allow."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,10 +74,19 @@ class PlanRunner:
             with self.references.keeping(plan) as kept:
                 return self._answers(plan, kv_heads, kept)
         if plan.compared and not self.references.has(plan) and self.references.kind(plan):
-            self.apply(self.original)
-            self.answers(plan, self.original)
-            self.apply(kv_heads)
+            with self._as_original(kv_heads):
+                self.answers(plan, self.original)
         return self._answers(plan, kv_heads, None)
+
+    @contextmanager
+    def _as_original(self, kv_heads: KVHeads | None) -> Iterator[None]:
+        """The original's weights for a while, then those of ``kv_heads``; None = any."""
+        self.apply(self.original)
+        try:
+            yield
+        finally:
+            if kv_heads is not None:
+                self.apply(kv_heads)
 
     def _answers(self, plan: Plan, kv_heads: KVHeads, kept: list[Tensor] | None) -> PlanAnswers:
         start = self.store.deepest(plan, kv_heads)
@@ -135,12 +145,10 @@ class PlanRunner:
             return None
         if self.references.has(plan):
             return self.references.of(plan, number)
-        self.apply(self.original)
-        start = self.store.deepest(plan, self.original)
-        hidden = self.store.states(plan, self.original[:start])[number] if start else None
-        states = self._run(batch, start, hidden, ())
-        if kv_heads is not None:
-            self.apply(kv_heads)
+        with self._as_original(kv_heads):
+            start = self.store.deepest(plan, self.original)
+            hidden = self.store.states(plan, self.original[:start])[number] if start else None
+            states = self._run(batch, start, hidden, ())
         return Reference("hidden", _chosen(batch, states[self.model.n_layers])[batch.compared])
 
     def _run(
