@@ -31,7 +31,7 @@ def test_bare_values_are_accepted_where_a_mapping_is_meant() -> None:
     spec = parse_spec(GOOD, "s.yaml")
     assert spec.model.name == "smollm2-135m"
     assert spec.budget[0].n_layers == 2
-    assert spec.task_specs == (TaskSpec("hellaswag", limit=100),)
+    assert spec.task_specs == (TaskSpec("hellaswag", limit=32),)
     assert spec.merge.name == "aligned"
 
 

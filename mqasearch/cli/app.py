@@ -142,4 +142,9 @@ def main() -> None:
     except MqasearchError as error:
         complain(error)
         code = 1
+    except Exception:
+        if signals.received is None:
+            raise
+        logging.getLogger("mqasearch").debug("while stopping", exc_info=True)
+        code = 1
     sys.exit(128 + signals.received if signals.received else code or 0)

@@ -13,7 +13,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
 from sqlalchemy.dialects import plugins
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from mqasearch.results import Patience
@@ -36,6 +36,8 @@ SQLITE_BUSY_SECONDS = 60
 ISOLATION = "READ COMMITTED"
 """PostgreSQL's default and not MySQL's: whoever has waited for a lock must see what was written
 meanwhile."""
+
+_HANDED_ON = "in the middle of a query"
 
 POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
 """A worker uses one connection, a second one for its turn to start a trial, and now and then a
@@ -102,6 +104,7 @@ class EnginePlugin(CreateEnginePlugin):
 
     def engine_created(self, engine: Engine) -> None:
         """Called by SQLAlchemy before the engine's first connection."""
+        event.listen(engine, "handle_error", _hand_on_interrupt)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -134,3 +137,18 @@ def _connect_patiently(
 ) -> DBAPIConnection:
     connection: Any = PatientConnection.connect(*arguments, **settings)
     return connection  # type: ignore[no-any-return]
+
+
+def _hand_on_interrupt(context: ExceptionContext) -> None:
+    """Raise the interrupt that came in the middle of a query.
+
+    What the driver does while the interrupt passes through it may fail (psycopg: "can't change
+    'autocommit' now"), and SQLAlchemy would report that failure alone. Only the first failure is
+    the interrupt's: whoever cleans up after it may meet others.
+    """
+    error: BaseException | None = context.original_exception
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    if error is not None and _HANDED_ON not in getattr(error, "__notes__", ()):
+        error.add_note(_HANDED_ON)
+        raise error

@@ -123,7 +123,7 @@ def test_law_the_reference_scorer_compares_as_two_plain_models(model_type: str, 
         check(score, model_type, kind, flags)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     model_type=st.sampled_from(MODEL_TYPES),
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=2),
@@ -157,7 +157,7 @@ def test_law_any_masks_in_any_order_compare_as_two_plain_models(
         assert scorer.lm.references.used <= reference_bytes
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     model_type=st.sampled_from(MODEL_TYPES),
     kind=st.sampled_from(KINDS),

@@ -122,3 +122,23 @@ def test_an_optuna_database_gets_our_tables_beside_its_own(tmp_path: Path) -> No
     engine = create_engine(url)
     schema.check(engine)
     engine.dispose()
+
+
+def test_an_interrupt_in_the_middle_of_a_query_is_not_hidden_by_what_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise sqlite3.ProgrammingError("cannot clean up")
+
+    monkeypatch.setattr(storage.engine.dialect, "do_execute", interrupted)
+    with pytest.raises(KeyboardInterrupt), storage.engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    monkeypatch.undo()
+    with storage.engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    storage.close()
