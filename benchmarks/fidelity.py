@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,11 @@ TRUTHS = ("kl", "bits_per_byte", "acc_norm", "flips")
 SELECTORS: Mapping[str, dict[str, Any]] = {
     "sensitivity": {},
     "greedy": {},
+    "exact greedy": {"lazy": False},
     "gp": {"n_masks": 10},
     "tpe": {},
 }
+"""As they are called here → parameters; the selector is the last word."""
 
 
 class Table:
@@ -137,7 +140,6 @@ def run_searches(arguments: argparse.Namespace, file: ScoreFile, scorer: Scorer)
                     continue
                 row = _search(arguments, file, scorer, name, metric, n_docs)
                 kept.append(row)
-                file.keep(arguments.task, "search", {})
                 print(json.dumps(row), file=sys.stderr, flush=True)
     chosen = sorted({row["mask"] for row in kept if row["budget"] == arguments.budget})
     for task, limit in zip(arguments.judges, arguments.judge_documents, strict=True):
@@ -169,7 +171,7 @@ def _search(
         return losses[mask]
 
     n_layers = scorer.shape.n_layers
-    sampler = sampler_of(name, n_layers, arguments.budget, 0, **SELECTORS[name])
+    sampler = sampler_of(name.split()[-1], n_layers, arguments.budget, 0, **SELECTORS[name])
     search(sampler, Truth(n_layers, loss, 0.0, 1.0), arguments.tpe_trials)
     at_budget = {m: v for m, v in losses.items() if m.n_converted == arguments.budget}
     best = min(at_budget, key=at_budget.__getitem__)
@@ -261,6 +263,7 @@ def main() -> None:
     )
     parser.add_argument("part", choices=("rank", "search", "regret", "price"))
     add_model_arguments(parser)
+    parser.add_argument("--more", type=Path, nargs="+", default=[], help="files to read as well")
     parser.add_argument("--task", default="hellaswag", help="that guides the search")
     parser.add_argument("--judges", nargs="+", default=["hellaswag"], help="held-out tasks")
     parser.add_argument("--judge-documents", type=int, nargs="+", default=[64])
@@ -275,17 +278,20 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     random.seed(0)
     file = ScoreFile(arguments.file)
-    n_layers = 30
+    for other in arguments.more:
+        file.add(ScoreFile(other))
     if arguments.part in ("search", "price"):
         scorer = scorer_for(arguments)
-        n_layers = scorer.shape.n_layers
         if arguments.part == "price":
             assert isinstance(scorer, SharedPrefixScorer)
             print(json.dumps(price(arguments, scorer), indent=1))
             return
-        run_searches(arguments, file, scorer)
-    elif known := file.values(arguments.task, "search"):
-        n_layers = len(next(iter(known)))
+        try:
+            run_searches(arguments, file, scorer)
+        finally:
+            file.write()
+        return
+    n_layers = len(next(iter(file.values(arguments.task, "search"))))
     groups = population(n_layers, arguments.sizes, arguments.random)
     if arguments.part == "rank":
         rows = rank(arguments, file, groups)

@@ -4,7 +4,8 @@
     python benchmarks/fidelity_scores.py --file scores.json --split confirmation --documents 64
 
 Masks: every layer alone, and random masks of 5, 10 and 15 layers. What is in the file already is
-not scored again; it is written after every part, so that the work may be interrupted.
+not scored again; it is written now and then, so that the work may be interrupted. Several processes
+with a file each share a GPU well: much of a small model's score is Python.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from mqasearch.search.scoring import open_scoring
 from mqasearch.spec import parse_spec
 
 AT_ONCE = 31
-"""Masks that are scored together, and written together."""
+"""Masks that are scored together."""
+
+WRITE_EVERY = 60.0
+"""Seconds between two times that the file is written."""
 
 
 class ScoreFile:
@@ -35,6 +39,7 @@ class ScoreFile:
         self.data: dict[str, Any] = {"scores": {}, "seconds": {}}
         if path.exists():
             self.data = json.loads(path.read_text())
+        self._written = time.monotonic()
 
     def values(self, task: str, split: str) -> dict[str, dict[str, list[float]]]:
         """Of every mask that was scored on these documents."""
@@ -49,11 +54,27 @@ class ScoreFile:
         return [m for m in masks if m not in known or len(known[m]["kl"]) < n_docs]
 
     def keep(self, task: str, split: str, found: Mapping[str, Score]) -> None:
-        """Add scores; the file is whole at any time."""
+        """Add scores, and write them if that was not done for a while."""
         for mask, score in found.items():
             columns = {m: [round(v, 7) for v in values] for m, values in score.documents.items()}
             self.values(task, split)[mask] = columns
             self.data["seconds"].setdefault(f"{task}/{split}", {})[mask] = score.seconds
+        if time.monotonic() - self._written > WRITE_EVERY:
+            self.write()
+
+    def add(self, other: "ScoreFile") -> None:
+        """Take over what another process found; of two scores of a mask, that of more documents."""
+        for where, masks in other.data["scores"].items():
+            known = self.data["scores"].setdefault(where, {})
+            seconds = self.data["seconds"].setdefault(where, {})
+            for mask, columns in masks.items():
+                if mask not in known or len(known[mask]["kl"]) < len(columns["kl"]):
+                    known[mask], seconds[mask] = columns, other.data["seconds"][where][mask]
+        self.data["searches"] = self.data.get("searches", []) + other.data.get("searches", [])
+
+    def write(self) -> None:
+        """Write what was added; the file is whole at any time."""
+        self._written = time.monotonic()
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.data))
         os.replace(draft, self.path)
@@ -142,8 +163,11 @@ def main() -> None:
     chosen = arguments.groups or list(groups)
     masks = [mask for group in chosen for mask in groups[group]]
     limits = arguments.documents * len(arguments.tasks)
-    for task, limit in zip(arguments.tasks, limits, strict=False):
-        score_masks(scorer, file, masks, task, Documents(arguments.split, limit))
+    try:
+        for task, limit in zip(arguments.tasks, limits, strict=False):
+            score_masks(scorer, file, masks, task, Documents(arguments.split, limit))
+    finally:
+        file.write()
 
 
 if __name__ == "__main__":

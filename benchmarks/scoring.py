@@ -346,7 +346,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         found |= result if name == "matrix" else {name: result}
         print(name, json.dumps(result), file=sys.stderr, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found | {"peak_memory_gib": peak / 2**20, "threads": torch.get_num_threads()}
+    found |= {"peak_memory_gib": peak / 2**20, "threads": torch.get_num_threads()}
+    if torch.cuda.is_available() and bench.loaded.device.type == "cuda":
+        found |= {
+            "card": torch.cuda.get_device_name(bench.loaded.device),
+            "peak_card_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+        }
+    return found
 
 
 def main() -> None:

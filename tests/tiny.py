@@ -1,9 +1,13 @@
 """Tiny random models of every supported family, made in milliseconds."""
 
+import os
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+DEVICE = torch.device(os.environ.get("MQASEARCH_TEST_DEVICE", "cpu"))
+"""Where the models are: ``MQASEARCH_TEST_DEVICE=cuda`` runs the laws on a GPU."""
 
 N_HEADS = 4
 HEAD_DIM = 8
@@ -57,13 +61,13 @@ def tiny_model(
             else:
                 torch.nn.init.normal_(parameter, std=0.25)
     assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def tiny_tokens(*, seed: int = 0, batch: int = 2, length: int = 12) -> torch.Tensor:
     """Random token ids [batch, length]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+    return torch.randint(3, VOCABULARY, (batch, length), generator=generator).to(DEVICE)
 
 
 def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ another 3 % of its work."""
 
 _CPU_BATCH_TOKENS = 1024
 _CPU_LOGITS_BYTES = 24 * 2**20
-_LOGITS_SHARE = 0.05
+_LOGITS_SHARE, _MOST_LOGITS_BYTES = 0.05, 2**30
 _BATCH_SHARE = 0.2
 _LEAST_BATCH_TOKENS, _MOST_BATCH_TOKENS = 1024, 32_768
 _ACTIVATIONS_PER_TOKEN = 40
@@ -75,7 +75,9 @@ def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) 
 
 def default_logits_bytes(device: torch.device) -> int:
     """Bytes of logits to hold at once. On a CPU below 32 MB, above which the allocator hands every
-    block back to the system, and the next one is paid for page by page."""
+    block back to the system, and the next one is paid for page by page. A GPU is as busy with 1 GiB
+    as with more; what is computed from the logits takes several times as much."""
     if device.type == "cpu":
         return _CPU_LOGITS_BYTES
-    return max(_CPU_LOGITS_BYTES, int(_LOGITS_SHARE * free_bytes(device)))
+    share = int(_LOGITS_SHARE * free_bytes(device))
+    return max(_CPU_LOGITS_BYTES, min(share, _MOST_LOGITS_BYTES))

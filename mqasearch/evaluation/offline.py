@@ -34,6 +34,7 @@ from mqasearch.evaluation.offline_names import (
     offline_task_names,
     tasks_folder,
 )
+from mqasearch.evaluation.templates import compile_templates_once
 
 __all__ = ["OfflineTask", "all_task_names", "check_task_name", "load_task", "offline_task_names"]
 
@@ -68,6 +69,7 @@ def load_task(name: str, num_fewshot: int = 0, seed: int = 0) -> list[Task]:
         UserError: more examples are asked for than there are.
     """
     check_task_name(name)
+    compile_templates_once()
     tasks = (
         _load_offline(name, num_fewshot) if name in offline_task_names() else _load_from_hub(name)
     )

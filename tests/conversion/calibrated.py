@@ -43,7 +43,7 @@ def rewritten(
     family = family_of(model.config.model_type)
     for block in family.blocks(model):
         attention = family.attention(block)
-        family.write(attention, change(family.read(attention)))
+        family.write(attention, change(family.read(attention).to(device="cpu")))
     return model
 
 

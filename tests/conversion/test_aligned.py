@@ -107,7 +107,7 @@ def test_the_residual_says_what_is_lost(model_type: str) -> None:
     family, merge = family_of(model_type), Aligned(refit=False)
     residuals = []
     for model in (model_of_images(model_type, [0, 0, 0, 0]), tiny_model(model_type)):
-        weights = family.read(family.attention(family.blocks(model)[1]))
+        weights = family.read(family.attention(family.blocks(model)[1])).to(device="cpu")
         layer = statistics_of(model, merge).layers[1]
         residuals.append(merge.residual(weights, 1, layer))
         assert merge.residual(weights, 2, layer) <= residuals[-1] + 1e-12
@@ -205,7 +205,8 @@ def test_law_6_a_constant_in_the_key_bias_changes_nothing(model_type: str) -> No
 def test_an_output_bias_takes_up_what_the_mean_value_lost(model_type: str) -> None:
     """Attention that looks everywhere alike: the mean output stays that of the original."""
     model, family = tiny_model(model_type), family_of(model_type)
-    original = family.read(family.attention(family.blocks(model)[0])).to(dtype=torch.float64)
+    weights = family.read(family.attention(family.blocks(model)[0]))
+    original = weights.to(torch.float64, "cpu")
     layer = statistics_of(model, ALIGNED).layers[0]
     mean = layer.moment(ALIGNED.first_token)[-1, :-1]
 
@@ -280,9 +281,9 @@ def test_the_first_token_counts_as_often_as_it_is_told_to() -> None:
 
 def test_groups_may_be_asked_for_their_error() -> None:
     weights = images_of(
-        family_of("llama").read(
-            family_of("llama").attention(family_of("llama").blocks(tiny_model("llama"))[0])
-        ),
+        family_of("llama")
+        .read(family_of("llama").attention(family_of("llama").blocks(tiny_model("llama"))[0]))
+        .to(device="cpu"),
         [0, 1, 1, 0],
         seed=4,
     ).to(dtype=torch.float64)

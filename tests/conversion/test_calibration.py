@@ -20,7 +20,7 @@ from mqasearch.conversion.token_batches import token_batches
 from mqasearch.errors import AssetError, ModelError, UserError
 from mqasearch.families import family_of
 from tests.conversion.calibrated import texts
-from tests.tiny import MODEL_TYPES, tiny_model
+from tests.tiny import DEVICE, MODEL_TYPES, tiny_model
 
 MEAN, ALIGNED, REFITTED = merge_of("mean"), merge_of("aligned", refit=False), merge_of("aligned")
 ENOUGH = texts(40)
@@ -46,10 +46,10 @@ def inputs(model: PreTrainedModel, tokens: list[int]) -> list[Tensor]:
         for block in family.blocks(model)
     ]
     with torch.no_grad():
-        model(torch.tensor([tokens]), use_cache=False)
+        model(torch.tensor([tokens], device=DEVICE), use_cache=False)
     for hook in hooks:
         hook.remove()
-    return [torch.cat([x, torch.ones(len(x), 1)], dim=1).double() for x in seen]
+    return [torch.cat([x.cpu(), torch.ones(len(x), 1)], dim=1).double() for x in seen]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

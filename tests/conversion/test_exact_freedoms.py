@@ -25,7 +25,7 @@ def rewrite(model: PreTrainedModel, change: Any) -> None:
     family = family_of(model.config.model_type)
     for block in family.blocks(model):
         attention = family.attention(block)
-        family.write(attention, change(family.read(attention)))
+        family.write(attention, change(family.read(attention).to(device="cpu")))
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -98,7 +98,7 @@ def test_biases_are_carried(model_type: str, name: str) -> None:
     model, tokens = tiny_model(model_type), tiny_tokens()
     family = family_of(model_type)
     attention = family.attention(family.blocks(model)[0])
-    weights = family.read(attention)
+    weights = family.read(attention).to(device="cpu")
     bias = getattr(weights, name)
     if bias is None:
         assert (model_type, name) == ("qwen2", "o_bias")
@@ -108,7 +108,7 @@ def test_biases_are_carried(model_type: str, name: str) -> None:
 
     family.write(attention, replace(weights, **{name: other}))
 
-    torch.testing.assert_close(getattr(family.read(attention), name), other)
+    torch.testing.assert_close(getattr(family.read(attention), name).cpu(), other)
     assert (logits(model, tokens) - before).abs().max() > 1e-3
 
 

@@ -14,7 +14,7 @@ from mqasearch.conversion.token_batches import TokenBatch
 from mqasearch.errors import ModelError, UserError
 from mqasearch.families import AttentionWeights, family_of
 from tests.conversion.calibrated import random, texts
-from tests.tiny import MODEL_TYPES, tiny_model
+from tests.tiny import DEVICE, MODEL_TYPES, tiny_model
 
 TEXTS = texts(40)
 MERGES = [("mean", {}), ("aligned", {"refit": False})]
@@ -27,7 +27,7 @@ def outputs(model: PreTrainedModel, layer: int) -> list[Tensor]:
     hook = attention.register_forward_hook(lambda m, a, output: seen.append(output[0][0]))
     with torch.no_grad():
         for tokens in TEXTS:
-            model(torch.tensor([tokens]), use_cache=False)
+            model(torch.tensor([tokens], device=DEVICE), use_cache=False)
     hook.remove()
     return seen
 
@@ -88,7 +88,8 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_converted_needs_no_refit() -> None:
     """Layers that say what the original says keep their projection."""
     model, family = tiny_model("llama"), family_of("llama")
-    original = [family.read(family.attention(block)) for block in family.blocks(model)]
+    live = [family.read(family.attention(block)) for block in family.blocks(model)]
+    original = [weights.to(device="cpu") for weights in live]
     for before, after in zip(original, refit_layers(model, family, original, TEXTS), strict=True):
         torch.testing.assert_close(after.o.float(), before.o, atol=1e-4, rtol=1e-4)
 

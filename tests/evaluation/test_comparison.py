@@ -9,7 +9,7 @@ from evaluation.small_tasks import load_small, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tiny import GROUPED, MODEL_TYPES, tiny_model
+from tiny import DEVICE, GROUPED, MODEL_TYPES, tiny_model
 from transformers import PreTrainedModel
 
 from mqasearch.conversion import ConvertibleModel, merge_of
@@ -89,7 +89,9 @@ def plain(model_type: str, kind: str, flags: tuple[bool, ...]) -> tuple[np.ndarr
         for window, n_counted, n_answer in texts(document):
             with torch.no_grad():
                 one, two = (
-                    model(torch.tensor([window]), use_cache=False).logits[0].log_softmax(-1)
+                    model(torch.tensor([window], device=DEVICE), use_cache=False)
+                    .logits[0]
+                    .log_softmax(-1)
                     for model in (before, after)
                 )
             apart = torch.nn.functional.kl_div(two, one, log_target=True, reduction="none")
