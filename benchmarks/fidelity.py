@@ -199,14 +199,23 @@ def regrets(
         if all(mask in judge.values for judge in judges)
     ]
     rows = [row for row in file.data.get("searches", []) if row["budget"] == arguments.budget]
-    masks = sorted({row["mask"] for row in rows} | set(at_random))
     found = [dict(row) for row in rows]
     for metric in TRUTHS:
-        losses = dict(zip(masks, pooled(judges, masks, metric).mean(1), strict=True))
-        best, typical = min(losses.values()), float(np.median([losses[m] for m in at_random]))
-        for row in found:
-            row[f"regret {metric}"] = float((losses[row["mask"]] - best) / (typical - best))
-            row[f"held-out {metric}"] = float(losses[row["mask"]])
+        losses = {
+            mask: pooled(judges, [mask], metric)[0]
+            for mask in {row["mask"] for row in rows} | set(at_random)
+        }
+        longest = max(map(len, losses.values()))
+        whole = {mask: each for mask, each in losses.items() if len(each) == longest}
+        best = min(whole, key=lambda mask: whole[mask].mean())
+        typical = np.median([losses[mask].mean() for mask in at_random])
+        for row in found:  # paired with the best mask, on as many documents as the mask has
+            mine = losses[row["mask"]]
+            apart = mine - whole[best][: len(mine)]
+            scale = float(typical - whole[best].mean())
+            row["judged_on"] = len(mine)
+            row[f"regret {metric}"] = float(apart.mean()) / scale
+            row[f"stderr {metric}"] = float(apart.std(ddof=1)) / math.sqrt(len(mine)) / scale
     return found
 
 
@@ -298,8 +307,8 @@ def main() -> None:
         columns = ["group", "metric", "n_docs", *TRUTHS, "stderr", "spread"]
     else:
         rows = regrets(arguments, file, groups)
-        columns = ["selector", "metric", "n_docs", "n_masks", "seconds", "layers"]
-        columns += [f"regret {metric}" for metric in TRUTHS]
+        columns = ["selector", "metric", "n_docs", "n_masks", "judged_on", "layers"]
+        columns += [f"{what} {metric}" for metric in TRUTHS for what in ("regret", "stderr")]
     if arguments.format == "json":
         print(json.dumps(rows, indent=1))
     else:
