@@ -35,14 +35,14 @@ from mqasearch.samplers import sampler_of
 from mqasearch.score import Documents, TaskSpec
 
 TRUTHS = ("kl", "bits_per_byte", "acc_norm", "flips")
-SELECTORS: Mapping[str, dict[str, Any]] = {
-    "sensitivity": {},
-    "greedy": {},
-    "exact greedy": {"lazy": False},
-    "gp": {"n_masks": 10},
-    "tpe": {},
+SELECTORS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "sensitivity": ("sensitivity", {}),
+    "greedy": ("greedy", {}),
+    "exact greedy": ("greedy", {"lazy": False}),
+    "gp": ("gp", {"n_masks": 10}),
+    "tpe": ("tpe", {}),
 }
-"""As they are called here → parameters; the selector is the last word."""
+"""As they are called here → selector and parameters."""
 
 
 class Table:
@@ -171,7 +171,8 @@ def _search(
         return losses[mask]
 
     n_layers = scorer.shape.n_layers
-    sampler = sampler_of(name.split()[-1], n_layers, arguments.budget, 0, **SELECTORS[name])
+    selector, parameters = SELECTORS[name]
+    sampler = sampler_of(selector, n_layers, arguments.budget, 0, **parameters)
     search(sampler, Truth(n_layers, loss, 0.0, 1.0), arguments.tpe_trials)
     at_budget = {m: v for m, v in losses.items() if m.n_converted == arguments.budget}
     best = min(at_budget, key=at_budget.__getitem__)
@@ -235,7 +236,8 @@ def price(arguments: argparse.Namespace, scorer: SharedPrefixScorer) -> dict[str
 
     theirs = [_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True))]
     n_layers = scorer.shape.n_layers
-    sampler = sampler_of("gp", n_layers, arguments.budget, 0, **SELECTORS["gp"])
+    selector, parameters = SELECTORS["gp"]
+    sampler = sampler_of(selector, n_layers, arguments.budget, 0, **parameters)
     ours = _seconds(lambda: search(sampler, Truth(n_layers, loss, 0.0, 1.0), 0))
     theirs.append(_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True)))
     return {

@@ -63,3 +63,13 @@ def test_workers_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     alone = memory.default_state_budget(CPU)
     monkeypatch.setenv(memory.SHARERS_VARIABLE, "4")
     assert memory.default_state_budget(CPU) == alone // 4
+
+
+@pytest.mark.parametrize("free", [2**28, 2**33, 2**37])
+def test_logits_on_a_gpu_take_a_share_of_what_is_free_and_no_more_than_keeps_it_busy(
+    monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    taken = memory.default_logits_bytes(torch.device("cuda"))
+    assert memory.default_logits_bytes(CPU) <= taken <= 2**30
+    assert taken <= max(free / 20, memory.default_logits_bytes(CPU))
