@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -159,10 +160,8 @@ def _budgets(text: str) -> Any:
 
 
 def _budget(text: str) -> Any:
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
     try:
         return {"kv_bytes_fraction": float(text)}
     except ValueError:
