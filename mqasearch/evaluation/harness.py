@@ -93,7 +93,7 @@ class _Listener(ResidentLM):
     """
 
     def __init__(self, lm: ResidentLM) -> None:
-        vars(self).update(vars(lm))
+        self.__dict__.update(vars(lm))
         self.heard: list[TokenPair] = []
 
     def _loglikelihood_tokens(
