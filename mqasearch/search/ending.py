@@ -34,9 +34,13 @@ def fault_of_masks(facts: StudyFacts, trials: Sequence[FrozenTrial]) -> str | No
 
 
 def fault_of_all(facts: StudyFacts, trials: Sequence[FrozenTrial]) -> str | None:
-    """Why the latest mask cannot be scored, if no mask but the original can; else None."""
-    empty = "0" * facts.n_layers
-    if any(_is_scored(trial) and _mask(facts, trial) != empty for trial in trials):
+    """Why the latest mask cannot be scored, if none that was wanted can; else None.
+
+    Wanted are masks at the budget, not layers alone; of those enqueued by name, all but the
+    original.
+    """
+    least = 1 if facts.selector == ENQUEUED else facts.n_converted
+    if any(_is_scored(trial) and _mask(facts, trial).count("1") >= least for trial in trials):
         return None
     return next((t.user_attrs[INVALID_KEY] for t in reversed(trials) if _is_invalid(t)), None)
 
