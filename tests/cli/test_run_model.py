@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import Command
+from huggingface_hub import constants
 
 from mqasearch.samplers import RECOMMENDED
 from mqasearch.search.names import known_names
 from mqasearch.serving.mask_json import read_mask
 from mqasearch.spec import StudySpec, load_spec
-from tests.models.checkpoints import save
+from tests.models.checkpoints import put_in_hub_cache, save
 from tests.tiny import tiny_model
 
 FEW = "--budget 3 --documents 20 --confirmation 40"
@@ -117,6 +118,7 @@ def test_a_folder_is_a_model_wherever_one_works(
         ("run studies/demo", r"did you mean studies/demo\.yaml"),
         ("run studies/dmo", r"did you mean studies/demo\.yaml"),
         ("run smollm2-135", "did you mean smollm2-135m"),
+        ("run smolm2-135m", "did you mean smollm2-135m"),
         ("run ./my-modl", r"did you mean \./my-model"),
         ("run a/b/c", r"give a study file \(STUDY.yaml\), or a model: smollm2-135m, a folder"),
         ("run nothing.gguf", "there is no GGUF file nothing.gguf"),
@@ -145,6 +147,46 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert re.search(message, err), err
     assert err.count("\n") == 1
     assert not (folder / "study.yaml").exists()
+
+
+@pytest.fixture
+def hub_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub that cannot be reached."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    return folder / "hub"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "owner/name", "bert-base.v1"])
+def test_a_name_that_is_nothing_here_is_asked_of_the_hub(
+    mqasearch: Command, folder: Path, hub_cache: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, err = mqasearch(f"run {name}")
+    assert (code, out) == (2, "")
+    assert f"asking the hub for {name}" in caplog.messages
+    assert f"cannot load {name}: the hub cannot be reached" in err.splitlines()[-1]
+    assert not (folder / "study.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "owner/tiny"])
+def test_a_model_of_the_hub_runs_whatever_its_name(
+    mqasearch: Command, folder: Path, hub_cache: Path, name: str
+) -> None:
+    put_in_hub_cache(save(tiny_model("llama", n_layers=2), folder / "saved"), hub_cache, name)
+    code, _, err = mqasearch(f"run {name} --budget 1 --documents 4 --confirmation 4")
+    assert code == 0, err
+    spec = study_in(folder)
+    assert (spec.name, spec.model.name) == ("tiny", name)
+
+
+def test_a_file_or_folder_wins_over_a_name_of_the_hub(
+    mqasearch: Command, folder: Path, hub_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "gpt2").mkdir()
+    assert "gpt2 holds no model" in mqasearch("run gpt2")[2]
+    (folder / "bert").write_text("name: x")
+    assert "bert: " in mqasearch("run bert")[2]  # a study file, which lacks a lot
+    assert not any("hub" in message for message in caplog.messages)
 
 
 def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
