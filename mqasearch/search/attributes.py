@@ -23,6 +23,7 @@ from mqasearch.tolerance import ToleranceEntry
 
 STUDY_KEY = "mqasearch:study"
 CONFIRMATION_KEY = "mqasearch:confirmation"
+UNCONFIRMED_KEY = "mqasearch:unconfirmed"
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"
@@ -301,11 +302,24 @@ def trial_mask(trial: FrozenTrial) -> LayerMask | None:
 def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:
     """Write the held-out result of a study's best mask."""
     study.set_user_attr(CONFIRMATION_KEY, row)
+    if unconfirmed(study.user_attrs) is not None:  # on other documents
+        study.set_user_attr(UNCONFIRMED_KEY, None)
 
 
 def confirmation(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
     """The held-out result of a study's best mask, if it was confirmed."""
     row = user_attrs.get(CONFIRMATION_KEY)
+    return row if isinstance(row, dict) else None
+
+
+def set_unconfirmed(study: optuna.Study, row: dict[str, Any]) -> None:
+    """Write why a study's best mask has no held-out result."""
+    study.set_user_attr(UNCONFIRMED_KEY, row)
+
+
+def unconfirmed(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
+    """Why a study's best mask has no held-out result, if somebody has tried."""
+    row = user_attrs.get(UNCONFIRMED_KEY)
     return row if isinstance(row, dict) else None
 
 

@@ -51,7 +51,7 @@ def why_original(facts: StudyFacts, fault: str, dtype: str | None) -> str:
     return (
         f"study {facts.study!r}: the original model cannot be scored by {metrics} "
         f"({_one_line(fault)}), so that there is nothing to compare masks with; "
-        f"{_remedy(fault, dtype, 'another dtype or other tasks')}"
+        f"{remedy(fault, dtype, 'another dtype or other tasks')}"
     )
 
 
@@ -61,11 +61,11 @@ def why_masks(names: Sequence[str], fault: str, dtype: str | None) -> str:
     return (
         f"{noun} {', '.join(map(repr, names))} ended early: one mask after the other cannot be "
         f"scored (the last one: {_one_line(fault)}); "
-        f"{_remedy(fault, dtype, 'another dtype, merge or tasks')}"
+        f"{remedy(fault, dtype, 'another dtype, merge or tasks')}"
     )
 
 
-def _remedy(fault: str, dtype: str | None, otherwise: str) -> str:
+def remedy(fault: str, dtype: str | None, otherwise: str) -> str:
     """What to do; ``otherwise``: where memory is not what is missing."""
     if not lacks_memory(fault):
         return f"give {otherwise}, and another name, in the study file"

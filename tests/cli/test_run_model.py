@@ -4,13 +4,18 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from command_line import Command
 from huggingface_hub import constants
 
+from mqasearch.errors import ScoreError
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.mask import KVHeads
 from mqasearch.samplers import RECOMMENDED
+from mqasearch.score import Score
 from mqasearch.search.names import known_names
 from mqasearch.serving.mask_json import read_mask
 from mqasearch.spec import StudySpec, load_spec
@@ -242,6 +247,46 @@ def test_more_documents_go_on_from_those_that_are_scored(
     assert {row["comparison"] for row in json.loads(out)} == {"fake-6"}
     for line in ("export --study-name fake-6@20 -o m.json", "status --study-name fake-6@60"):
         assert mqasearch(line)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("at_fault", "whose"), [("0", "the original model"), ("1", "its best mask")]
+)
+def test_without_a_held_out_score_there_are_tables_and_masks_and_one_line_says_what_is_missing(
+    mqasearch: Command,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_scored: Callable[[], int],
+    at_fault: str,
+    whose: str,
+) -> None:
+    score = FakeScorer.score
+
+    def diverging(self: FakeScorer, kv_heads: KVHeads, *args: Any) -> Score:
+        *_, documents = args
+        converted = "0" if kv_heads == self.shape.original else "1"
+        if documents.split == "confirmation" and converted == at_fault:
+            raise ScoreError("hellaswag: a log-likelihood is nan")
+        return score(self, kv_heads, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeScorer, "score", diverging)
+        assert mqasearch(f"run fake:6 {FEW}")[0] == 1
+        n_scored()
+        code, out, err = mqasearch(f"run fake:6 {FEW}")
+    assert (code, n_scored()) == (1, 0)  # what has no score is not scored again
+    for words in (*RECOMMENDED, "masks: masks.json", "study file: study.yaml"):
+        assert words in out
+    assert "split" in read_mask(folder / "masks.json")["scores"]["hellaswag"]["acc_norm"]
+    line = err.splitlines()[-1]
+    names = ", ".join(f"'fake-6.{selector}'" for selector in RECOMMENDED)
+    assert f"{names}: no held-out result, because {whose} cannot be scored" in line
+    assert "a log-likelihood is nan" in line
+    assert line in f"mqasearch: {mqasearch('status')[1].splitlines()[-1]}"
+
+    code, _, err = mqasearch("run fake:6 --confirmation 50")  # on others there is one
+    assert code == 0, err
+    assert "no held-out result" not in mqasearch("status")[1]
 
 
 @pytest.mark.parametrize("target", ["fake:6", "study.yaml"])
