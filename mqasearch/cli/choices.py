@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +14,10 @@ from mqasearch.errors import UserError
 if TYPE_CHECKING:
     from mqasearch.search.extend import More
 
-_FORMS = "a study file (STUDY.yaml), or a model: {embedded}, a folder, a .gguf file or OWNER/NAME"
+_FORMS = (
+    "a study file (STUDY.yaml), or a model: {embedded}, a folder, a .gguf file or a hub id "
+    "(OWNER/NAME or NAME)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def is_model(text: str) -> bool:
     known = {name: name for name in EMBEDDED} | _beside(path, text)
     typed = get_close_matches(text, known, n=3, cutoff=0.75)
     near = list(dict.fromkeys(known[name] for name in typed))
-    if "/" in text and is_hub_id(text) and not near:
+    if is_hub_id(text) and not near:
         return True
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     forms = _FORMS.format(embedded=", ".join(EMBEDDED))
@@ -159,10 +163,8 @@ def _budgets(text: str) -> Any:
 
 
 def _budget(text: str) -> Any:
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
     try:
         return {"kv_bytes_fraction": float(text)}
     except ValueError:

@@ -9,6 +9,28 @@ import typer
 from mqasearch.cli.options import Device, TrustRemoteCode
 from mqasearch.errors import ModelError, UnknownNameError, UserError
 
+CheckpointFormat = Annotated[
+    str,
+    typer.Option(
+        help="hf: really fewer KV heads, needs trust_remote_code; expanded: stock "
+        "architecture, saves no memory."
+    ),
+]
+Refit = Annotated[
+    str | None,
+    typer.Option(
+        help="parallel, as masks are scored; sequential, each layer behind the converted ones "
+        "before it; none. The mask's own otherwise."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the weights: auto, float32, bfloat16 or float16; that in which the mask was "
+        "scored otherwise."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -18,23 +40,11 @@ def register(app: typer.Typer) -> None:
 def convert(
     mask: Annotated[Path, typer.Argument(metavar="MASK.json", help="What export wrote.")],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="hf: really fewer KV heads, needs trust_remote_code; expanded: stock "
-            "architecture, saves no memory."
-        ),
-    ] = "hf",
+    format: CheckpointFormat = "hf",
     selector: Annotated[
         str | None, typer.Option(help="Whose mask, of several; the best one otherwise.")
     ] = None,
-    refit: Annotated[
-        str | None,
-        typer.Option(
-            help="parallel, as masks are scored; sequential, each layer behind the converted ones "
-            "before it; none. The mask's own otherwise."
-        ),
-    ] = None,
+    refit: Refit = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Same as --refit none.")] = False,
     model: Annotated[
         str | None, typer.Option(help="Where the original model is now, if it moved.")
@@ -44,13 +54,7 @@ def convert(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the weights: auto, float32, bfloat16 or float16; that in which the mask was "
-            "scored otherwise."
-        ),
-    ] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Write the converted model as a checkpoint folder, with tokenizer, mask and model card."""
     chosen = _refit(refit, no_refit=no_refit)

@@ -9,6 +9,19 @@ import typer
 from mqasearch.cli.choices import Choices, is_model, more_trials, refuse_for_file
 from mqasearch.cli.launch import Workers
 from mqasearch.cli.options import Device, Format, GivenStorage, TrustRemoteCode
+from mqasearch.cli.run_options import (
+    Budget,
+    ConfirmationDocuments,
+    Dtype,
+    MoreTrials,
+    NameOfStudy,
+    OutputDir,
+    Revision,
+    SearchDocuments,
+    Target,
+    Tasks,
+    Tolerances,
+)
 from mqasearch.cli.study import (
     ending_of,
     open_database,
@@ -45,60 +58,21 @@ def demo(
 
 
 def run(
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY.yaml|MODEL",
-            help="A study file; or smollm2-135m, a folder, a .gguf file or a hub id, for the "
-            "default study of that model.",
-        ),
-    ],
+    study: Target,
     storage: GivenStorage = None,
     device: Device = "auto",
-    output_dir: Annotated[
-        Path, typer.Option(help="Where masks.json goes, and a model's study.yaml.")
-    ] = Path("."),
+    output_dir: OutputDir = Path("."),
     workers: Workers = None,
-    n_trials: Annotated[
-        str | None,
-        typer.Option(
-            metavar="+N|N",
-            help="More trials: N more in this call, or N in all, for the selectors that end with "
-            "a number of them (gp: of masks).",
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|N,…",
-            help="MODEL: layers to convert, or the share of the KV cache to keep (0.6); several "
-            "separated by commas; auto, the default, for four sizes.",
-        ),
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="MODEL: a benchmark; may be given again. [hellaswag]")
-    ] = None,
-    tolerance: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[TASK.]METRIC:POINTS",
-            help="MODEL: what may be lost, in hundredths, as in acc_norm:1.0; may be given again.",
-        ),
-    ] = None,
-    documents: Annotated[
-        str | None, typer.Option(metavar="N|all", help="MODEL: documents for the search.")
-    ] = None,
-    confirmation: Annotated[
-        str | None, typer.Option(metavar="N|all", help="MODEL: held-out documents.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="MODEL: auto, float32, bfloat16 or float16.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="MODEL: of a hub id.")] = None,
+    n_trials: MoreTrials = None,
+    budget: Budget = None,
+    task: Tasks = None,
+    tolerance: Tolerances = None,
+    documents: SearchDocuments = None,
+    confirmation: ConfirmationDocuments = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    study_name: Annotated[
-        str | None, typer.Option("--study-name", help="MODEL: of the study. [the model's name]")
-    ] = None,
+    study_name: NameOfStudy = None,
 ) -> None:
     """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
     chosen = Choices(

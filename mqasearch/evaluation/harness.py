@@ -59,19 +59,15 @@ class ResidentLM(HFLM):  # type: ignore[misc]
                 softmax_dtype="float32",
             )
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self._overheard: list[TokenPair] | None = None
 
     def token_pairs(self, instance: Instance) -> list[TokenPair]:
         """The token requests that lm-eval makes of one of its requests, by lm-eval's own code.
 
         One of a log-likelihood, one for each window of a rolling log-likelihood.
         """
-        self._overheard = []
-        try:
-            getattr(self, instance.request_type)([instance], disable_tqdm=True)
-            return self._overheard
-        finally:
-            self._overheard = None
+        listener = _Listener(self)
+        getattr(listener, instance.request_type)([instance], disable_tqdm=True)
+        return listener.heard
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         pair = (context, continuation)
@@ -82,17 +78,29 @@ class ResidentLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
     ) -> list[Answer]:
-        if self._overheard is not None:
-            self._overheard += [(tuple(context), tuple(rest)) for _, context, rest in requests]
-            return [(0.0, False)] * len(requests)
-        return self._answer_tokens(requests, **options)
-
-    def _answer_tokens(self, requests: list[TokenRequest], **options: Any) -> list[Answer]:
         """As HFLM, without a progress bar: one for every mask would bury the search's own."""
         answers: list[Answer] = super()._loglikelihood_tokens(
             requests, disable_tqdm=True, **options
         )
         return answers
+
+
+class _Listener(ResidentLM):
+    """Another LM's tokenizer and settings, without its model: notes what the model would be asked.
+
+    Attributes:
+        heard: the token requests so far.
+    """
+
+    def __init__(self, lm: ResidentLM) -> None:
+        self.__dict__.update(vars(lm))
+        self.heard: list[TokenPair] = []
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
+    ) -> list[Answer]:
+        self.heard += [(tuple(context), tuple(rest)) for _, context, rest in requests]
+        return [(0.0, False)] * len(requests)
 
 
 @contextmanager

@@ -113,7 +113,9 @@ class SharedPrefixLM(ResidentLM):
         self._window_said = False
         self.used_plans: dict[Plan, None] = {}
 
-    def _answer_tokens(self, requests: list[TokenRequest], **_: Any) -> list[Answer]:
+    def _loglikelihood_tokens(
+        self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
+    ) -> list[Answer]:
         pairs = tuple(
             (tuple(context), tuple(continuation)) for _, context, continuation in requests
         )

@@ -16,7 +16,7 @@ EMBEDDED: Mapping[str, Callable[[], Path]] = MappingProxyType({"smollm2-135m": s
 """Names of the models that need no hub → their GGUF file."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_FORMS = "a hub id (owner/name), a folder or a .gguf file"
+_FORMS = "a hub id (owner/name or name), a folder or a .gguf file"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
+from mqasearch.samplers.diverging import diverging
 from mqasearch.samplers.draw import n_left, random_unseen, repaired
 from mqasearch.samplers.history import (
     MASK_KEY,
@@ -136,12 +137,21 @@ class MaskSampler(BaseSampler, abc.ABC):
     def outlook(self, history: Sequence[MaskTrial]) -> Outlook:
         """What :meth:`propose` would do now.
 
-        Here: READY as long as a mask at the budget is unseen, then WAIT until the last one is
-        finished (its worker may still die), then DONE.
+        Here: READY as long as a mask at the budget is unseen that may have a score, then WAIT
+        until the last one is finished (its worker may still die), then DONE.
         """
-        if n_left(self.n_layers, self.n_converted, taken(history)):
+        shunned = self.shunned(history)
+        if n_left(self.n_layers, self.n_converted, taken(history), shunned):
             return Outlook.READY
         return Outlook.WAIT if any(not trial.finished for trial in history) else Outlook.DONE
+
+    def shunned(self, history: Sequence[MaskTrial]) -> frozenset[int]:
+        """Layers that have no score alone, and hence none in any mask.
+
+        None of them where too few other layers are left for a mask at the budget.
+        """
+        found = diverging(history)
+        return found if self.n_layers - len(found) >= self.n_converted else frozenset()
 
     def certain(self, history: Sequence[MaskTrial]) -> Sequence[LayerMask]:
         """Masks that will be proposed whatever the losses of those not yet finished turn out to be,
@@ -167,8 +177,8 @@ class MaskSampler(BaseSampler, abc.ABC):
     def random_mask(self, history: Sequence[MaskTrial], rng: np.random.Generator) -> LayerMask:
         """A random mask at the budget, unseen as long as any is.
 
-        When all are taken: unseen below the budget, the largest first; when nothing at all is
-        left, a repetition.
+        When all are taken: unseen below the budget, the largest first; then the same with layers
+        that are shunned; when nothing at all is left, a repetition.
         """
         return self._random_unseen(range(self.n_converted, -1, -1), history, rng)
 
@@ -181,10 +191,11 @@ class MaskSampler(BaseSampler, abc.ABC):
         self, sizes: Sequence[int], history: Sequence[MaskTrial], rng: np.random.Generator
     ) -> LayerMask:
         seen = taken(history)
-        for size in sizes:
-            mask = random_unseen(self.n_layers, size, seen, rng)
-            if mask is not None:
-                return mask
+        for without in dict.fromkeys((self.shunned(history), frozenset[int]())):
+            for size in sizes:
+                mask = random_unseen(self.n_layers, size, seen, rng, without)
+                if mask is not None:
+                    return mask
         valid = {t.mask for t in history if t.state != "invalid"}
         repeated = sorted((m for m in valid if m.n_converted <= self.n_converted), key=str)
         at_budget = [mask for mask in repeated if mask.n_converted == self.n_converted]

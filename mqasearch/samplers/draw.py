@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 
 import numpy as np
 
@@ -10,53 +10,84 @@ from mqasearch.mask import LayerMask
 from mqasearch.samplers.taken import MaskSet
 
 _TRIES = 100
+_NONE: frozenset[int] = frozenset()
 
 
-def random_mask(n_layers: int, n_converted: int, rng: np.random.Generator) -> LayerMask:
-    """A mask with exactly ``n_converted`` layers, each such mask equally likely."""
-    layers = rng.choice(n_layers, size=n_converted, replace=False)
-    return LayerMask.of((int(layer) for layer in layers), n_layers)
+def random_mask(
+    n_layers: int, n_converted: int, rng: np.random.Generator, without: Set[int] = _NONE
+) -> LayerMask:
+    """A mask with exactly ``n_converted`` layers, each such mask equally likely.
+
+    Args:
+        without: layers that are not converted.
+    """
+    layers = _others(n_layers, without)
+    places = rng.choice(len(layers), size=n_converted, replace=False)
+    return LayerMask.of((layers[place] for place in places), n_layers)
+
+
+def _others(n_layers: int, without: Set[int]) -> list[int]:
+    return [layer for layer in range(n_layers) if layer not in without]
 
 
 def random_unseen(
-    n_layers: int, n_converted: int, taken: Collection[LayerMask], rng: np.random.Generator
+    n_layers: int,
+    n_converted: int,
+    taken: Collection[LayerMask],
+    rng: np.random.Generator,
+    without: Set[int] = _NONE,
 ) -> LayerMask | None:
     """A random mask with exactly ``n_converted`` layers outside ``taken``; None if there is none.
 
     Uniform over the masks that are left: by rejection, and once that fails often, which means
     that few are left, by listing them.
+
+    Args:
+        without: layers that are not converted.
     """
     for _ in range(_TRIES):
-        mask = random_mask(n_layers, n_converted, rng)
+        mask = random_mask(n_layers, n_converted, rng, without)
         if mask not in taken:
             return mask
-    if not n_left(n_layers, n_converted, taken):
+    if not n_left(n_layers, n_converted, taken, without):
         return None
-    masks = (
-        LayerMask.of(c, n_layers) for c in itertools.combinations(range(n_layers), n_converted)
-    )
+    chosen = itertools.combinations(_others(n_layers, without), n_converted)
+    masks = (LayerMask.of(layers, n_layers) for layers in chosen)
     left = [mask for mask in masks if mask not in taken]
     return left[rng.integers(len(left))]
 
 
-def n_left(n_layers: int, n_converted: int, taken: Collection[LayerMask]) -> int:
+def n_left(
+    n_layers: int, n_converted: int, taken: Collection[LayerMask], without: Set[int] = _NONE
+) -> int:
     """How many masks with exactly ``n_converted`` layers are outside ``taken``.
 
     Counts only; nothing is listed.
+
+    Args:
+        without: layers that are not converted.
     """
+    if without:
+        taken = [mask for mask in taken if without.isdisjoint(mask.layers)]
     masks = taken if isinstance(taken, MaskSet) else MaskSet(taken)
-    return math.comb(n_layers, n_converted) - masks.n_of_size(n_converted)
+    return math.comb(n_layers - len(without), n_converted) - masks.n_of_size(n_converted)
 
 
 def random_neighbour(
-    mask: LayerMask, taken: Collection[LayerMask], rng: np.random.Generator
+    mask: LayerMask,
+    taken: Collection[LayerMask],
+    rng: np.random.Generator,
+    without: Set[int] = _NONE,
 ) -> LayerMask | None:
     """A random mask outside ``taken`` that differs by one swap; None if all of them are taken.
 
     A swap takes one layer out and another one in, so the number of converted layers stays.
+
+    Args:
+        without: layers that are not taken in.
     """
     inside = rng.permutation(mask.layers)
-    outside = rng.permutation([layer for layer, flag in enumerate(mask) if not flag])
+    outside = rng.permutation(_others(len(mask), {*mask.layers, *without}))
     pairs = list(itertools.product(inside, outside))
     for index in rng.permutation(len(pairs)):
         removed, added = pairs[index]

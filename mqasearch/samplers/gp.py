@@ -27,7 +27,8 @@ class GPSampler(MaskSampler):
     each other. Candidates are the model's own optimum, found by greedy selection and swaps, and
     whatever is one swap away from it or from the best masks so far; of these, the one with the
     largest expected improvement (Jones et al. 1998) is proposed. A mask that is running counts
-    with the loss expected of it (the "kriging believer"), which spreads workers out.
+    with the loss expected of it (the "kriging believer"), which spreads workers out. Layers that
+    have no score alone are left out of every further mask.
 
     Args:
         n_layers: layers of the model.
@@ -83,8 +84,8 @@ class GPSampler(MaskSampler):
     def _most_promising(self, history: Sequence[MaskTrial]) -> Floats | None:
         """The unseen candidate with the largest expected improvement, as ``[n_layers]`` flags."""
         original = LayerMask.empty(self.n_layers)
-        finished = [t for t in history if t.finished and t.mask != original]
-        if not any(math.isfinite(trial.loss) for trial in finished):
+        finished = self._instructive([t for t in history if t.finished and t.mask != original])
+        if not finished:
             return None
         # The worst masks teach least, and the cost grows with the cube of their number.
         finished.sort(key=lambda trial: (trial.mask.n_converted > 1, trial.loss))
@@ -95,7 +96,8 @@ class GPSampler(MaskSampler):
         model = self._model(flags, excess, self._flags([t for t in history if not t.finished]))
         at_budget = flags.sum(axis=1) == self.n_converted
         incumbents = flags[at_budget][np.argsort(excess[at_budget], kind="stable")]
-        rows = self._candidates(model, incumbents[:_N_INCUMBENTS], taken(history))
+        shunned = sorted(self.shunned(history))
+        rows = self._candidates(model, incumbents[:_N_INCUMBENTS], taken(history), shunned)
         if not len(rows):
             return None
         if not len(incumbents):
@@ -104,6 +106,17 @@ class GPSampler(MaskSampler):
             wanted = _expected_improvement(model, rows, excess[at_budget].min())
         best: Floats = rows[int(np.argmax(wanted))]
         return best
+
+    def _instructive(self, finished: Sequence[MaskTrial]) -> list[MaskTrial]:
+        """Those that have a score; and, beside one at the budget, those of its size without.
+
+        They then count as bad as the worst; as bad as the worst layer alone they would be the best.
+        """
+        valid = [trial for trial in finished if math.isfinite(trial.loss)]
+        if not any(trial.mask.n_converted == self.n_converted for trial in valid):
+            return valid
+        at_budget = self.n_converted
+        return [t for t in finished if math.isfinite(t.loss) or t.mask.n_converted == at_budget]
 
     def _model(self, flags: Floats, excess: Floats, running: Floats) -> InteractionModel:
         """The model of what is known, and of what is running as the known leads to expect it."""
@@ -119,22 +132,27 @@ class GPSampler(MaskSampler):
         return InteractionModel(np.vstack([flags, running]), expected, scales)
 
     def _candidates(
-        self, model: InteractionModel, incumbents: Floats, seen: Collection[LayerMask]
+        self,
+        model: InteractionModel,
+        incumbents: Floats,
+        seen: Collection[LayerMask],
+        shunned: Sequence[int],
     ) -> Floats:
         """The unseen masks that are, or are one swap from, the model's optimum or an incumbent."""
-        starts = [self._optimum(model), *incumbents]
+        starts = [self._optimum(model, shunned), *incumbents]
         rows = np.unique(np.vstack([_swaps(row) for row in starts] + starts), axis=0)
+        rows = _without(rows, shunned)
         unseen = [row for row in rows if _mask(row) not in seen]
         return np.array(unseen).reshape(-1, self.n_layers)
 
-    def _optimum(self, model: InteractionModel) -> Floats:
+    def _optimum(self, model: InteractionModel, shunned: Sequence[int]) -> Floats:
         """A mask at the budget that no swap improves in expectation, from greedy selection."""
         best = np.zeros(self.n_layers)
         for _ in range(self.n_converted):
-            options = best + np.eye(self.n_layers)[best == 0]
+            options = _without(best + np.eye(self.n_layers)[best == 0], shunned)
             best = options[np.argmin(model.mean(options))]
         for _ in range(_MAX_SWAPS):
-            options = np.vstack([best, _swaps(best)])
+            options = np.vstack([best, _without(_swaps(best), shunned)])
             place = int(np.argmin(model.mean(options)))
             if place == 0:
                 break
@@ -155,6 +173,12 @@ def _finite(losses: Sequence[float]) -> Floats:
 
 def _mask(row: Floats) -> LayerMask:
     return LayerMask(tuple(bool(flag) for flag in row))
+
+
+def _without(rows: Floats, layers: Sequence[int]) -> Floats:
+    """The masks that convert none of ``layers``."""
+    kept: Floats = rows[~rows[:, list(layers)].any(axis=1)]
+    return kept
 
 
 def _swaps(row: Floats) -> Floats:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers.base import MaskSampler
+from mqasearch.samplers.diverging import suspect
 from mqasearch.samplers.draw import random_neighbour, repaired
 from mqasearch.samplers.history import MaskTrial, taken
 from mqasearch.samplers.space import search_space
@@ -30,6 +31,9 @@ class TPEMaskSampler(MaskSampler):
     A repaired mask that was seen before is replaced by an unseen neighbour (one layer swapped), so
     that a search that has settled explores round its best masks instead of repeating them. Running
     trials count as bad ones (the constant liar), which spreads workers out.
+
+    Where one mask after the other has no score, which the estimator learns nothing from, the layers
+    are tried alone, and those that have none are left out.
 
     Args:
         n_layers: layers of the model.
@@ -71,14 +75,20 @@ class TPEMaskSampler(MaskSampler):
             n_startup_trials=self.n_startup_trials,
             seed=int(rng.spawn(1)[0].integers(2**32)),
         )
+        alone = suspect(history, self.n_layers, self.n_converted)
+        if alone is not None:
+            return alone
         params = tpe.sample_relative(study, trial, search_space(self.n_layers))
         if not params:
             return self.propose(history, rng)
         log_odds = layer_log_odds(history, self.n_layers, self.n_converted)
-        mask = repaired(LayerMask(tuple(params.values())), self.n_converted, rng, log_odds)
+        liked, shunned = LayerMask(tuple(params.values())), self.shunned(history)
+        fixed = dict.fromkeys(shunned, False)
+        mask = repaired(liked, self.n_converted, rng, log_odds, fixed)
         seen = taken(history)
         if mask in seen:
-            return random_neighbour(mask, seen, rng) or self.random_mask(history, rng)
+            neighbour = random_neighbour(mask, seen, rng, shunned)
+            return neighbour or self.random_mask(history, rng)
         return mask
 
 

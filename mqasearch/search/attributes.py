@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError
-from mqasearch.mask import LayerMask
+from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.samplers import MASK_KEY, SELECTORS, parameters_of
 from mqasearch.search.agreement import differences, remedies
 from mqasearch.search.attributes_once import record_once
@@ -23,6 +23,7 @@ from mqasearch.tolerance import ToleranceEntry
 
 STUDY_KEY = "mqasearch:study"
 CONFIRMATION_KEY = "mqasearch:confirmation"
+UNCONFIRMED_KEY = "mqasearch:unconfirmed"
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"
@@ -52,7 +53,8 @@ class StudyFacts:
         selector: this study's selector.
         n_converted: layers that a mask at the budget converts.
         n_layers: of the model.
-        shape: of the model, as plain data.
+        shape: of the model, as plain data. With ``dtype: auto`` its bytes are those of the machine
+            that created the study; what workers compute in is a trial's, see ``original_kv_bytes``.
         n_trials: at most; None where the selector's plan ends by itself.
         direction: ``minimize`` or ``maximize``, as lm-eval said when the study was made.
         spec: the study file, as plain data.
@@ -106,6 +108,13 @@ class StudyFacts:
         """With so many trials more."""
         n_trials = None if self.n_trials is None else self.n_trials + n_more
         return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
+
+    def original_kv_bytes(self, trial: "TrialFacts") -> int:
+        """Bytes of KV cache that a token takes in the original, in the dtype of the trial."""
+        shape = ModelShape(**self.shape)
+        kv_heads = LayerMask.parse(trial.mask).kv_heads(shape, self.study_spec.target_kv_heads)
+        original, converted = map(shape.kv_bytes_per_token, (shape.original, kv_heads))
+        return trial.kv_bytes_per_token * original // converted
 
     @property
     def maximize(self) -> bool:
@@ -293,11 +302,24 @@ def trial_mask(trial: FrozenTrial) -> LayerMask | None:
 def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:
     """Write the held-out result of a study's best mask."""
     study.set_user_attr(CONFIRMATION_KEY, row)
+    if unconfirmed(study.user_attrs) is not None:  # on other documents
+        study.set_user_attr(UNCONFIRMED_KEY, None)
 
 
 def confirmation(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
     """The held-out result of a study's best mask, if it was confirmed."""
     row = user_attrs.get(CONFIRMATION_KEY)
+    return row if isinstance(row, dict) else None
+
+
+def set_unconfirmed(study: optuna.Study, row: dict[str, Any]) -> None:
+    """Write why a study's best mask has no held-out result."""
+    study.set_user_attr(UNCONFIRMED_KEY, row)
+
+
+def unconfirmed(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
+    """Why a study's best mask has no held-out result, if somebody has tried."""
+    row = user_attrs.get(UNCONFIRMED_KEY)
     return row if isinstance(row, dict) else None
 
 

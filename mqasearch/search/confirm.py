@@ -4,16 +4,22 @@ The search picks the mask that looks best on the documents it saw, so that its v
 (winner's curse). The confirmation documents were never seen; the difference is paired by document.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mqasearch.errors import UserError
+from mqasearch.errors import ScoreError, UserError
 from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
 from mqasearch.score import HIGHER_IS_BETTER, Score
-from mqasearch.search.attributes import ENQUEUED, confirmation, set_confirmation
+from mqasearch.search.attributes import (
+    ENQUEUED,
+    confirmation,
+    set_confirmation,
+    set_unconfirmed,
+    unconfirmed,
+)
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.selection import Selection
@@ -32,43 +38,52 @@ def confirm(
 ) -> None:
     """Score each selection's best mask on held-out documents and record it in the study.
 
+    What is recorded: task → metric → ``{value, stderr, n_docs, original, original_stderr,
+    higher_is_better, delta}``; ``delta`` as in ``PairedDifference``, for metrics that have values
+    per document; none for a single document. Or why there is no result.
+
     Args:
         selections: studies whose search has ended.
         evaluator: scores and keeps scores; equal masks are scored once.
         limit: confirmation documents per task; None = all.
         on_confirm: called before a mask is scored.
     """
+    original: Mapping[str, Score] | str | None = None
     for selection in selections:
         best = best_trial(selection.study)
         if best is None or selection.facts.selector == ENQUEUED:
             continue  # masks that were enqueued by name are no winners of a search
-        known = confirmation(selection.study.user_attrs)
         wanted = {
             "trial_number": best.number,
             "mask": best.facts.mask,
             "limit": limit,
             "statistics": STATISTICS,
         }
-        if known is not None and {key: known.get(key) for key in wanted} == wanted:
+        attributes = selection.study.user_attrs
+        if _says(confirmation(attributes), wanted) or _says(unconfirmed(attributes), wanted):
             continue
         on_confirm(selection)
-        tasks = confirm_mask(LayerMask.parse(best.facts.mask), evaluator, limit)
+        mask = LayerMask.parse(best.facts.mask)
+        original = original or _scores(evaluator, LayerMask.empty(len(mask)), limit)
+        converted = original if isinstance(original, str) else _scores(evaluator, mask, limit)
+        if isinstance(original, str) or isinstance(converted, str):
+            whose = "the original model" if converted is original else "its best mask"
+            set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
+            continue
+        tasks = {task: _against(task, converted[task], original[task]) for task in converted}
         set_confirmation(selection.study, {**wanted, "tasks": tasks})
 
 
-def confirm_mask(
-    mask: LayerMask, evaluator: Evaluator, limit: int | None
-) -> dict[str, dict[str, Any]]:
-    """Held-out scores of a mask: task → metric → value, the original's, and the paired difference.
+def _says(row: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return row is not None and {key: row.get(key) for key in wanted} == wanted
 
-    Returns:
-        ``{task: {metric: {value, stderr, n_docs, original, original_stderr, higher_is_better,
-        delta}}}``; ``delta`` as in ``PairedDifference``, for metrics that have values per document;
-        none for a single document.
-    """
-    original = evaluator.confirm(LayerMask.empty(len(mask)), limit).scores
-    converted = evaluator.confirm(mask, limit).scores
-    return {task: _against(task, converted[task], original[task]) for task in converted}
+
+def _scores(evaluator: Evaluator, mask: LayerMask, limit: int | None) -> Mapping[str, Score] | str:
+    """Task → held-out score, or why there is none."""
+    try:
+        return evaluator.confirm(mask, limit).scores
+    except ScoreError as error:
+        return str(error)
 
 
 def _against(task: str, converted: Score, original: Score) -> dict[str, Any]:

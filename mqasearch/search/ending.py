@@ -9,9 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 from mqasearch.samplers import INVALID_KEY, mask_of
 from mqasearch.search.attributes import ENQUEUED, StudyFacts
 from mqasearch.search.held_out import parts_of
+from mqasearch.search.out_of_memory import lacks_memory
 
 LEAST_IN_A_ROW = 10
-_REMEDY = "and another name, in the study file"
+_TWO_BYTES = ("bfloat16", "float16")
 
 
 def fault_of_original(facts: StudyFacts, trials: Sequence[FrozenTrial]) -> str | None:
@@ -33,29 +34,46 @@ def fault_of_masks(facts: StudyFacts, trials: Sequence[FrozenTrial]) -> str | No
 
 
 def fault_of_all(facts: StudyFacts, trials: Sequence[FrozenTrial]) -> str | None:
-    """Why the latest mask cannot be scored, if no mask but the original can; else None."""
-    empty = "0" * facts.n_layers
-    if any(_is_scored(trial) and _mask(facts, trial) != empty for trial in trials):
+    """Why the latest mask cannot be scored, if none that was wanted can; else None.
+
+    Wanted are masks at the budget, not layers alone; of those enqueued by name, all but the
+    original.
+    """
+    least = 1 if facts.selector == ENQUEUED else facts.n_converted
+    if any(_is_scored(trial) and _mask(facts, trial).count("1") >= least for trial in trials):
         return None
     return next((t.user_attrs[INVALID_KEY] for t in reversed(trials) if _is_invalid(t)), None)
 
 
-def why_original(facts: StudyFacts, fault: str) -> str:
-    """One line on a study whose original cannot be scored."""
+def why_original(facts: StudyFacts, fault: str, dtype: str | None) -> str:
+    """One line on a study whose original cannot be scored; ``dtype``: of its workers."""
     metrics = ", ".join(f"{part.metric} of {part.task}" for part in parts_of(facts.spec))
     return (
         f"study {facts.study!r}: the original model cannot be scored by {metrics} "
-        f"({_one_line(fault)}), so that there is nothing to compare masks with; give another "
-        f"dtype or other tasks, {_REMEDY}"
+        f"({_one_line(fault)}), so that there is nothing to compare masks with; "
+        f"{remedy(fault, dtype, 'another dtype or other tasks')}"
     )
 
 
-def why_masks(names: Sequence[str], fault: str) -> str:
-    """One line on studies whose masks cannot be scored."""
+def why_masks(names: Sequence[str], fault: str, dtype: str | None) -> str:
+    """One line on studies whose masks cannot be scored; ``dtype``: of their workers."""
     noun = "study" if len(names) == 1 else "studies"
     return (
         f"{noun} {', '.join(map(repr, names))} ended early: one mask after the other cannot be "
-        f"scored (the last one: {_one_line(fault)}); give another dtype, merge or tasks, {_REMEDY}"
+        f"scored (the last one: {_one_line(fault)}); "
+        f"{remedy(fault, dtype, 'another dtype, merge or tasks')}"
+    )
+
+
+def remedy(fault: str, dtype: str | None, otherwise: str) -> str:
+    """What to do; ``otherwise``: where memory is not what is missing."""
+    if not lacks_memory(fault):
+        return f"give {otherwise}, and another name, in the study file"
+    smaller = "" if dtype in _TWO_BYTES else "dtype bfloat16, "
+    return (  # batches were made as small as they can be before a trial failed
+        "use a device with more memory, or fewer workers on it, or give "
+        f"{smaller}a lower num_fewshot or tasks with shorter texts; in each case give another "
+        "name, in the study file"
     )
 
 

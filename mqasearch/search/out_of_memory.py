@@ -21,6 +21,9 @@ OUT_OF_MEMORY_KEY = "mqasearch:out_of_memory"
 """How many trials of a mask ran out of memory. Each hands it to the one that takes its place."""
 
 
+_REASON = "out of memory"
+
+
 class OutOfMemoryTrial(Exception):
     """A trial failed for want of memory."""
 
@@ -30,7 +33,12 @@ def note_out_of_memory(trial: optuna.Trial) -> None:
     n_failed = _n_failed(trial) + 1
     trial.set_user_attr(OUT_OF_MEMORY_KEY, n_failed)
     if n_failed >= ATTEMPTS:
-        trial.set_user_attr(INVALID_KEY, f"out of memory, {n_failed} times")
+        trial.set_user_attr(INVALID_KEY, f"{_REASON}, {n_failed} times")
+
+
+def lacks_memory(fault: str) -> bool:
+    """Whether that is why a mask cannot be scored, by what its trial says."""
+    return fault.startswith(_REASON)
 
 
 def pause_before(trial: optuna.Trial) -> None:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
-from mqasearch.search.attributes import StudyFacts, study_facts
+from mqasearch.search.attributes import StudyFacts, model_facts, study_facts
 from mqasearch.search.ending import (
     fault_of_all,
     fault_of_masks,
@@ -113,6 +113,11 @@ class Selection:
         trials = self.trials()
         return fault_of_masks(self.facts, trials) or fault_of_all(self.facts, trials)
 
+    def dtype(self) -> str | None:
+        """That scores are computed in; None before the first worker."""
+        agreed = model_facts(self.study.user_attrs)
+        return None if agreed is None else agreed.dtype
+
     def certain(self) -> Sequence[LayerMask]:
         """Masks that will be asked for, whatever those that are running score."""
         if self.facts.n_trials is not None:  # the number of trials may cut a plan short
@@ -153,9 +158,11 @@ def why_ended(selections: Sequence[Selection]) -> str | None:
     """One line on studies of a study file that ended because scores are missing, if any did."""
     for selection in selections:
         if (fault := selection.fault_of_original()) is not None:
-            return why_original(selection.facts, fault)
+            return why_original(selection.facts, fault, selection.dtype())
     faults = {s.study.study_name: fault for s in selections if (fault := s.fault_of_masks())}
-    return why_masks(list(faults), [*faults.values()][-1]) if faults else None
+    if not faults:
+        return None
+    return why_masks(list(faults), [*faults.values()][-1], selections[0].dtype())
 
 
 def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:

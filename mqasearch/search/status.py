@@ -18,6 +18,7 @@ from mqasearch.search.selection import (
     why_ended,
 )
 from mqasearch.search.storage import Storage
+from mqasearch.search.unconfirmed import why_unconfirmed
 
 STATUS_HEADERS = (
     "study",
@@ -65,7 +66,8 @@ def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[
 
 
 def endings(storage: BaseStorage, name: str | None = None) -> list[str]:
-    """One line per study file whose studies ended because scores are missing, with the reason.
+    """What is missing of studies that ended, a line each, with the reason: scores, and with them
+    masks, or the held-out results of masks.
 
     Raises:
         StorageError: ``name`` is given and there is no such study.
@@ -74,7 +76,12 @@ def endings(storage: BaseStorage, name: str | None = None) -> list[str]:
     files: dict[str, list[Selection]] = {}
     for selection in open_selections(storage, known):
         files.setdefault(selection.facts.study, []).append(selection)
-    return [line for selections in files.values() if (line := why_ended(selections))]
+    lines = []
+    for selections in files.values():
+        if line := why_ended(selections):
+            lines.append(line)
+        lines += why_unconfirmed(selections)
+    return lines
 
 
 def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:

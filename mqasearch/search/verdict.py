@@ -14,7 +14,6 @@ from typing import Any, Literal
 import optuna
 
 from mqasearch.evaluation.noninferiority import NonInferiority, first_in_order
-from mqasearch.mask import ModelShape
 from mqasearch.samplers import INVALID_KEY
 from mqasearch.search.attributes import (
     ENQUEUED,
@@ -173,8 +172,6 @@ def _size(
         return None
     sign = -1.0 if found[0][1].direction == "maximize" else 1.0
     best, facts, tasks = min(found, key=lambda row: sign * row[0].facts.value)
-    shape = ModelShape(**facts.shape)
-    original = shape.kv_bytes_per_token(shape.original)
     tests = tuple(
         _outcome(task, entry, metrics[entry.metric])
         for entry in tolerance
@@ -189,7 +186,7 @@ def _size(
         mask=best.facts.mask,
         n_converted=best.facts.n_converted,
         n_layers=facts.n_layers,
-        kv_bytes_saved=1 - best.facts.kv_bytes_per_token / original,
+        kv_bytes_saved=1 - best.facts.kv_bytes_per_token / facts.original_kv_bytes(best.facts),
         tests=tests,
         missing=tuple(entry.metric for entry in tolerance if entry not in tested),
     )

@@ -119,7 +119,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         **_layers(best.facts, shape, spec.target_kv_heads),
         "budget": _budget(best, facts, spec),
         "kv_bytes_per_token": {
-            "original": shape.kv_bytes_per_token(shape.original),
+            "original": facts.original_kv_bytes(best.facts),
             "converted": best.facts.kv_bytes_per_token,
         },
         "scores": scores,

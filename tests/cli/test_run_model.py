@@ -4,16 +4,22 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from command_line import Command
+from huggingface_hub import constants
 
+from mqasearch.errors import ScoreError
+from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.mask import KVHeads
 from mqasearch.samplers import RECOMMENDED
+from mqasearch.score import Score
 from mqasearch.search.names import known_names
 from mqasearch.serving.mask_json import read_mask
 from mqasearch.spec import StudySpec, load_spec
-from tests.models.checkpoints import save
+from tests.models.checkpoints import put_in_hub_cache, save
 from tests.tiny import tiny_model
 
 FEW = "--budget 3 --documents 20 --confirmation 40"
@@ -117,6 +123,7 @@ def test_a_folder_is_a_model_wherever_one_works(
         ("run studies/demo", r"did you mean studies/demo\.yaml"),
         ("run studies/dmo", r"did you mean studies/demo\.yaml"),
         ("run smollm2-135", "did you mean smollm2-135m"),
+        ("run smolm2-135m", "did you mean smollm2-135m"),
         ("run ./my-modl", r"did you mean \./my-model"),
         ("run a/b/c", r"give a study file \(STUDY.yaml\), or a model: smollm2-135m, a folder"),
         ("run nothing.gguf", "there is no GGUF file nothing.gguf"),
@@ -145,6 +152,46 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert re.search(message, err), err
     assert err.count("\n") == 1
     assert not (folder / "study.yaml").exists()
+
+
+@pytest.fixture
+def hub_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub that cannot be reached."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    return folder / "hub"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "owner/name", "bert-base.v1"])
+def test_a_name_that_is_nothing_here_is_asked_of_the_hub(
+    mqasearch: Command, folder: Path, hub_cache: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, err = mqasearch(f"run {name}")
+    assert (code, out) == (2, "")
+    assert f"asking the hub for {name}" in caplog.messages
+    assert f"cannot load {name}: the hub cannot be reached" in err.splitlines()[-1]
+    assert not (folder / "study.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny", "owner/tiny"])
+def test_a_model_of_the_hub_runs_whatever_its_name(
+    mqasearch: Command, folder: Path, hub_cache: Path, name: str
+) -> None:
+    put_in_hub_cache(save(tiny_model("llama", n_layers=2), folder / "saved"), hub_cache, name)
+    code, _, err = mqasearch(f"run {name} --budget 1 --documents 4 --confirmation 4")
+    assert code == 0, err
+    spec = study_in(folder)
+    assert (spec.name, spec.model.name) == ("tiny", name)
+
+
+def test_a_file_or_folder_wins_over_a_name_of_the_hub(
+    mqasearch: Command, folder: Path, hub_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "gpt2").mkdir()
+    assert "gpt2 holds no model" in mqasearch("run gpt2")[2]
+    (folder / "bert").write_text("name: x")
+    assert "bert: " in mqasearch("run bert")[2]  # a study file, which lacks a lot
+    assert not any("hub" in message for message in caplog.messages)
 
 
 def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
@@ -200,6 +247,46 @@ def test_more_documents_go_on_from_those_that_are_scored(
     assert {row["comparison"] for row in json.loads(out)} == {"fake-6"}
     for line in ("export --study-name fake-6@20 -o m.json", "status --study-name fake-6@60"):
         assert mqasearch(line)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("at_fault", "whose"), [("0", "the original model"), ("1", "its best mask")]
+)
+def test_without_a_held_out_score_there_are_tables_and_masks_and_one_line_says_what_is_missing(
+    mqasearch: Command,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_scored: Callable[[], int],
+    at_fault: str,
+    whose: str,
+) -> None:
+    score = FakeScorer.score
+
+    def diverging(self: FakeScorer, kv_heads: KVHeads, *args: Any) -> Score:
+        *_, documents = args
+        converted = "0" if kv_heads == self.shape.original else "1"
+        if documents.split == "confirmation" and converted == at_fault:
+            raise ScoreError("hellaswag: a log-likelihood is nan")
+        return score(self, kv_heads, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeScorer, "score", diverging)
+        assert mqasearch(f"run fake:6 {FEW}")[0] == 1
+        n_scored()
+        code, out, err = mqasearch(f"run fake:6 {FEW}")
+    assert (code, n_scored()) == (1, 0)  # what has no score is not scored again
+    for words in (*RECOMMENDED, "masks: masks.json", "study file: study.yaml"):
+        assert words in out
+    assert "split" in read_mask(folder / "masks.json")["scores"]["hellaswag"]["acc_norm"]
+    line = err.splitlines()[-1]
+    names = ", ".join(f"'fake-6.{selector}'" for selector in RECOMMENDED)
+    assert f"{names}: no held-out result, because {whose} cannot be scored" in line
+    assert "a log-likelihood is nan" in line
+    assert line in f"mqasearch: {mqasearch('status')[1].splitlines()[-1]}"
+
+    code, _, err = mqasearch("run fake:6 --confirmation 50")  # on others there is one
+    assert code == 0, err
+    assert "no held-out result" not in mqasearch("status")[1]
 
 
 @pytest.mark.parametrize("target", ["fake:6", "study.yaml"])

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from tiny import tiny_model
 
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import MaskError, ScoreError
+from mqasearch.evaluation.batches import Answer, TokenPair
 from mqasearch.evaluation.calibration import calibration_tokens
-from mqasearch.evaluation.harness import HarnessScorer
+from mqasearch.evaluation.harness import HarnessScorer, ResidentLM
 from mqasearch.evaluation.metrics import score_of
 from mqasearch.evaluation.prepared import LoadedTask, TaskLibrary
 from mqasearch.families import family_of
@@ -57,6 +59,27 @@ def test_scoring_leaves_the_original_model_and_repeats_itself(scorer: HarnessSco
     assert first.documents == again.documents
     after = scorer.convertible.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["choice", "rolling"])
+def test_the_token_requests_are_those_the_model_is_asked_and_can_be_had_at_any_time(
+    scorer: HarnessScorer, kind: str
+) -> None:
+    prepared = scorer.library.task(TaskSpec(kind), ALL).prepare(ALL)
+    instance, *_ = prepared.instances
+    asked: list[TokenPair] = []
+    heard: list[TokenPair] = []
+
+    class Asked(ResidentLM):
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> list[Answer]:
+            asked.extend((tuple(context), tuple(rest)) for _, context, rest in requests)
+            heard[:] = self.token_pairs(instance)  # while it is answering
+            return super()._loglikelihood_tokens(requests, *args, **options)
+
+    lm = Asked(scorer.convertible.model, small_tokenizer(), batch_size=1)
+    answers = getattr(lm, instance.request_type)([instance], disable_tqdm=True)
+    assert heard == asked != []
+    assert answers == getattr(scorer.lm, instance.request_type)([instance], disable_tqdm=True)
 
 
 def test_a_group_is_one_benchmark_weighted_by_size(scorer: HarnessScorer) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -23,8 +24,9 @@ from mqasearch.launch.local import Child
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import open_storage
 from mqasearch.serving.mask_json import read_mask
+from mqasearch.spec import load_spec
 
-RUN = [sys.executable, "-m", "mqasearch", "run", "study.yaml", "--workers", "2"]
+RUN = [sys.executable, "-m", "mqasearch", "run", "--workers", "2"]
 
 
 @pytest.fixture
@@ -40,9 +42,13 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 class Run:
     """A run in a process of its own, and what it started."""
 
-    def __init__(self) -> None:
+    def __init__(self, *words: str) -> None:
         self.process = subprocess.Popen(
-            RUN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [*RUN, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self.lines: list[str] = []
 
@@ -96,7 +102,7 @@ def test_whatever_ends_a_run_its_workers_end_with_it_and_nothing_is_lost(
     place: Path, mqasearch: Mqasearch
 ) -> None:
     """Stopped, killed, finished: three runs of one study in one folder."""
-    with Run() as run:
+    with Run("study.yaml") as run:
         run.wait_for_workers()[0].kill()
         run.wait_for("ended by signal 9; it is started again")
         assert len(run.workers()) >= 1
@@ -108,7 +114,7 @@ def test_whatever_ends_a_run_its_workers_end_with_it_and_nothing_is_lost(
     assert "Traceback" not in err
     wait_until_gone(started)
 
-    with Run() as run:
+    with Run("study.yaml") as run:
         run.wait_for(" trial ")
         run.wait_for(" trial ")
         started = run.started()
@@ -116,7 +122,7 @@ def test_whatever_ends_a_run_its_workers_end_with_it_and_nothing_is_lost(
         run.end()
     wait_until_gone(started)
 
-    with Run() as run:
+    with Run("study.yaml") as run:
         code, out, err = run.end()
     assert code == 0, err
     assert "masks: masks.json" in out
@@ -132,6 +138,27 @@ def test_whatever_ends_a_run_its_workers_end_with_it_and_nothing_is_lost(
     rows = statuses()
     assert [row["running"] + row["waiting"] for row in rows] == [0, 0]
     assert sum(row["failed"] for row in rows) <= 4
+
+
+def test_a_model_is_run_by_several_workers_as_by_one(place: Path, mqasearch: Mqasearch) -> None:
+    few = "fake:8:0.1 --budget 3 --documents 20 --confirmation 40 --output-dir"
+    with Run(*few.split(), "out") as run:
+        code, out, err = run.end()
+    assert code == 0, err
+    assert "study file: out/study.yaml" in out
+    assert len(re.findall(r"\[worker [01]\] \d+ trials done", out + err)) == 2
+    with Run("fake:8:0.1", "--output-dir", "out") as run:
+        code, again, err = run.end()
+    assert (code, again) == (0, out), err
+    assert " trial " not in err
+
+    assert mqasearch(f"run {few} alone")[0] == 0
+    alone, together = (load_spec(place / at / "study.yaml") for at in ("alone", "out"))
+    assert alone == together
+    for selector in ("sensitivity", "greedy"):  # gp learns from what happens to have ended
+        one, two = (read_mask(place / at / "masks.json", selector) for at in ("alone", "out"))
+        assert one["mqa_layers"] == two["mqa_layers"]
+        assert one["scores"] == two["scores"]
 
 
 def statuses() -> list[dict[str, Any]]:

@@ -64,14 +64,19 @@ def test_a_repair_follows_the_weights() -> None:
 def test_unseen_masks_run_out_exactly_when_all_are_taken(
     n_layers: int, seed: int, data: st.DataObject
 ) -> None:
-    n_converted = data.draw(st.integers(0, n_layers))
+    without = data.draw(st.frozensets(st.integers(0, n_layers - 1)))
+    n_free = n_layers - len(without)
+    n_converted = data.draw(st.integers(0, n_free))
     rng = np.random.default_rng(seed)
-    taken: set[LayerMask] = set()
-    while (mask := random_unseen(n_layers, n_converted, taken, rng)) is not None:
-        assert mask not in taken
-        assert n_left(n_layers, n_converted, taken) == math.comb(n_layers, n_converted) - len(taken)
+    everything = set(all_masks(n_layers, n_converted))
+    allowed = {mask for mask in everything if without.isdisjoint(mask.layers)}
+    taken = everything - allowed
+    while (mask := random_unseen(n_layers, n_converted, taken, rng, without)) is not None:
+        assert mask in allowed - taken
+        assert n_left(n_layers, n_converted, taken, without) == len(allowed - taken)
         taken.add(mask)
-    assert taken == set(all_masks(n_layers, n_converted))
+    assert taken == everything
+    assert len(allowed) == math.comb(n_free, n_converted)
 
 
 def test_random_masks_are_uniform() -> None:

@@ -139,15 +139,20 @@ def test_a_study_whose_masks_cannot_be_scored_ends_and_says_why(
     assert endings(storage.optuna) == [line]
 
 
-def test_the_rest_of_a_comparison_goes_on_beside_a_study_that_ends(storage: Storage) -> None:
+@pytest.mark.parametrize(("n_trials", "n_invalid"), [(15, 15 - 1 - 6), (40, 5 + 10)])
+def test_the_rest_of_a_comparison_goes_on_beside_a_study_that_ends(
+    storage: Storage, n_trials: int, n_invalid: int
+) -> None:
+    """Of the random masks five fail, six layers alone do not, and then ten masks fail in a row."""
+
     class Deep(Diverging):
         def diverges(self, converted: tuple[int, ...]) -> bool:
             return len(converted) > 1
 
-    random = {"name": "random", "n_trials": 15}
+    random = {"name": "random", "n_trials": n_trials}
     spec = spec_of(selectors=[random], enqueue={"good": [3], "bad": [0, 1]})
     run_study(storage, spec, Deep())
-    assert n_failed(storage) == [10, 1]
+    assert n_failed(storage) == [n_invalid, 1]
     assert [row.selector for row in compare(studies_of(storage))] == ["random", "original", "good"]
     (line,) = endings(storage.optuna)
     assert "study 's.random' ended early" in line
@@ -168,6 +173,24 @@ def test_a_study_goes_on_where_some_layers_diverge(
     for row in compare(studies_of(storage)):
         assert row.mask is not None
         assert not any(row.mask[layer] == "1" for layer in bad)
+    assert endings(storage.optuna) == []
+
+
+@pytest.mark.parametrize("budget", [7, 9])
+@pytest.mark.parametrize("bad", [(0, 1, 2), (1, 4, 9)])
+@pytest.mark.parametrize(
+    "selector",
+    ["sensitivity", "greedy", "gp", *({"name": n, "n_trials": 40} for n in ("tpe", "random"))],
+)
+def test_a_study_with_few_masks_to_score_among_many_finds_them(
+    storage: Storage, bad: tuple[int, ...], budget: int, selector: object
+) -> None:
+    scorer = FakeScorer(12, diverging=bad)
+    run_study(storage, spec_of(selectors=[selector], budget=budget), scorer)
+    (row,) = compare(studies_of(storage))
+    assert row.mask is not None
+    assert not any(row.mask[layer] == "1" for layer in bad)
+    assert row.n_failed <= 5 + len(bad) + 2  # before any layer is tried alone; alone; chance
     assert endings(storage.optuna) == []
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from sqlalchemy import func, select
-from studies_on_fake import run_study, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, scoring_of, spec_of, storage_in, studies_of
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import KVHeads
@@ -19,9 +20,11 @@ from mqasearch.samplers import INVALID_KEY, MASK_KEY, Outlook
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.search import out_of_memory
 from mqasearch.search.compare import best_trial, compare, finished
+from mqasearch.search.create import create_studies
 from mqasearch.search.out_of_memory import ATTEMPTS, OUT_OF_MEMORY_KEY
-from mqasearch.search.run import Watcher
+from mqasearch.search.run import Limits, Watcher, work_with
 from mqasearch.search.selection import find_studies, open_selections
+from mqasearch.search.status import endings
 from mqasearch.search.storage import Storage
 
 SELECTORS = ["sensitivity", "greedy", "alternating"]
@@ -128,6 +131,30 @@ def test_a_mask_that_nobody_has_the_memory_for_ends_invalid_and_so_does_the_stud
     waited = [seconds for seconds in pauses if seconds]
     assert len(waited) == ATTEMPTS - 1
     assert waited == sorted(set(waited))
+
+
+@pytest.mark.parametrize("wanted", ["original", "masks"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_study_that_ends_for_want_of_memory_says_what_takes_less(
+    storage: Storage, wanted: str, dtype: str
+) -> None:
+    scorer = ShortOfMemory(lambda kv_heads: 99 * ((kv_heads == (4,) * 5) == (wanted == "original")))
+    spec = spec_of(selectors=["greedy"])
+    create_studies(storage.optuna, spec, scorer.shape)
+    scoring = replace(scoring_of(scorer), dtype=dtype)
+    studies = find_studies(storage.optuna, "s")
+    work_with(scoring, storage, studies, Limits(), Watcher())
+    (line,) = endings(storage.optuna, "s")
+    for words in (
+        f"out of memory, {ATTEMPTS} times",
+        "more memory",
+        "fewer workers",
+        "another name",
+    ):
+        assert words in line
+    assert "another dtype" not in line  # a larger one would not do
+    assert ("bfloat16" in line) == (dtype == "float32")
+    assert "\n" not in line
 
 
 def test_a_number_of_trials_is_kept(storage: Storage) -> None:

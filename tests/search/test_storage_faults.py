@@ -4,6 +4,7 @@ import socket
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine, text
 from mqasearch.errors import StorageError
 from mqasearch.results import schema
 from mqasearch.search.storage import open_storage, upgrade_storage
+from mqasearch.search.storage_engine import PatientConnection
 
 CANARY = "s3cr3t-canary"
 
@@ -141,4 +143,44 @@ def test_an_interrupt_in_the_middle_of_a_query_is_not_hidden_by_what_fails_after
     monkeypatch.undo()
     with storage.engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar() == 1
+    storage.close()
+
+
+def test_an_interrupt_wherever_postgresql_is_waited_for_stays_one(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(postgres_url)
+    wait = PatientConnection.wait
+
+    def ask() -> int:
+        with storage.engine.connect() as connection:
+            return int(connection.execute(text("SELECT 1")).scalar_one())
+
+    def n_waits(interrupted: int | None = None) -> int:
+        """Of a question on a connection that was kept, and hence is tried before.
+
+        Args:
+            interrupted: the wait that is interrupted, with its query on the way.
+        """
+        storage.engine.dispose()
+        assert ask() == 1
+        number = -1
+
+        def counted(self: PatientConnection, gen: Any, *args: Any, **options: Any) -> Any:
+            nonlocal number
+            number += 1
+            if number == interrupted:
+                next(gen, None)
+                raise KeyboardInterrupt
+            return wait(self, gen, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(PatientConnection, "wait", counted)
+            ask()
+        return number + 1
+
+    for number in range(n_waits()):
+        with pytest.raises(KeyboardInterrupt):
+            n_waits(number)
+        assert ask() == 1
     storage.close()

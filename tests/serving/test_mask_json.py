@@ -19,6 +19,7 @@ from mqasearch.search.attributes import MODEL_KEY, model_facts
 from mqasearch.search.compare import compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.storage import Storage
+from mqasearch.search.verdict import verdict
 from mqasearch.serving.card import model_card
 from mqasearch.serving.export import export
 from mqasearch.serving.formats import FORMATS
@@ -85,6 +86,25 @@ def test_a_mask_says_in_which_dtype_it_was_scored(storage: Storage, masks: Path)
     masks.write_text(json.dumps(document | {"dtype": "int3"}))
     with pytest.raises(MaskError, match="dtype: 'int3' is not one of"):
         read_mask(masks)
+
+
+def test_the_kv_cache_is_counted_in_the_dtype_of_the_workers(tmp_path: Path) -> None:
+    """Not in that of the machine that created the study, where ``dtype: auto`` may be another."""
+    opened = storage_in(tmp_path)
+    elsewhere = replace(SCORER.shape, bytes_per_element=2 * SCORER.shape.bytes_per_element)
+    spec = spec_of(selectors=["greedy"], tolerance={"metric": "acc_norm", "points": 5.0})
+    create_studies(opened.optuna, spec, elsewhere)
+    run_study(opened, spec, SCORER)
+    (document,) = export("s", studies_of(opened))["masks"]
+    kv_heads = tuple(document["kv_heads"])
+    sizes = {"original": SCORER.shape.original, "converted": kv_heads}
+    told = {name: SCORER.shape.kv_bytes_per_token(heads) for name, heads in sizes.items()}
+    assert document["kv_bytes_per_token"] == told
+    verdict_told = verdict(studies_of(opened))
+    assert verdict_told is not None
+    (size,) = verdict_told.sizes
+    assert size.kv_bytes_saved == pytest.approx(1 - told["converted"] / told["original"])
+    opened.close()
 
 
 def test_a_mask_whose_fingerprint_is_of_an_older_method_is_taken_with_a_warning(

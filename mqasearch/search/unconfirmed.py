@@ -1,0 +1,25 @@
+"""Studies whose best mask has no held-out result, because a score is missing."""
+
+from collections.abc import Sequence
+
+from mqasearch.search.attributes import unconfirmed
+from mqasearch.search.compare import best_trial
+from mqasearch.search.ending import remedy
+from mqasearch.search.selection import Selection
+
+
+def why_unconfirmed(selections: Sequence[Selection]) -> list[str]:
+    """One line for each reason, with the studies that it holds for."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for selection in selections:
+        row, best = unconfirmed(selection.study.user_attrs), best_trial(selection.study)
+        if row is not None and best is not None and row["trial_number"] == best.number:
+            reason = row["whose"], " ".join(row["fault"].split())
+            names.setdefault(reason, []).append(selection.study.study_name)
+    dtype = selections[0].dtype()
+    return [
+        f"{', '.join(map(repr, studies))}: no held-out result, because {whose} cannot be scored on "
+        f"the confirmation documents ({fault}), and a result on the documents that chose a mask "
+        f"flatters it; {remedy(fault, dtype, 'another dtype or other tasks')}"
+        for (whose, fault), studies in names.items()
+    ]
