@@ -16,6 +16,10 @@ CheckpointFormat = Annotated[
         "architecture, saves no memory."
     ),
 ]
+OutType = Annotated[
+    str | None,
+    typer.Option(help="Of the weights, for formats that have a choice."),
+]
 Refit = Annotated[
     str | None,
     typer.Option(
@@ -41,6 +45,7 @@ def convert(
     mask: Annotated[Path, typer.Argument(metavar="MASK.json", help="What export wrote.")],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
     format: CheckpointFormat = "hf",
+    outtype: OutType = None,
     selector: Annotated[
         str | None, typer.Option(help="Whose mask, of several; the best one otherwise.")
     ] = None,
@@ -62,6 +67,7 @@ def convert(
     from mqasearch.search.scoring import calibrate_for_mask
     from mqasearch.serving.convert import check_request, convert_checkpoint, with_refit
     from mqasearch.serving.folder import check_output
+    from mqasearch.serving.formats import Options
     from mqasearch.serving.mask_json import read_mask
 
     document = read_mask(mask, selector)
@@ -78,9 +84,12 @@ def convert(
         dtype or document.get("dtype", "auto"),
         trust_remote_code=trust_remote_code,
     )
-    check_request(document, loaded, out_dir, format)
+    options = Options(outtype=outtype)
+    check_request(document, loaded, out_dir, format, options)
     statistics = calibrate_for_mask(loaded, document)
-    checkpoint = convert_checkpoint(document, loaded, out_dir, format=format, statistics=statistics)
+    checkpoint = convert_checkpoint(
+        document, loaded, out_dir, format=format, options=options, statistics=statistics
+    )
     print(f"{checkpoint.folder}: {checkpoint.format}, {checkpoint.weight_bytes / 1e6:.0f} MB")
 
 

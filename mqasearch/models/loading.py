@@ -56,6 +56,7 @@ class LoadedModel:
         fingerprint: of the weights as stored and the config; the same for every device and dtype.
         device: where it is.
         dtype: of its weights and its KV cache.
+        folder: of its files; None = it was made in memory.
     """
 
     model: PreTrainedModel
@@ -64,6 +65,7 @@ class LoadedModel:
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    folder: Path | None = None
 
     @property
     def shape(self) -> ModelShape:
@@ -114,15 +116,15 @@ def load_model(
     _check_complete(name, loading)
     with _explained(f"the tokenizer of {name}", source, revision):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    folder = _folder(source, revision)
     return LoadedModel(
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         name=name,
-        fingerprint=fingerprint_of(
-            _folder(source, revision), model.config, model.generation_config, _own_code(model)
-        ),
+        fingerprint=fingerprint_of(folder, model.config, model.generation_config, _own_code(model)),
         device=place,
         dtype=precision,
+        folder=folder,
     )
 
 

@@ -10,13 +10,16 @@ from mqasearch.models import is_hub_id
 from mqasearch.serving.formats import Format
 
 
-def model_card(document: Mapping[str, Any], shape: ModelShape, written: Format) -> str:
+def model_card(
+    document: Mapping[str, Any], shape: ModelShape, written: Format, model_type: str
+) -> str:
     """README.md: what was done to which model, what it costs, and how to load it.
 
     Args:
         document: the mask JSON.
         shape: of the original model.
         written: the format of the checkpoint.
+        model_type: of the original model.
     """
     source = document["model"]["id"]
     on_hub = is_hub_id(source)
@@ -33,25 +36,21 @@ def model_card(document: Mapping[str, Any], shape: ModelShape, written: Format) 
         f"KV cache per token: {after:,} bytes, {after / before:.0%} of the original's {before:,}."
         + (
             ""
-            if written.name == "hf"
+            if written.saves_memory
             else " This checkpoint repeats the merged heads in the"
             " original's shapes, so it computes the same but saves no memory."
         ),
         _scores(document),
-        _how_to_load(written),
+        _how_to_serve(written, model_type),
         "The weights are derived from the original's, whose license applies to them.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _how_to_load(written: Format) -> str:
-    arguments = ", ".join(filter(None, ["FOLDER", written.load_options]))
-    return (
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({arguments})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({arguments})\n"
-        "```"
+def _how_to_serve(written: Format, model_type: str) -> str:
+    return "\n\n".join(
+        f"## {serving.engine}\n\n```{serving.language}\n{serving.code}\n```"
+        for serving in written.serving(model_type)
     )
 
 

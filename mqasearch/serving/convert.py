@@ -1,34 +1,35 @@
 """From a mask and a loaded model to a checkpoint folder that other software loads."""
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from mqasearch import __version__
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
-from mqasearch.conversion.pooling import select_kv_heads
 from mqasearch.errors import UnknownNameError
-from mqasearch.families import AttentionWeights, family_of
-from mqasearch.mask import KVHeads, LayerMask, ModelShape
+from mqasearch.families import family_of
+from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, is_remote
 from mqasearch.serving.card import model_card
+from mqasearch.serving.converted import Converted
 from mqasearch.serving.folder import check_output, whole_folder
-from mqasearch.serving.formats import Format, format_of
+from mqasearch.serving.formats import (
+    DEFAULTS,
+    Format,
+    Options,
+    check_expressible,
+    check_outtype,
+    format_of,
+)
 from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, without_evidence, write_masks
-from mqasearch.serving.safetensors_stream import Entry, write_sharded
 
 logger = logging.getLogger(__name__)
 
 REFITS = ("parallel", "sequential", "none")
 """How a converted layer's output projection is fitted, see ``with_refit``."""
-MAX_SHARD_BYTES = 4 * 10**9
 _SMALL_FILES_BYTES = 64 * 10**6  # tokenizer, code, card: more than any of them takes
 
 
@@ -55,9 +56,9 @@ def convert_checkpoint(
     out_dir: Path,
     *,
     format: str = "hf",
+    options: Options = DEFAULTS,
     merge: Merge | None = None,
     statistics: Statistics | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Write the converted model, its tokenizer, its mask JSON and a model card.
@@ -71,10 +72,10 @@ def convert_checkpoint(
         loaded: the original model, in the dtype that is to be written.
         out_dir: must not exist, or be empty.
         format: a name in ``formats.FORMATS``.
+        options: of the format.
         merge: None = the mask JSON's; ``mean`` for bare KV heads.
         statistics: calibration of ``loaded``, for merges that read it; for a mask JSON as
             ``calibrate_for_mask`` gives it.
-        max_shard_bytes: size of the largest weights file.
         progress: called with (bytes written, bytes in all) after every tensor.
 
     Raises:
@@ -83,26 +84,24 @@ def convert_checkpoint(
         MaskError: a mask of another model, or one that does not fit.
         UserError: no room on the disk, or a folder that is in use or cannot be written.
     """
-    model = loaded.model
-    family = family_of(model.config.model_type)
-    convertible = ConvertibleModel(model, family, merge or _merge_of(mask), statistics)
-    writing = _checked(mask, loaded, out_dir, format, convertible)
-    written, kv_heads = writing.format, writing.kv_heads
+    model_type = loaded.model.config.model_type
+    family = family_of(model_type)
+    convertible = ConvertibleModel(loaded.model, family, merge or _merge_of(mask), statistics)
+    written = format_of(format, model_type)
+    converted = _checked(mask, loaded, out_dir, written, options, convertible)
     document = _document(mask, loaded, convertible)
     _warn_of_remote_code(loaded)
-    entries = writing.entries()
-    total = sum(entry.n_bytes for entry in entries)
+    total = written.n_bytes(converted, options)
     with whole_folder(out_dir) as folder:
         done = 0
-        for entry in write_sharded(folder, entries, writing.tensors(), max_shard_bytes):
-            done += entry.n_bytes
+        for n_bytes in written.write(converted, folder, options):
+            done += n_bytes
             if progress is not None:
                 progress(done, total)
-        loaded.tokenizer.save_pretrained(folder)
         write_masks(document, folder / "mask.json")
-        for name, text in _texts(written, model, convertible.shape, document).items():
-            (folder / name).write_text(text, encoding="utf-8")
-    return Checkpoint(out_dir, written.name, kv_heads, total)
+        card = model_card(document, convertible.shape, written, converted.model_type)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return Checkpoint(out_dir, written.name, converted.kv_heads, total)
 
 
 def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
@@ -141,100 +140,41 @@ def _warn_of_remote_code(loaded: LoadedModel) -> None:
 
 
 def check_request(
-    mask: Mapping[str, Any] | KVHeads, loaded: LoadedModel, out_dir: Path, format: str
+    mask: Mapping[str, Any] | KVHeads,
+    loaded: LoadedModel,
+    out_dir: Path,
+    format: str,
+    options: Options = DEFAULTS,
 ) -> None:
     """Refuse, before anything is calibrated or merged, what ``convert_checkpoint`` would refuse.
 
     Raises:
         UnknownNameError, ModelError, MaskError, UserError: as ``convert_checkpoint``.
     """
-    family = family_of(loaded.model.config.model_type)
+    model_type = loaded.model.config.model_type
     # the tensors' sizes are the same whatever the merge, and this one needs no calibration
-    convertible = ConvertibleModel(loaded.model, family, merge_of("mean"))
-    _checked(mask, loaded, out_dir, format, convertible)
+    convertible = ConvertibleModel(loaded.model, family_of(model_type), merge_of("mean"))
+    _checked(mask, loaded, out_dir, format_of(format, model_type), options, convertible)
 
 
 def _checked(
     mask: Mapping[str, Any] | KVHeads,
     loaded: LoadedModel,
     out_dir: Path,
-    format: str,
+    written: Format,
+    options: Options,
     convertible: ConvertibleModel,
-) -> "_Writing":
-    written = format_of(format, loaded.model.config.model_type)
+) -> Converted:
+    """What is to be written; the format, the mask, the model and the place fit each other."""
+    check_outtype(written, options.outtype)
     if isinstance(mask, Mapping):
         check_model(mask, loaded.shape, loaded.fingerprint)
     kv_heads: KVHeads = tuple(mask["kv_heads"]) if isinstance(mask, Mapping) else tuple(mask)
     convertible.check(kv_heads)
-    writing = _Writing(convertible, written, kv_heads)
-    total = sum(entry.n_bytes for entry in writing.entries())
-    check_output(out_dir, total + _SMALL_FILES_BYTES)
-    return writing
-
-
-class _Writing:
-    """The tensors of the checkpoint, announced first, then one after the other."""
-
-    def __init__(self, convertible: ConvertibleModel, written: Format, kv_heads: KVHeads) -> None:
-        self.format = written
-        self.kv_heads = kv_heads
-        self._convertible = convertible
-        self._places = _attention_places(convertible)
-
-    def entries(self) -> list[Entry]:
-        """Name, dtype and shape of every tensor; no layer is merged for it."""
-        return [
-            Entry(name, tensor.dtype, tuple(tensor.shape))
-            for name, tensor in self._walk(self._announced)
-        ]
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor, in the order of ``entries``."""
-        return (tensor for _, tensor in self._walk(self._merged))
-
-    def _walk(self, weights_of: Callable[[int], AttentionWeights]) -> Iterator[tuple[str, Tensor]]:
-        """The model's tensors by name, those of attention layers replaced."""
-        held, packed = -1, dict[str, Tensor]()
-        for name, tensor in _unshared(self._convertible.model):
-            if name not in self._places:
-                yield name, tensor
-                continue
-            layer, within = self._places[name]
-            if layer != held:  # a state dict goes layer by layer
-                held, packed = layer, self._pack(weights_of(layer))
-            yield name, packed[within]
-
-    def _pack(self, weights: AttentionWeights) -> dict[str, Tensor]:
-        n_kv_heads = self._convertible.shape.n_kv_heads
-        return self.format.pack(self._convertible.family, weights, n_kv_heads)
-
-    def _merged(self, layer: int) -> AttentionWeights:
-        return self._convertible.merged(layer, self.kv_heads[layer])
-
-    def _announced(self, layer: int) -> AttentionWeights:
-        weights = self._convertible.original(layer).to(device="meta")
-        return select_kv_heads(weights, range(self.kv_heads[layer]))
-
-
-def _unshared(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The state dict without second names of tied tensors."""
-    seen = set[int]()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
-
-
-def _attention_places(convertible: ConvertibleModel) -> dict[str, tuple[int, str]]:
-    """Name in the state dict → (layer, name within the attention)."""
-    model, family = convertible.model, convertible.family
-    names = {id(module): name for name, module in model.named_modules()}
-    places = {}
-    for layer, block in enumerate(family.blocks(model)):
-        attention = family.attention(block)
-        for within in family.parameters(attention):
-            places[f"{names[id(attention)]}.{within}"] = (layer, within)
-    return places
+    converted = Converted(convertible, kv_heads, loaded.tokenizer, loaded.folder)
+    check_expressible(written, converted)
+    check_output(out_dir, written.n_bytes(converted, options) + _SMALL_FILES_BYTES)
+    return converted
 
 
 def _merge_of(mask: Mapping[str, Any] | KVHeads) -> Merge:
@@ -311,15 +251,3 @@ def _scored_in(mask: Mapping[str, Any], dtype: str) -> bool:
             scored,
         )
     return False
-
-
-def _texts(
-    written: Format, model: PreTrainedModel, shape: ModelShape, document: Mapping[str, Any]
-) -> dict[str, str]:
-    """The small files by name; config.json, without which nothing loads, comes last."""
-    config = written.config(model, tuple(document["kv_heads"]))
-    texts = {"README.md": model_card(document, shape, written)}
-    texts |= written.code(model.config.model_type)
-    if model.generation_config is not None:
-        texts["generation_config.json"] = model.generation_config.to_json_string()
-    return texts | {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"}

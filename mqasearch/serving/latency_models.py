@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.mask import KVHeads
-from mqasearch.serving.formats import Format, format_of
+from mqasearch.serving.formats import CompactHF, format_of
 
 
 class CompactModels:
@@ -35,7 +35,8 @@ class CompactModels:
         """
         self._convertible = convertible
         self._model_type: str = convertible.model.config.model_type
-        self._format = format_of("hf", self._model_type)
+        format_of(CompactHF.name, self._model_type)
+        self._format = CompactHF()
         self._attentions: dict[tuple[int, int], dict[str, nn.Parameter]] = {}
 
     def model(self, kv_heads: KVHeads) -> PreTrainedModel:
@@ -50,7 +51,7 @@ class CompactModels:
         if kv_heads == self._convertible.shape.original:
             return original
         settings = self._format.config(original, kv_heads)
-        kinds = _classes(self._model_type, self._format)
+        kinds = _classes(self._model_type)
         config = kinds["AutoConfig"].from_dict(settings)
         config._attn_implementation = original.config._attn_implementation
         with torch.device("meta"):  # sizes only: every tensor is put in below
@@ -76,9 +77,7 @@ class CompactModels:
             convertible = self._convertible
             family = convertible.family
             present = family.parameters(family.attention(family.blocks(convertible.model)[layer]))
-            packed = self._format.pack(
-                family, convertible.merged(layer, heads), convertible.shape.n_kv_heads
-            )
+            packed = family.pack_compact(convertible.merged(layer, heads))
             self._attentions[layer, heads] = {
                 name: _parameter(tensor, present[name]) for name, tensor in packed.items()
             }
@@ -103,7 +102,7 @@ def _share_buffers(compact: nn.Module, original: nn.Module) -> None:
 
 
 @cache
-def _classes(model_type: str, written: Format) -> Mapping[str, Any]:
+def _classes(model_type: str) -> Mapping[str, Any]:
     """The checkpoint's own classes, by the name of transformers' auto class.
 
     Its files refer to each other, so they are imported as a package, from a folder that is gone
@@ -111,7 +110,7 @@ def _classes(model_type: str, written: Format) -> Mapping[str, Any]:
     """
     package = f"mqasearch_compact_{model_type}"
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in written.code(model_type).items():
+        for name, text in CompactHF().code(model_type).items():
             Path(folder, name).write_text(text, encoding="utf-8")
         spec = ModuleSpec(package, None, is_package=True)
         spec.submodule_search_locations = [folder]

@@ -20,6 +20,7 @@ from mqasearch.models import LoadedModel, load_model
 from mqasearch.serving import formats
 from mqasearch.serving.card import model_card
 from mqasearch.serving.convert import convert_checkpoint
+from mqasearch.serving.formats import Options
 from mqasearch.serving.mask_json import read_mask
 from tests.models.checkpoints import tokenizer
 from tests.tiny import GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
@@ -170,7 +171,11 @@ def test_shards_load_as_one(model_type: str, name: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
     whole = convert_checkpoint(KV_HEADS, loaded(model), tmp_path / "whole", format=name)
     cut = convert_checkpoint(
-        KV_HEADS, loaded(model), tmp_path / "cut", format=name, max_shard_bytes=20_000
+        KV_HEADS,
+        loaded(model),
+        tmp_path / "cut",
+        format=name,
+        options=Options(max_shard_bytes=20_000),
     )
     assert whole.weight_bytes == cut.weight_bytes
     assert len(list(cut.folder.glob("model-*.safetensors"))) > 2
@@ -222,7 +227,7 @@ def test_a_card_names_the_base_model_where_others_can_find_it(
 ) -> None:
     mask["model"]["id"] = source
     shape = loaded(tiny_model("llama")).shape
-    card = model_card(mask, shape, formats.FORMATS["hf"])
+    card = model_card(mask, shape, formats.FORMATS["hf"], "llama")
     assert card.count("base_model") == bool(base)
     assert base in card
     assert "of mine" not in card
@@ -236,7 +241,7 @@ def test_a_card_names_the_base_model_where_others_can_find_it(
 def test_a_card_says_how_to_load_the_tokenizer_too(
     name: str, options: str, mask: dict[str, Any]
 ) -> None:
-    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS[name])
+    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS[name], "llama")
     for kind in ("AutoModelForCausalLM", "AutoTokenizer"):
         assert f"= {kind}.from_pretrained(FOLDER{options})\n" in card
 

@@ -172,7 +172,7 @@ def test_a_file_of_before_standard_errors_still_reads(tmp_path: Path) -> None:
     assert document["scores"]["hellaswag"]["acc"]["split"] == "confirmation"
     write_masks(json.loads(old.read_text()), tmp_path / "again.json")
     assert read_mask(tmp_path / "again.json") == document
-    assert "confirmation, 80" in model_card(document, SCORER.shape, FORMATS["hf"])
+    assert "confirmation, 80" in model_card(document, SCORER.shape, FORMATS["hf"], "llama")
 
 
 def test_the_evidence_that_stays_behind_is_all_of_it(masks: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_evidence_that_stays_behind_is_all_of_it(masks: Path) -> None:
 
 def test_the_card_shows_both_splits_with_their_errors(masks: Path) -> None:
     document = read_mask(masks)
-    card = model_card(document, SCORER.shape, FORMATS["hf"])
+    card = model_card(document, SCORER.shape, FORMATS["hf"], "llama")
     for key, split in (("scores", "confirmation, 80"), ("search_scores", "search, 40")):
         for row in document[key]["hellaswag"].values():
             shown = re.escape(str(Estimate(row["value"], row["stderr"])))

@@ -1,0 +1,85 @@
+"""``hf``: only the KV heads that are left, with the Python code that reads them."""
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from mqasearch import __version__
+from mqasearch.families import COMPACT_SUFFIX
+from mqasearch.mask import KVHeads
+from mqasearch.models import KV_HEADS_KEY
+from mqasearch.serving.converted import Converted
+from mqasearch.serving.formats.base import Format, Options, Serving
+from mqasearch.serving.formats.config import stock_config, write_config
+from mqasearch.serving.formats.tokenizer import write_tokenizer
+from mqasearch.serving.safetensors_stream import write_sharded
+
+
+class CompactHF(Format):
+    """A folder for transformers, whose code comes along."""
+
+    name = "hf"
+    summary = "fewer KV heads in weights and cache; needs trust_remote_code=True"
+    _STOCK: ClassVar[Mapping[str, str]] = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "gemma": "Gemma",
+        "gemma2": "Gemma2",
+    }
+    model_types = (*_STOCK, "opt", "phi3", "gpt_neox", "gpt2")
+
+    def n_bytes(self, converted: Converted, options: Options) -> int:
+        pack = converted.convertible.family.pack_compact
+        return sum(entry.n_bytes for entry in converted.entries(pack))
+
+    def write(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
+        pack = converted.convertible.family.pack_compact
+        entries, tensors = converted.entries(pack), converted.tensors(pack)
+        for entry in write_sharded(folder, entries, tensors, options.max_shard_bytes):
+            yield entry.n_bytes
+        write_tokenizer(folder, converted)
+        for name, text in self.code(converted.model_type).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_config(folder, converted.model, self.config(converted.model, converted.kv_heads))
+
+    def config(self, model: PreTrainedModel, kv_heads: KVHeads) -> dict[str, Any]:
+        """The contents of config.json."""
+        return stock_config(model) | {
+            "model_type": f"{model.config.model_type}{COMPACT_SUFFIX}",
+            "architectures": ["MqaForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "modeling_mqa.MqaConfig",
+                "AutoModelForCausalLM": "modeling_mqa.MqaForCausalLM",
+            },
+            KV_HEADS_KEY: list(kv_heads),
+        }
+
+    def code(self, model_type: str) -> dict[str, str]:
+        """The Python files of the folder, by name."""
+        stock = self._STOCK.get(model_type)
+        template = _template(model_type if stock is None else "separate")
+        values = {"stock": stock, "model_type": model_type, "version": __version__}
+        for name, value in values.items():
+            template = template.replace(f"{{{name}}}", str(value))
+        return {"modeling_mqa.py": template, "attention_mqa.py": _template("attention_mqa")}
+
+    def serving(self, model_type: str) -> tuple[Serving, ...]:
+        return (
+            Serving(
+                "transformers",
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                "model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n"
+                "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
+                "python",
+            ),
+        )
+
+
+def _template(name: str) -> str:
+    folder = files("mqasearch.serving.formats").joinpath("modeling")
+    return folder.joinpath(f"{name}.py.txt").read_text(encoding="utf-8")
