@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test check setup format clean
+ENGINES ?= llama.cpp mlx vllm
+
+.PHONY: demo test engines check setup format clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -25,6 +27,15 @@ check: setup
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+# Stock engines, each in an environment of its own; then whether they compute what transformers does.
+engines: setup $(ENGINES:%=.engines/%/.ready)
+	MQASEARCH_ENGINES=$(CURDIR)/.engines OMP_WAIT_POLICY=PASSIVE $(BIN)/python engines/equality.py --engine $(ENGINES)
+
+.engines/%/.ready: engines/%.txt
+	$(PYTHON) -m venv .engines/$*
+	PIP_CONSTRAINT= .engines/$*/bin/python -m pip install --quiet --require-hashes --requirement $<
+	touch $@
 
 format: setup
 	$(BIN)/ruff format .
