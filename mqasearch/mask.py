@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from mqasearch.errors import MaskError
 
@@ -36,7 +37,16 @@ class ModelShape:
 
     def kv_bytes_per_token(self, kv_heads: KVHeads) -> int:
         """Bytes of KV cache that one token takes over all layers: Σ 2·kv_heads·head_dim·bytes."""
-        return sum(2 * heads * self.head_dim * self.bytes_per_element for heads in kv_heads)
+        return self.kv_bytes_per_rank(kv_heads, 1)
+
+    def kv_bytes_per_rank(self, kv_heads: KVHeads, n_ranks: int) -> int:
+        """The same on each of ``n_ranks`` tensor-parallel ranks.
+
+        A layer with fewer KV heads than ranks has each head on several ranks, so a rank never
+        holds less than one head: Σ 2·⌈kv_heads / n_ranks⌉·head_dim·bytes.
+        """
+        held = sum(ceil(heads / n_ranks) for heads in kv_heads)
+        return 2 * held * self.head_dim * self.bytes_per_element
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,21 @@ def test_the_cache_shrinks_by_what_each_converted_layer_gives_up(mask: LayerMask
     assert saved == mask.n_converted * 3 * 2 * 16 * 2
 
 
+@given(masks, st.sampled_from([1, 2, 4, 8]))
+def test_a_rank_holds_its_share_and_at_least_one_head_of_each_layer(
+    mask: LayerMask, n_ranks: int
+) -> None:
+    shape = ModelShape(len(mask), 8, 4, 16, 128, 2)
+    kv_heads = mask.kv_heads(shape)
+    one_head = 2 * 16 * 2
+    held = shape.kv_bytes_per_rank(kv_heads, n_ranks)
+    assert held >= max(shape.kv_bytes_per_token(kv_heads) / n_ranks, len(mask) * one_head)
+    assert held == sum(shape.kv_bytes_per_rank((heads,), n_ranks) for heads in kv_heads)
+    full = shape.kv_bytes_per_rank(shape.original, n_ranks)
+    assert full == len(mask) * one_head * max(4 // n_ranks, 1)
+    assert (held == full) == (not mask.n_converted or n_ranks >= 4)
+
+
 @pytest.mark.parametrize("text", ["", "012", "abc"])
 def test_a_malformed_mask_is_refused(text: str) -> None:
     with pytest.raises(MaskError, match="0 and 1"):

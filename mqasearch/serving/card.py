@@ -9,6 +9,9 @@ from mqasearch.mask import ModelShape
 from mqasearch.models import is_hub_id
 from mqasearch.serving.formats import Format
 
+_RANKS = (1, 2, 3, 4, 8)
+"""Numbers of tensor-parallel ranks that the card tells of."""
+
 
 def model_card(
     document: Mapping[str, Any], shape: ModelShape, written: Format, model_type: str
@@ -24,7 +27,6 @@ def model_card(
     source = document["model"]["id"]
     on_hub = is_hub_id(source)
     name = source if on_hub else PurePath(source).name  # no path of this machine in a card
-    before, after = (document["kv_bytes_per_token"][key] for key in ("original", "converted"))
     base = f"base_model: {source}\n" if on_hub else ""
     lines = [
         f"---\nlibrary_name: transformers\n{base}tags:\n- mqasearch\n- multi-query-attention\n---",
@@ -33,15 +35,10 @@ def model_card(
         f"KV heads than the original's {shape.n_kv_heads}. They were converted without training by "
         "mqasearch; `mask.json` says how the layers were chosen and what was measured.",
         _table(document["kv_heads"], shape),
-        f"KV cache per token: {after:,} bytes, {after / before:.0%} of the original's {before:,}."
-        + (
-            ""
-            if written.saves_memory
-            else " This checkpoint repeats the merged heads in the"
-            " original's shapes, so it computes the same but saves no memory."
-        ),
+        _saved(document, shape, written),
         _scores(document),
         _how_to_serve(written, model_type),
+        written.refused_by,
         "The weights are derived from the original's, whose license applies to them.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
@@ -52,6 +49,44 @@ def _how_to_serve(written: Format, model_type: str) -> str:
         f"## {serving.engine}\n\n```{serving.language}\n{serving.code}\n```"
         for serving in written.serving(model_type)
     )
+
+
+def _saved(document: Mapping[str, Any], shape: ModelShape, written: Format) -> str:
+    """Bytes of cache a token takes: the whole, and what each tensor-parallel rank holds of it."""
+    before, after = (document["kv_bytes_per_token"][key] for key in ("original", "converted"))
+    dtype = f" in {document['dtype']}" if "dtype" in document else ""
+    whole = (
+        f"KV cache per token: {after:,} bytes{dtype}, {after / before:.0%} of the original's "
+        f"{before:,}."
+    )
+    if not written.saves_memory:
+        return (
+            f"{whole} This checkpoint repeats the merged heads in the original's shapes, so it "
+            "computes the same but saves no memory."
+        )
+    kv_heads = tuple(document["kv_heads"])
+    ranks = [n for n in _RANKS if shape.n_heads % n == 0 and _divide(n, shape.n_kv_heads)]
+    if len(ranks) == 1:
+        return whole
+    head = (
+        "| tensor-parallel ranks | bytes a token on each rank | of the original's |\n|---|---|---|"
+    )
+    rows = []
+    for n_ranks in ranks:
+        original, converted = (
+            shape.kv_bytes_per_rank(heads, n_ranks) for heads in (shape.original, kv_heads)
+        )
+        rows.append(f"| {n_ranks} | {converted:,} | {converted / original:.0%} |")
+    why = (
+        "A KV head that several ranks need is on each of them, so with more ranks the saving "
+        "shrinks:"
+    )
+    return "\n\n".join([whole, why, "\n".join([head, *rows])])
+
+
+def _divide(one: int, other: int) -> bool:
+    """Whether one of the two numbers divides the other, as tensor-parallel engines require."""
+    return max(one, other) % min(one, other) == 0
 
 
 def _table(kv_heads: list[int], shape: ModelShape) -> str:

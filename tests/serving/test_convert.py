@@ -246,6 +246,18 @@ def test_a_card_says_how_to_load_the_tokenizer_too(
         assert f"= {kind}.from_pretrained(FOLDER{options})\n" in card
 
 
+def test_a_card_says_what_is_saved_on_each_rank(mask: dict[str, Any]) -> None:
+    """4 KV heads of dimension 8 in float32, 3 layers with 1, 4 and 2 of them."""
+    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS["hf"], "llama")
+    assert "448 bytes in float32, 58% of the original's 768" in card
+    for row in ("| 1 | 448 | 58% |", "| 2 | 256 | 67% |", "| 4 | 192 | 100% |"):
+        assert row in card
+    whole = model_card(
+        mask, loaded(tiny_model("llama")).shape, formats.FORMATS["expanded"], "llama"
+    )
+    assert "ranks" not in whole
+
+
 def test_a_converted_folder_is_known_for_what_it_is(tmp_path: Path) -> None:
     convert_checkpoint(KV_HEADS, loaded(tiny_model("llama")), tmp_path / "out")
     with pytest.raises(ModelError, match="converted by mqasearch already"):

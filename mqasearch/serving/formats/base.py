@@ -53,6 +53,7 @@ class Format(ABC):
         name: ``--format`` of ``mqasearch convert``.
         summary: one line for the command line.
         saves_memory: whether the cache of a served checkpoint is smaller than the original's.
+        refused_by: a sentence: which known engines do not load the folder, and why.
         outtypes: choices of ``--outtype``; empty = the format writes the model's own dtype.
         model_types: transformers' ``config.model_type`` of the models that it can express.
     """
@@ -60,6 +61,7 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     saves_memory: ClassVar[bool] = True
+    refused_by: ClassVar[str] = ""
     outtypes: ClassVar[tuple[str, ...]] = ()
     model_types: ClassVar[Iterable[str]]
 
