@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mqasearch import __version__
 from mqasearch.families import COMPACT_SUFFIX
 from mqasearch.mask import KVHeads
-from mqasearch.models import KV_HEADS_KEY
+from mqasearch.models import KV_HEADS_KEY, shape_of
 from mqasearch.serving.converted import Converted
 from mqasearch.serving.formats.base import Format, Options, Serving
 from mqasearch.serving.formats.config import stock_config, write_config
@@ -19,10 +19,18 @@ from mqasearch.serving.safetensors_stream import write_sharded
 
 
 class CompactHF(Format):
-    """A folder for transformers, whose code comes along."""
+    """A folder for transformers and for vLLM, whose code comes along.
+
+    vLLM runs it by its Transformers backend: it takes the model's Python code from the folder, and
+    puts its own attention and cache, sized layer by layer, in the place of transformers'.
+    """
 
     name = "hf"
     summary = "fewer KV heads in weights and cache; needs trust_remote_code=True"
+    refused_by = (
+        "SGLang does not load this folder, as it takes one number of KV heads for all layers; "
+        "llama.cpp and MLX do not run its Python code."
+    )
     _STOCK: ClassVar[Mapping[str, str]] = {
         "llama": "Llama",
         "mistral": "Mistral",
@@ -48,14 +56,29 @@ class CompactHF(Format):
         write_config(folder, converted.model, self.config(converted.model, converted.kv_heads))
 
     def config(self, model: PreTrainedModel, kv_heads: KVHeads) -> dict[str, Any]:
-        """The contents of config.json."""
+        """The contents of config.json.
+
+        ``per_layer_config`` is transformers' own way to say how layers differ. By it vLLM sizes
+        every layer's attention and cache, and transformers its static cache. Both also read the
+        number that the other layers have, which multi-head models do not state.
+        """
+        n_kv_heads = shape_of(model, model.dtype).n_kv_heads
+        digits = len(str(len(kv_heads) - 1))  # in a JSON file that is sorted by keys
         return stock_config(model) | {
             "model_type": f"{model.config.model_type}{COMPACT_SUFFIX}",
             "architectures": ["MqaForCausalLM"],
             "auto_map": {
                 "AutoConfig": "modeling_mqa.MqaConfig",
+                "AutoModel": "modeling_mqa.MqaModel",
                 "AutoModelForCausalLM": "modeling_mqa.MqaForCausalLM",
             },
+            "num_key_value_heads": n_kv_heads,
+            "per_layer_config": {
+                str(layer).zfill(digits): {"num_key_value_heads": heads}
+                for layer, heads in enumerate(kv_heads)
+                if heads != n_kv_heads
+            },
+            "allow_global_per_layer_attribute_access": True,
             KV_HEADS_KEY: list(kv_heads),
         }
 
@@ -77,6 +100,7 @@ class CompactHF(Format):
                 "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
                 "python",
             ),
+            Serving("vLLM", "vllm serve FOLDER --trust-remote-code"),
         )
 
 
