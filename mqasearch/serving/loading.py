@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from mqasearch.errors import ModelError, UserError
 from mqasearch.families import COMPACT_SUFFIX, FAMILIES
 from mqasearch.models import KV_HEADS_KEY, device_of, dtype_of
+from mqasearch.models.progress import progress_bars
 from mqasearch.serving.own_code import compact_classes
 
 _NEMOTRON = "nemotron-nas"
@@ -40,16 +41,17 @@ def load_converted(
     kind, config = _class_and_config(folder, written)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
-        loaded: Any = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=precision,
-            device_map={"": place},
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in one line
-            **options,
-        )
+        with progress_bars(False):
+            loaded: Any = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=precision,
+                device_map={"": place},
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in one line
+                **options,
+            )
     except torch.OutOfMemoryError as error:
         raise ModelError(f"not enough memory on {place} for {folder}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
