@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import run_here
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 import mqasearch
@@ -118,6 +118,12 @@ def test_a_loaded_folder_is_the_converted_model(model_type: str, tmp_path: Path)
         assert tokens.shape == (1, 14)
         heads = [layer.keys.shape[1] for layer in cache.layers]
         assert heads == (list(KV_HEADS) if name == "hf" else [4, 4, 4])
+
+
+def test_the_tokenizer_of_a_loaded_folder_asks_for_no_trust(folder: Path) -> None:
+    mqasearch.convert(KV_HEADS, "converted", model="original")
+    mqasearch.load("converted")
+    assert AutoTokenizer.from_pretrained("converted").encode("w1") == [4]
 
 
 def test_a_folder_is_loaded_in_the_dtype_that_it_was_written_in(folder: Path) -> None:

@@ -11,7 +11,7 @@ from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from mqasearch.serving.formats import CompactHF
 
@@ -43,6 +43,9 @@ def compact_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTr
     package = f"{_PREFIX}{model_type}"
     if package not in sys.modules:
         _import_package(package, CompactHF().code(model_type))
+        config = sys.modules[f"{package}.modeling_mqa"].MqaConfig
+        # AutoTokenizer reads a folder's config too, and would ask whether its code may run
+        AutoConfig.register(config.model_type, config, exist_ok=True)
     module = sys.modules[f"{package}.modeling_mqa"]
     return module.MqaConfig, module.MqaForCausalLM
 
