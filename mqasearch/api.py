@@ -42,7 +42,8 @@ def load(
         >>> tokens = model.generate(**inputs, max_new_tokens=20)
 
     Folders of the formats ``hf``, ``expanded`` and ``nemotron-nas`` are loaded, by mqasearch's own
-    modeling code: no code of the folder runs.
+    modeling code: no code of the folder runs. For the tokenizer, which reads the config too, say
+    ``AutoTokenizer.from_pretrained("converted", config=model.config)``.
 
     Args:
         folder: what ``convert`` wrote.
@@ -141,25 +142,16 @@ def convert(
         UserError: no room, or a folder that is in use; and all that ``load_model`` raises.
     """
     out_dir, options = Path(out_dir), Options(outtype, max_shard_bytes)
-    document = _document(mask, selector)
-    moved_to = None if model is None else os.fspath(model)
-    if isinstance(document, Mapping):
-        if refit is not None:
-            document = with_refit(document, refit)
-        if revision is not None and model is None:
-            document["model"]["revision"] = revision  # so that the written mask finds it again
-        of_mask, scored_in = document["model"], document.get("dtype", "auto")
-    elif moved_to is None or refit is not None:
-        raise UserError("KV heads name no model and no refit: give model=, and no refit")
-    else:
-        of_mask, scored_in = {"id": moved_to}, "auto"
     check_output(out_dir, 0)
+    moved_to = None if model is None else os.fspath(model)
+    document = _of_model(_document(mask, selector), moved_to, refit, revision)
+    of_mask = document["model"] if isinstance(document, Mapping) else {"id": moved_to}
     loaded = load_original(
         of_mask,
         moved_to=moved_to,
         revision=revision,
         device=device,
-        dtype=dtype or scored_in,
+        dtype=dtype or (document.get("dtype") if isinstance(document, Mapping) else None) or "auto",
         trust_remote_code=trust_remote_code,
     )
     check_request(document, loaded, out_dir, format, options)
@@ -173,6 +165,24 @@ def convert(
         statistics=statistics,
         progress=progress,
     )
+
+
+def _of_model(
+    document: dict[str, Any] | KVHeads,
+    moved_to: str | None,
+    refit: str | None,
+    revision: str | None,
+) -> dict[str, Any] | KVHeads:
+    """The mask with the refit that was asked for, and where its model is found again."""
+    if not isinstance(document, Mapping):
+        if moved_to is None or refit is not None:
+            raise UserError("KV heads name no model and no refit: give model=, and no refit")
+        return document
+    if refit is not None:
+        document = with_refit(document, refit)
+    if revision is not None and moved_to is None:
+        document["model"]["revision"] = revision
+    return document
 
 
 def _document(mask: Mask, selector: str | None) -> dict[str, Any] | KVHeads:

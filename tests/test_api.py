@@ -20,7 +20,7 @@ from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import MaskError, ModelError, UserError
 from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.families import family_of
-from mqasearch.models import LoadedModel, load_model
+from mqasearch.models import KV_HEADS_KEY, LoadedModel, load_model
 from mqasearch.search import scoring
 from mqasearch.serving.convert import convert_checkpoint
 from mqasearch.serving.mask_json import read_mask
@@ -120,10 +120,21 @@ def test_a_loaded_folder_is_the_converted_model(model_type: str, tmp_path: Path)
         assert heads == (list(KV_HEADS) if name == "hf" else [4, 4, 4])
 
 
+def test_a_nemotron_is_loaded_as_the_llama_that_it_is(folder: Path) -> None:
+    mqasearch.convert(KV_HEADS, "out", model="original", dtype="float32")
+    expected = logits(mqasearch.load("out"), TOKENS)
+    config = json.loads(Path("out/config.json").read_text())
+    groups = [config["num_attention_heads"] // heads for heads in config.pop(KV_HEADS_KEY)]
+    blocks = [{"attention": {"n_heads_in_group": group}} for group in groups]
+    names = {"architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas"}
+    Path("out/config.json").write_text(json.dumps(config | names | {"block_configs": blocks}))
+    assert torch.equal(logits(mqasearch.load("out"), TOKENS), expected)
+
+
 def test_the_tokenizer_of_a_loaded_folder_asks_for_no_trust(folder: Path) -> None:
     mqasearch.convert(KV_HEADS, "converted", model="original")
-    mqasearch.load("converted")
-    assert AutoTokenizer.from_pretrained("converted").encode("w1") == [4]
+    config = mqasearch.load("converted").config
+    assert AutoTokenizer.from_pretrained("converted", config=config).encode("w1") == [4]
 
 
 def test_a_folder_is_loaded_in_the_dtype_that_it_was_written_in(folder: Path) -> None:

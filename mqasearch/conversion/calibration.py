@@ -122,24 +122,18 @@ def calibrate(
     if merge.refit:
         check_tokens(sequences, weights)
     digest = _sha256({"method": METHOD, "model": fingerprint, "text": [*map(list, sequences)]})
-    kept = _Cache(
-        digest,
-        str(weights.q.dtype),
-        model.device.type,
-        is_on=fingerprint is not None and again is None,
-        again=again or {},
-    )
-    places = {}
-    tensors, places["moments"] = kept.get(
+    is_on = fingerprint is not None and again is None
+    kept = _Cache(digest, str(weights.q.dtype), model.device.type, is_on, again or {})
+    tensors, place = kept.get(
         "moments",
         {"kind": "moments"},
         lambda: _packed_moments(moments(model, family, sequences, progress)),
         "calibration statistics",
     )
-    statistics = Statistics(_unpacked_moments(tensors), digest, places)
+    statistics = Statistics(_unpacked_moments(tensors), digest, {"moments": place})
     if not merge.refit:
         return statistics
-    layers = list(statistics.layers)
+    layers, places = list(statistics.layers), dict(statistics.places)
     for target in sorted(set(targets)):
         part = f"fitted to {target}"
         fitted, places[part] = kept.get(

@@ -1,7 +1,8 @@
 """The modeling code of compact checkpoints, imported from this package instead of their folder.
 
 A folder's own copy is for programs that do not have mqasearch. Here the same templates are
-imported under names of our own, so that no code of the folder runs.
+imported under names of our own, so that no code of the folder runs. They are not registered with
+transformers' Auto classes: it would then take them for folders whose own code was asked for.
 """
 
 import importlib.util
@@ -11,7 +12,7 @@ from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mqasearch.serving.formats import CompactHF
 
@@ -43,9 +44,6 @@ def compact_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTr
     package = f"{_PREFIX}{model_type}"
     if package not in sys.modules:
         _import_package(package, CompactHF().code(model_type))
-        config = sys.modules[f"{package}.modeling_mqa"].MqaConfig
-        # AutoTokenizer reads a folder's config too, and would ask whether its code may run
-        AutoConfig.register(config.model_type, config, exist_ok=True)
     module = sys.modules[f"{package}.modeling_mqa"]
     return module.MqaConfig, module.MqaForCausalLM
 
