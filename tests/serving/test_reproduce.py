@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from jsonschema import Draft202012Validator
 
 from mqasearch import api
-from mqasearch.conversion import threads
+from mqasearch.conversion import calibration, threads
+from mqasearch.conversion.aligned import Aligned
 from mqasearch.errors import UserError
 from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.search import scoring
@@ -112,22 +113,67 @@ def test_formats_families_and_shards(name: str, model_type: str, folder: Path) -
     assert len([file for file in found.files if file.endswith(".safetensors")]) > 1
 
 
-@pytest.mark.parametrize("merge", [ALIGNED, MEAN | {"refit": True}], ids=str)
-def test_a_calibration_of_another_process_is_computed_again_as_it_was_there(
-    merge: dict[str, Any], folder: Path
+@pytest.fixture
+def threads_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
+    """Function → on how many threads it has run.
+
+    Looked at here, since it depends on sizes and processor whether sums then round differently.
+    """
+    seen: dict[str, set[int]] = {}
+
+    def watch(module: Any, name: str) -> None:
+        run = getattr(module, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.setdefault(name, set()).add(torch.get_num_threads())
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(calibration, "moments")
+    watch(calibration, "refit_layers")
+    watch(scoring, "refit_sequential")
+    watch(Aligned, "merge")
+    return seen
+
+
+@pytest.mark.parametrize("refit", ["parallel", "sequential", "none"])
+def test_it_is_built_on_as_many_threads_as_the_first_time(
+    refit: str, folder: Path, threads_of: dict[str, set[int]]
 ) -> None:
-    """The cache hands the numbers on to processes that would have rounded otherwise."""
-    mask = mask_for(folder / "model", folder / "mask.json", merge)
+    mask = mask_for(folder / "model", folder / "mask.json", ALIGNED)
     with threads(2):
-        api.convert(mask, folder / "first")
+        api.convert(mask, folder / "out", refit=refit)
+    first = dict(threads_of)
+    assert set().union(*first.values()) == {2}
+    threads_of.clear()
+    with threads(1):
+        assert reproduce(folder / "out").identical
+    assert threads_of == first
+
+
+def test_a_calibration_of_another_process_is_computed_again_as_it_was_there(
+    folder: Path, threads_of: dict[str, set[int]]
+) -> None:
+    """The cache hands numbers on to processes that might have rounded otherwise."""
+    mask = mask_for(folder / "model", folder / "mask.json", ALIGNED)
+    with threads(2):
+        api.convert(mask, folder / "first", refit="none")  # its moments only
     with threads(1):
         api.convert(mask, folder / "out")
     computed = read_record(folder / "out")["computed"]
-    assert computed["threads"] == 1
-    assert {place["threads"] for place in computed["calibration"].values()} == {2}
-    shutil.rmtree(folder / "cache")
-    with threads(1):
+    on_one, on_two = ({"device": "cpu", "threads": number} for number in (1, 2))
+    assert computed["calibration"] == {
+        "moments": on_two,
+        "fitted to 1": on_one,
+        "fitted to 2": on_one,
+    }
+    shutil.rmtree(folder / "cache" / "calibration")
+    threads_of.clear()
+    with threads(2):
         assert reproduce(folder / "out").identical
+    assert (threads_of["moments"], threads_of["refit_layers"]) == ({2}, {1})
+    assert not (folder / "cache" / "calibration").exists()
 
 
 def test_the_command_says_so_and_leaves_nothing(mqasearch: Command, out: Path) -> None:
