@@ -15,7 +15,6 @@ from mqasearch.conversion import (
     Statistics,
     calibrate,
     merge_of,
-    threads,
 )
 from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import MaskError, ModelError
@@ -178,7 +177,7 @@ def calibrate_for_mask(
     Args:
         loaded: the mask's model, nothing converted.
         document: as ``read_mask`` returns it.
-        again: as ``calibrate``; "fitted in turn" is the sequential refit.
+        again: as ``calibrate``.
 
     Returns:
         None where the mask's merge reads no calibration.
@@ -256,20 +255,17 @@ def _fitted_in_turn(
     without: Merge = replace(merge, refit=False)
     statistics = _calibrated(loaded, without, sequences, (), again)
     convertible = ConvertibleModel(model, family, without, statistics)
-    known = (again or {}).get("fitted in turn")
-    with threads(None if known is None else known.threads):
-        merged = {
-            layer: convertible.merged(layer, heads)
-            for layer, heads in enumerate(kv_heads)
-            if heads < convertible.shape.n_kv_heads
-        }
-        logger.info("refitting %d layers one after the other", len(merged))
-        refitted = refit_sequential(model, family, merged, sequences)
-        place = Place(model.device.type, torch.get_num_threads())
+    merged = {
+        layer: convertible.merged(layer, heads)
+        for layer, heads in enumerate(kv_heads)
+        if heads < convertible.shape.n_kv_heads
+    }
+    logger.info("refitting %d layers one after the other", len(merged))
     layers = list(statistics.layers)
-    for layer, weights in refitted.items():
+    for layer, weights in refit_sequential(model, family, merged, sequences).items():
         layers[layer] = replace(layers[layer], fitted={kv_heads[layer]: weights.tensors()})
-    places = {**statistics.places, "fitted in turn": place}
+    here = Place(model.device.type, torch.get_num_threads())  # never from the cache
+    places = {**statistics.places, "fitted in turn": here}
     return Statistics(tuple(layers), statistics.digest, places)
 
 
