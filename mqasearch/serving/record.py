@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jsonschema.exceptions import best_match
+from transformers.utils.hub import extract_commit_hash
 
 from mqasearch import __version__
 from mqasearch.conversion import Statistics
@@ -82,7 +83,7 @@ def write_record(
         "source": {
             "id": loaded.name if is_fetched else of_mask["id"],
             "revision": of_mask.get("revision") if is_named else None,
-            "commit": getattr(loaded.model.config, "_commit_hash", None),
+            "commit": _commit(loaded),
             "fingerprint": loaded.fingerprint,
             "tokenizer": tokenizer_digest(loaded.tokenizer),
         },
@@ -106,6 +107,15 @@ def write_record(
     validator("reproduce").validate(record)
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _commit(loaded: LoadedModel) -> str | None:
+    """Of a hub model: its files lie in a folder that is named by it."""
+    if loaded.folder is None:
+        return None
+    file = str(loaded.folder / "config.json")
+    commit: str | None = extract_commit_hash(file, None)
+    return commit
 
 
 def _places(statistics: Statistics | None) -> dict[str, Any]:
