@@ -14,7 +14,7 @@ def code_digest(parts: Iterable[str], packages: Iterable[str], without: Iterable
 
     Args:
         parts: files and folders below the package, as ``conversion`` or ``search/scoring.py``; of
-            a folder all Python files.
+            a folder all Python files, and those that become some (``.py.txt``).
         packages: whose versions count.
         without: files to leave out.
     """
@@ -40,5 +40,5 @@ def _at(part: str) -> Traversable:
 
 def _sources(name: str, place: Traversable) -> list[tuple[str, Traversable]]:
     if place.is_file():
-        return [(name, place)] if name.endswith(".py") else []
+        return [(name, place)] if name.endswith((".py", ".py.txt")) else []
     return [row for each in place.iterdir() for row in _sources(f"{name}/{each.name}", each)]

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from mqasearch import __version__
-from mqasearch.cli import convert, latency, launch, listing, run, serving, study
+from mqasearch.cli import convert, latency, launch, listing, reproduce, run, serving, study
 from mqasearch.cli.logs import complain, start_logging, without_passwords
 from mqasearch.cli.options import ChosenLogFormat, LogFormat
 from mqasearch.errors import MqasearchError, UserError
@@ -58,6 +58,7 @@ run.register(app)
 study.register(app)
 serving.register(app)
 convert.register(app)
+reproduce.register(app)
 launch.register(app)
 latency.register(app)
 listing.register(app)

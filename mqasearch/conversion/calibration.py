@@ -31,7 +31,7 @@ from mqasearch.conversion.refit import (
     refit_layers,
     run_base,
 )
-from mqasearch.conversion.statistics import LayerStatistics, Statistics
+from mqasearch.conversion.statistics import LayerStatistics, Place, Statistics, threads
 from mqasearch.errors import AssetError, UserError
 from mqasearch.families import Family
 from mqasearch.source_code import code_digest
@@ -50,19 +50,37 @@ class _Cache:
 
     digest: str
     dtype: str
+    device: str
     is_on: bool
+    again: Mapping[str, Place]
 
     def get(
-        self, parts: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]], what: str
-    ) -> Mapping[str, Tensor]:
-        """The tensors cached under these parts of a key, computed if they are not there."""
+        self,
+        part: str,
+        key: Mapping[str, object],
+        build: Callable[[], Mapping[str, Tensor]],
+        what: str,
+    ) -> tuple[Mapping[str, Tensor], Place]:
+        """The tensors cached under this key, computed if they are not there, and where they were.
+
+        Computed with as many threads as the part was the first time, if that is known.
+        """
+        known = self.again.get(part)
+
+        def built() -> tuple[Mapping[str, Tensor], Place]:
+            with threads(None if known is None else known.threads):
+                return build(), Place(self.device, torch.get_num_threads())
+
         if not self.is_on:
-            return build()
-        key = {"digest": self.digest, "dtype": self.dtype, "code": _code_digest(), **parts}
-        folder = cache_dir() / "calibration" / _sha256(key)[:32]
+            return built()
+        whole = {"digest": self.digest, "dtype": self.dtype, "code": _code_digest(), **key}
+        folder = cache_dir() / "calibration" / _sha256(whole)[:32]
 
         def fill(partial: Path) -> None:
-            save_file({name: t.contiguous() for name, t in build().items()}, partial / _FILE)
+            tensors, place = built()
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            metadata = {"device": place.device, "threads": str(place.threads)}
+            save_file(contiguous, partial / _FILE, metadata=metadata)
 
         return _load(build_once(folder, fill, what) / _FILE)
 
@@ -75,6 +93,7 @@ def calibrate(
     *,
     targets: Iterable[int] = (1,),
     fingerprint: str | None = None,
+    again: Mapping[str, Place] | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """All that ``merge`` reads, from one pass of the original model, and one per target to refit.
@@ -88,6 +107,8 @@ def calibrate(
         merge: decides whether there is a second pass.
         targets: numbers of KV heads to refit for.
         fingerprint: of the weights. None = nothing is read from or written to the cache.
+        again: ``Statistics.places`` of an earlier call, to be repeated bit for bit: each part is
+            computed with as many threads, without the cache.
         progress: called with (tokens done, tokens in all) in every pass.
 
     Raises:
@@ -101,18 +122,22 @@ def calibrate(
     if merge.refit:
         check_tokens(sequences, weights)
     digest = _sha256({"method": METHOD, "model": fingerprint, "text": [*map(list, sequences)]})
-    kept = _Cache(digest, str(weights.q.dtype), is_on=fingerprint is not None)
-    tensors = kept.get(
+    is_on = fingerprint is not None and again is None
+    kept = _Cache(digest, str(weights.q.dtype), model.device.type, is_on, again or {})
+    tensors, place = kept.get(
+        "moments",
         {"kind": "moments"},
         lambda: _packed_moments(moments(model, family, sequences, progress)),
         "calibration statistics",
     )
-    statistics = Statistics(_unpacked_moments(tensors), digest)
+    statistics = Statistics(_unpacked_moments(tensors), digest, {"moments": place})
     if not merge.refit:
         return statistics
-    layers = list(statistics.layers)
+    layers, places = list(statistics.layers), dict(statistics.places)
     for target in sorted(set(targets)):
-        fitted = kept.get(
+        part = f"fitted to {target}"
+        fitted, places[part] = kept.get(
+            part,
             {"kind": "refit", "merge": merge.digest, "target": target},
             lambda target=target: _fit(  # type: ignore[misc]
                 model, family, sequences, merge, statistics, target, progress
@@ -123,7 +148,7 @@ def calibrate(
             replace(layer, fitted={**layer.fitted, target: _of_layer(fitted, index)})
             for index, layer in enumerate(layers)
         ]
-    return Statistics(tuple(layers), digest)
+    return Statistics(tuple(layers), digest, places)
 
 
 def moments(
@@ -236,10 +261,12 @@ def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
     }
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> tuple[dict[str, Tensor], Place]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            place = file.metadata()
+        return tensors, Place(place["device"], int(place["threads"]))
     except (OSError, SafetensorError) as error:
         raise AssetError(
             f"cached calibration cannot be read ({error}): delete the folder {path.parent}"

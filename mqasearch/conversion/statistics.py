@@ -3,9 +3,11 @@
 A merge reads these types and nothing else; how they are gathered and cached is ``calibration.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -43,6 +45,31 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where numbers were computed: the same sums round differently elsewhere.
+
+    Attributes:
+        device: torch's device type.
+        threads: of torch, within one operation.
+    """
+
+    device: str
+    threads: int
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch work with so many threads for a while; None = with as many as it does."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A model's statistics.
 
@@ -51,7 +78,10 @@ class Statistics:
         digest: SHA-256 (hex) over model, text and method: the ``calibration`` field of a
             ``ScoreKey``. What was fitted on them for a merge and a number of heads needs no digest
             of its own, as a key names both.
+        places: part of them ("moments", "fitted to 1") → where it was computed; a part may come
+            from the cache, and another process put it there.
     """
 
     layers: tuple[LayerStatistics, ...]
     digest: str
+    places: Mapping[str, Place] = field(default_factory=dict)

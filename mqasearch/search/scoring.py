@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics, calibrate, merge_of
+import torch
+
+from mqasearch.conversion import (
+    ConvertibleModel,
+    Merge,
+    Place,
+    Statistics,
+    calibrate,
+    merge_of,
+)
 from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.evaluation.calibration import calibration_tokens
@@ -157,12 +166,18 @@ class CalibrationText:
     seed: int
 
 
-def calibrate_for_mask(loaded: LoadedModel, document: Mapping[str, Any]) -> Statistics | None:
+def calibrate_for_mask(
+    loaded: LoadedModel,
+    document: Mapping[str, Any],
+    *,
+    again: Mapping[str, Place] | None = None,
+) -> Statistics | None:
     """The calibration that a mask JSON names, computed again or taken from the cache.
 
     Args:
         loaded: the mask's model, nothing converted.
         document: as ``read_mask`` returns it.
+        again: as ``calibrate``.
 
     Returns:
         None where the mask's merge reads no calibration.
@@ -190,10 +205,10 @@ def calibrate_for_mask(loaded: LoadedModel, document: Mapping[str, Any]) -> Stat
     )
     sequences = _sequences(loaded, text, TaskLibrary())
     if merge.refit and document.get("refit") == "sequential":
-        statistics = _fitted_in_turn(loaded, merge, sequences, document["kv_heads"])
+        statistics = _fitted_in_turn(loaded, merge, sequences, document["kv_heads"], again)
     else:
         targets = set(document["kv_heads"]) - {loaded.shape.n_kv_heads}
-        statistics = _calibrated(loaded, merge, sequences, targets)
+        statistics = _calibrated(loaded, merge, sequences, targets, again)
     if statistics.digest != described.get("digest"):
         logger.warning(
             "the calibration is not the one that the mask was scored with: model, tokenizer or "
@@ -211,7 +226,11 @@ def _sequences(loaded: LoadedModel, text: CalibrationText, library: TaskLibrary)
 
 
 def _calibrated(
-    loaded: LoadedModel, merge: Merge, sequences: Sequence[Sequence[int]], targets: Iterable[int]
+    loaded: LoadedModel,
+    merge: Merge,
+    sequences: Sequence[Sequence[int]],
+    targets: Iterable[int],
+    again: Mapping[str, Place] | None = None,
 ) -> Statistics:
     return calibrate(
         loaded.model,
@@ -220,6 +239,7 @@ def _calibrated(
         merge,
         targets=targets,
         fingerprint=loaded.fingerprint,
+        again=again,
     )
 
 
@@ -228,11 +248,12 @@ def _fitted_in_turn(
     merge: Merge,
     sequences: Sequence[Sequence[int]],
     kv_heads: Sequence[int],
+    again: Mapping[str, Place] | None,
 ) -> Statistics:
     """The calibration whose fitted layers are those of the sequential refit, for one mask only."""
     model, family = loaded.model, family_of(loaded.model.config.model_type)
     without: Merge = replace(merge, refit=False)
-    statistics = _calibrated(loaded, without, sequences, ())
+    statistics = _calibrated(loaded, without, sequences, (), again)
     convertible = ConvertibleModel(model, family, without, statistics)
     merged = {
         layer: convertible.merged(layer, heads)
@@ -243,7 +264,9 @@ def _fitted_in_turn(
     layers = list(statistics.layers)
     for layer, weights in refit_sequential(model, family, merged, sequences).items():
         layers[layer] = replace(layers[layer], fitted={kv_heads[layer]: weights.tensors()})
-    return Statistics(tuple(layers), statistics.digest)
+    here = Place(model.device.type, torch.get_num_threads())  # never from the cache
+    places = {**statistics.places, "fitted in turn": here}
+    return Statistics(tuple(layers), statistics.digest, places)
 
 
 def _fake(name: str) -> FakeScorer | None:

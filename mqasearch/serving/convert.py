@@ -25,6 +25,7 @@ from mqasearch.serving.formats import (
     format_of,
 )
 from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, without_evidence, write_masks
+from mqasearch.serving.record import write_record
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def convert_checkpoint(
     statistics: Statistics | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
-    """Write the converted model, its tokenizer, its mask JSON and a model card.
+    """Write the converted model, its tokenizer, mask JSON, model card and ``reproduce.json``.
 
     The live model is not changed. Layers are merged and written one after the other, so memory
     holds the model, one merged layer and nothing else. ``out_dir`` appears when everything is in
@@ -101,6 +102,7 @@ def convert_checkpoint(
         write_masks(document, folder / "mask.json")
         card = model_card(document, convertible.shape, written, converted.model_type)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_record(folder, document, loaded, written, options, statistics)
     return Checkpoint(out_dir, written.name, converted.kv_heads, total)
 
 

@@ -79,21 +79,49 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: the disk is full, or the place cannot be written to.
     """
     folder = folder.absolute()
-    prefix = f".{folder.name}.partial-"
+    with _one_line(folder), _hidden(folder, "partial") as partial:
+        with FileLock(partial / _LOCK):  # tells others that this process lives
+            yield partial
+            _sync(partial)
+        (partial / _LOCK).unlink(missing_ok=True)
+        partial.rename(folder)  # replaces an empty folder, never a full one
+        _sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A fresh folder on the disk of ``beside``, gone at the end of the ``with`` block.
+
+    Left by a killed process as ``whole_folder``.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    beside = beside.absolute()
+    hidden = _hidden(beside, "temporary")
+    with _one_line(beside.parent), hidden as folder, FileLock(folder / _LOCK):
+        yield folder
+
+
+@contextlib.contextmanager
+def _hidden(beside: Path, word: str) -> Iterator[Path]:
+    """A fresh hidden folder beside another, removed at the end; those of dead processes too."""
+    prefix = f".{beside.name}.{word}-"
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(beside.parent, prefix)
+    hidden = beside.parent / f"{prefix}{uuid.uuid4().hex}"
+    hidden.mkdir()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent, prefix)
-        partial = folder.parent / f"{prefix}{uuid.uuid4().hex}"
-        partial.mkdir()
-        try:
-            with FileLock(partial / _LOCK):  # tells others that this process lives
-                yield partial
-                _sync(partial)
-            (partial / _LOCK).unlink(missing_ok=True)
-            partial.rename(folder)  # replaces an empty folder, never a full one
-            _sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Say in one line why nothing can be written to ``folder``."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(

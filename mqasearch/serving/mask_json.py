@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ MAX_MASK_BYTES = 10_000_000
 
 
 def schema(name: str) -> dict[str, Any]:
-    """A published schema: ``mask`` or ``masks``."""
+    """A published schema: ``mask``, ``masks`` or ``reproduce``."""
     text = files("mqasearch.serving").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
-def _validator(name: str) -> Draft202012Validator:
+def validator(name: str) -> Draft202012Validator:
+    """Checks a document by that schema."""
     mask = Resource.from_contents(schema("mask"))
     registry = Registry().with_resource("urn:mqasearch:mask:1", mask)
     return Draft202012Validator(schema(name), registry=registry, format_checker=FormatChecker())
@@ -46,7 +48,7 @@ def write_masks(document: Mapping[str, Any], path: Path) -> None:
         MaskError: the folder cannot be written to.
     """
     kind = "masks" if "masks" in document else "mask"
-    _validator(kind).validate(document)
+    validator(kind).validate(document)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +64,24 @@ def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
         MaskError: unreadable, not a mask JSON, inconsistent, or no such selector.
     """
     try:
-        return _consistent(_chosen(_masks(_read(path), path), selector, path), path)
+        chosen = _chosen(_masks(_read(path), path), selector, path)
     except RecursionError:
         raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
+    check_consistent(chosen, path)
+    return chosen
+
+
+def checked_mask(document: Mapping[str, object]) -> dict[str, Any]:
+    """A copy of a mask JSON that is in memory, as ``read_mask`` would have returned it.
+
+    Raises:
+        MaskError: not a mask JSON, or inconsistent.
+    """
+    where = Path("the mask")
+    copy: dict[str, Any] = deepcopy(dict(document))
+    _check(copy, "mask", where)
+    check_consistent(copy, where)
+    return copy
 
 
 def _masks(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -163,13 +180,17 @@ def _check(document: dict[str, Any], kind: str, path: Path) -> None:
         raise MaskError(
             f"{path}: schema_version {found!r:.80}; this mqasearch reads version {SCHEMA_VERSION}"
         )
-    fault = best_match(_validator(kind).iter_errors(document))
+    fault = best_match(validator(kind).iter_errors(document))
     if fault is not None:
         raise MaskError(f"{path}: {fault.json_path.removeprefix('$.')}: {fault.message:.200}")
 
 
-def _consistent(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The three ways of saying the same thing must agree."""
+def check_consistent(document: Mapping[str, Any], path: Path) -> None:
+    """The three ways of saying the same thing in a mask JSON must agree.
+
+    Raises:
+        MaskError: they do not; ``path`` says where the mask is.
+    """
     mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
     n_layers, n_kv_heads = document["model"]["n_layers"], document["model"]["n_kv_heads"]
     if len(mask) != n_layers or len(document["kv_heads"]) != n_layers:
@@ -182,4 +203,3 @@ def _consistent(document: dict[str, Any], path: Path) -> dict[str, Any]:
     reduced = tuple(heads < n_kv_heads for heads in document["kv_heads"])
     if reduced != mask.flags or any(n_kv_heads % heads for heads in document["kv_heads"]):
         raise MaskError(f"{path}: kv_heads does not fit the mask and {n_kv_heads} KV heads a layer")
-    return document

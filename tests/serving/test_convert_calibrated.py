@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
-from mqasearch import cli
+from mqasearch import api, cli
 from mqasearch.conversion import ConvertibleModel, Merge, calibrate, merge_of
 from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import UnknownNameError
@@ -312,7 +312,7 @@ def test_too_little_room_is_found_before_anything_is_calibrated(
         raise AssertionError("calibrated before the room was checked")
 
     monkeypatch.setattr("mqasearch.serving.folder.shutil.disk_usage", lambda path: usage)
-    monkeypatch.setattr(scoring, "calibrate_for_mask", calibrated)
+    monkeypatch.setattr(api, "calibrate_for_mask", calibrated)
     assert command(monkeypatch, "convert", mask, tmp_path / "out") == 2
 
 

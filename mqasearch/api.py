@@ -1,0 +1,196 @@
+"""What Python users call: ``mqasearch.load``, ``mqasearch.apply`` and ``mqasearch.convert``."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mqasearch.errors import UserError
+from mqasearch.mask import KVHeads
+from mqasearch.search.scoring import calibrate_for_mask
+from mqasearch.serving.applied import Applied, apply_document, apply_heads
+from mqasearch.serving.convert import Checkpoint, check_request, convert_checkpoint, with_refit
+from mqasearch.serving.folder import check_output
+from mqasearch.serving.formats import Options
+from mqasearch.serving.formats.base import MAX_SHARD_BYTES
+from mqasearch.serving.loading import load_converted
+from mqasearch.serving.mask_json import checked_mask, read_mask
+from mqasearch.serving.original import load_original
+
+__all__ = ["Applied", "Checkpoint", "apply", "convert", "load"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Mask: TypeAlias = PathLike | Mapping[str, object] | Sequence[int]
+"""A mask JSON, by its path or read, or the number of KV heads of each layer."""
+
+
+def load(
+    folder: PathLike,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The model of a folder that ``mqasearch convert`` wrote, ready for transformers' ``generate``.
+
+    ::
+
+        >>> model = mqasearch.load("converted")
+        >>> inputs = tokenizer("Once upon a time", return_tensors="pt")
+        >>> tokens = model.generate(**inputs, max_new_tokens=20)
+
+    Folders of the formats ``hf``, ``expanded`` and ``nemotron-nas`` are loaded, by mqasearch's own
+    modeling code: no code of the folder runs. For the tokenizer, which reads the config too, say
+    ``AutoTokenizer.from_pretrained("converted", config=model.config)``.
+
+    Args:
+        folder: what ``convert`` wrote.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = as it was written.
+        attn_implementation: as transformers' ``from_pretrained``.
+
+    Raises:
+        UserError: no folder of ours, or one for another program than transformers.
+        ModelError: incomplete weights, or no such device or dtype.
+    """
+    return load_converted(Path(folder), device=device, dtype=dtype, attention=attn_implementation)
+
+
+def apply(
+    model: PreTrainedModel,
+    mask: Mask,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    selector: str | None = None,
+) -> Applied:
+    """Give the layers of a live transformers model the KV heads of a mask.
+
+    ::
+
+        >>> with mqasearch.apply(model, "mask.json", tokenizer=tokenizer):
+        ...     converted = model.generate(**inputs, max_new_tokens=20)
+        >>> original = model.generate(**inputs, max_new_tokens=20)
+
+    Without ``with`` the mask stays until ``.restore()``. The model keeps its shapes and computes
+    what the converted one does; only ``convert`` makes the cache smaller.
+
+    Args:
+        model: of the mask's sizes; its weights are taken as they are.
+        mask: a mask JSON, its path, or KV heads per layer, layer 0 first, which are merged by
+            ``mean``.
+        tokenizer: of the model, for masks whose merge is calibrated on text; None = the one at
+            ``model.name_or_path``.
+        selector: whose mask, of several in a file; None = the best.
+
+    Raises:
+        MaskError: a broken mask, or one that does not fit the model.
+        ModelError, UnknownNameError: a model that cannot be converted.
+        UserError: a mask is applied already, or the tokenizer is needed and not known.
+    """
+    document = _document(mask, selector)
+    if isinstance(document, Mapping):
+        return apply_document(model, document, tokenizer)
+    return apply_heads(model, document)
+
+
+def convert(
+    mask: Mask,
+    out_dir: PathLike,
+    *,
+    model: PathLike | None = None,
+    format: str = "hf",
+    outtype: str | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    selector: str | None = None,
+    refit: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Checkpoint:
+    """Write the converted model as a checkpoint that serves: what ``mqasearch convert`` does.
+
+    ::
+
+        >>> checkpoint = mqasearch.convert("mask.json", "converted", model="original")
+        >>> checkpoint.kv_heads
+        (1, 4, 2)
+
+    Args:
+        mask: a mask JSON, its path, or KV heads per layer, layer 0 first, which are merged by
+            ``mean``.
+        out_dir: must not exist, or be empty; appears whole or not at all.
+        model: where the original is; None = where the mask says.
+        format: a name in ``mqasearch.serving.formats.FORMATS``.
+        outtype: of the weights, for formats that have a choice.
+        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = that in
+            which the mask was scored.
+        device: that a calibration runs on: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        selector: whose mask, of several in a file; None = the best.
+        refit: ``parallel``, ``sequential`` or ``none``; None = the mask's own.
+        revision: of a hub id; None = the mask's own.
+        trust_remote_code: run Python code that comes with the original.
+        max_shard_bytes: size of the largest weights file.
+        progress: called with (bytes written, bytes in all) after every tensor.
+
+    Raises:
+        MaskError: a broken mask, or one of another model.
+        ModelError, UnknownNameError: no such model, format or outtype, or one that does not fit.
+        UserError: no room, or a folder that is in use; and all that ``load_model`` raises.
+    """
+    out_dir, options = Path(out_dir), Options(outtype, max_shard_bytes)
+    check_output(out_dir, 0)
+    moved_to = None if model is None else os.fspath(model)
+    document = _of_model(_document(mask, selector), moved_to, refit, revision)
+    of_mask = document["model"] if isinstance(document, Mapping) else {"id": moved_to}
+    loaded = load_original(
+        of_mask,
+        moved_to=moved_to,
+        revision=revision,
+        device=device,
+        dtype=dtype or (document.get("dtype") if isinstance(document, Mapping) else None) or "auto",
+        trust_remote_code=trust_remote_code,
+    )
+    check_request(document, loaded, out_dir, format, options)
+    statistics = calibrate_for_mask(loaded, document) if isinstance(document, Mapping) else None
+    return convert_checkpoint(
+        document,
+        loaded,
+        out_dir,
+        format=format,
+        options=options,
+        statistics=statistics,
+        progress=progress,
+    )
+
+
+def _of_model(
+    document: dict[str, Any] | KVHeads,
+    moved_to: str | None,
+    refit: str | None,
+    revision: str | None,
+) -> dict[str, Any] | KVHeads:
+    """The mask with the refit that was asked for, and where its model is found again."""
+    if not isinstance(document, Mapping):
+        if moved_to is None or refit is not None:
+            raise UserError("KV heads name no model and no refit: give model=, and no refit")
+        return document
+    if refit is not None:
+        document = with_refit(document, refit)
+    if revision is not None and moved_to is None:
+        document["model"]["revision"] = revision
+    return document
+
+
+def _document(mask: Mask, selector: str | None) -> dict[str, Any] | KVHeads:
+    """A mask JSON, or KV heads."""
+    if isinstance(mask, str | os.PathLike):
+        return read_mask(Path(mask), selector)
+    if selector is not None:
+        raise UserError(f"selector {selector!r} chooses among the masks of a file: give its path")
+    if isinstance(mask, Mapping):
+        return checked_mask(mask)
+    return tuple(mask)
