@@ -31,10 +31,12 @@ test: check
 # Stock engines, each in an environment of its own; then whether they compute what transformers does.
 engines: setup $(ENGINES:%=.engines/%/.ready)
 	MQASEARCH_ENGINES=$(CURDIR)/.engines OMP_WAIT_POLICY=PASSIVE $(BIN)/python engines/equality.py --engine $(ENGINES)
+	MQASEARCH_ENGINES=$(CURDIR)/.engines OMP_WAIT_POLICY=PASSIVE $(BIN)/python engines/commands.py --engine $(ENGINES)
 
 .engines/%/.ready: engines/%.txt
 	$(PYTHON) -m venv .engines/$*
-	PIP_CONSTRAINT= .engines/$*/bin/python -m pip install --quiet --require-hashes --requirement $<
+	PIP_CONSTRAINT= .engines/$*/bin/python -m pip install --quiet --no-deps --require-hashes --requirement $<
+	! test -d engines/$*-name || PIP_CONSTRAINT= .engines/$*/bin/python -m pip install --quiet --no-deps --no-build-isolation ./engines/$*-name
 	touch $@
 
 format: setup

@@ -11,6 +11,7 @@ SmolLM2-135M; every claimed model type is tried with small random weights too.
 """
 
 import argparse
+import copy
 import gc
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import torch
 from random_models import random_model
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import UserError
@@ -81,10 +83,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, some masks of it, and prompts."""
+    """A model, some masks of it, and prompts.
+
+    Attributes:
+        loaded: what is converted, in float32.
+        reference: the same in float64, by transformers' plain attention: in float32 its fast one
+            has errors near the tolerance.
+    """
 
     name: str
     loaded: LoadedModel
+    reference: PreTrainedModel
     masks: dict[str, KVHeads]
     prompts: list[list[int]]
 
@@ -130,21 +139,18 @@ def compare(subject: Subject, mask: str, kv_heads: KVHeads, engine: str, written
             log_probs = running.log_probs(subject.prompts)
             continued = running.generate(subject.prompts, N_TOKENS)
             cache = running.cache_bytes_per_token()
-    merged = ConvertibleModel(
-        subject.loaded.model,
-        family_of(subject.loaded.model.config.model_type),
-        merge_of("mean"),
-    )
+    family = family_of(subject.reference.config.model_type)
+    merged = ConvertibleModel(subject.reference, family, merge_of("mean"))
     with merged.converted(kv_heads):
         difference = max(
             abs(theirs - ours)
             for prompt, row in zip(subject.prompts, log_probs, strict=True)
-            for theirs, ours in zip(row, _log_probs(subject.loaded, prompt), strict=True)
+            for theirs, ours in zip(row, _log_probs(subject.reference, prompt), strict=True)
         )
         behind = [
             lag
             for prompt, tokens in zip(subject.prompts, continued, strict=True)
-            for lag in _behind_the_best(subject.loaded, prompt, tokens)
+            for lag in _behind_the_best(subject.reference, prompt, tokens)
         ]
     return Result(
         engine=f"{engine} {version}",
@@ -160,27 +166,27 @@ def compare(subject: Subject, mask: str, kv_heads: KVHeads, engine: str, written
     )
 
 
-def _distributions(loaded: LoadedModel, tokens: Sequence[int]) -> torch.Tensor:
+def _distributions(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
     """Log-probabilities of the next token after each of ``tokens`` [tokens, vocabulary]."""
     with torch.inference_mode():
-        logits = loaded.model(torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits.double().log_softmax(-1)
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits.log_softmax(-1)
 
 
-def _log_probs(loaded: LoadedModel, tokens: Sequence[int]) -> list[float]:
-    rows = _distributions(loaded, tokens)[:-1]
+def _log_probs(model: PreTrainedModel, tokens: Sequence[int]) -> list[float]:
+    rows = _distributions(model, tokens)[:-1]
     chosen: list[float] = rows.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
     return chosen
 
 
 def _behind_the_best(
-    loaded: LoadedModel, prompt: Sequence[int], tokens: Sequence[int]
+    model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]
 ) -> list[float]:
     """How much less likely than the best each token of an engine's continuation is; 0 = the best.
 
     Each is judged after the engine's own tokens, so one tie does not spoil all that follows.
     """
-    rows = _distributions(loaded, [*prompt, *tokens])[len(prompt) - 1 : -1]
+    rows = _distributions(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
     chosen = rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     behind: list[float] = (rows.max(-1).values - chosen).tolist()
     return behind
@@ -195,7 +201,13 @@ def _subjects(only: Sequence[str] | None) -> Iterator[Subject]:
         loaded = load_model(REAL, device="cpu", dtype="float32")
         layers = {"5 of 30": (6, 7, 25, 28, 29), "15 of 30": range(1, 30, 2), "all 30": range(30)}
         masks = {name: LayerMask.of(of, 30).kv_heads(loaded.shape) for name, of in layers.items()}
-        yield Subject(REAL, loaded, masks, [loaded.tokenizer.encode(text) for text in PROMPTS])
+        yield Subject(
+            REAL,
+            loaded,
+            _reference(loaded),
+            masks,
+            [loaded.tokenizer.encode(text) for text in PROMPTS],
+        )
     model_types = sorted({kind for written in FORMATS.values() for kind in written.model_types})
     for model_type in model_types:
         if only and model_type not in only:
@@ -209,8 +221,14 @@ def _subjects(only: Sequence[str] | None) -> Iterator[Subject]:
                 torch.randint(5, loaded.model.config.vocab_size, (n,), generator=generator).tolist()
                 for n in (7, 40)
             ]
-            yield Subject(model_type, loaded, masks, prompts)
+            yield Subject(model_type, loaded, _reference(loaded), masks, prompts)
         gc.collect()
+
+
+def _reference(loaded: LoadedModel) -> PreTrainedModel:
+    model = copy.deepcopy(loaded.model).double()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def _claims(

@@ -100,7 +100,7 @@ class CompactHF(Format):
                 "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
                 "python",
             ),
-            Serving("vLLM", "vllm serve FOLDER --trust-remote-code"),
+            Serving("vLLM", "vllm serve FOLDER --trust-remote-code --host 127.0.0.1"),
         )
 
 
