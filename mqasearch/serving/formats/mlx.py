@@ -12,6 +12,7 @@ from mqasearch.serving.formats.base import Format, Options, Serving
 from mqasearch.serving.formats.config import stock_config, template, write_config
 from mqasearch.serving.formats.mlx_layers import MODEL_TYPES, entries, fault, layers, tensors
 from mqasearch.serving.formats.nemotron_nas import NemotronNAS
+from mqasearch.serving.formats.positions import rope_scaling
 from mqasearch.serving.formats.tokenizer import write_tokenizer
 from mqasearch.serving.safetensors_stream import write_sharded
 
@@ -39,14 +40,15 @@ class MLX(Format):
         return sum(entry.n_bytes for entry in entries(converted))
 
     def write(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
+        write_tokenizer(folder, converted)
         if self._fits_nemotron(converted):
-            yield from self._nemotron.write(converted, folder, options)
+            yield from self._nemotron.write_tensors(converted, folder, options)
+            write_config(folder, converted.model, self._nemotron.config(converted))
             return
         for entry in write_sharded(
             folder, entries(converted), tensors(converted), options.max_shard_bytes
         ):
             yield entry.n_bytes
-        write_tokenizer(folder, converted)
         code = template("mlx_mqa").replace("{version}", __version__)
         (folder / _CODE).write_text(code, encoding="utf-8")
         write_config(folder, converted.model, self.config(converted))
@@ -64,10 +66,20 @@ class MLX(Format):
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         command = 'mlx_lm.generate --model FOLDER --trust-remote-code --prompt "Once upon a time"'
         if model_type in self._nemotron.model_types:
-            note = f"# without --trust-remote-code if the folder has no {_CODE}\n"
+            note = f"# --trust-remote-code: only if the folder has {_CODE}\n"
             command = note + command
         return (Serving("MLX", command),)
 
     def _fits_nemotron(self, converted: Converted) -> bool:
-        own = converted.model_type in self._nemotron.model_types
-        return own and self._nemotron.fault(converted) is None
+        """Whether MLX-LM loads the model by itself, and its tokenizer too.
+
+        Of an architecture that transformers does not know, AutoTokenizer reads config.json as no
+        model's in particular, and fails (5.24) if it holds llama3's scaling in the old words,
+        which are those that MLX-LM reads.
+        """
+        if converted.model_type not in self._nemotron.model_types:
+            return False
+        return (
+            self._nemotron.fault(converted) is None
+            and (rope_scaling(converted.model.config) or {}).get("rope_type") != "llama3"
+        )

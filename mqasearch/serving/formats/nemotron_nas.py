@@ -76,22 +76,26 @@ class NemotronNAS(Format):
         return sum(entry.n_bytes for entry in converted.entries(_pack(converted)))
 
     def write(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
+        yield from self.write_tensors(converted, folder, options)
+        write_tokenizer(folder, converted)
+        code = template("configuration_nemotron_nas").replace("{version}", __version__)
+        (folder / "configuration_nemotron_nas.py").write_text(code, encoding="utf-8")
+        auto_map = {"AutoConfig": "configuration_nemotron_nas.NemotronNasConfig"}
+        write_config(folder, converted.model, self.config(converted) | {"auto_map": auto_map})
+
+    def write_tensors(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
+        """Write the weights alone, and yield as ``write`` does."""
         pack = _pack(converted)
         entries, tensors = converted.entries(pack), converted.tensors(pack)
         for entry in write_sharded(folder, entries, tensors, options.max_shard_bytes):
             yield entry.n_bytes
-        write_tokenizer(folder, converted)
-        code = template("configuration_nemotron_nas").replace("{version}", __version__)
-        (folder / "configuration_nemotron_nas.py").write_text(code, encoding="utf-8")
-        write_config(folder, converted.model, self.config(converted))
 
     def config(self, converted: Converted) -> dict[str, Any]:
-        """The contents of config.json."""
+        """The contents of config.json, but for the code that transformers reads it with."""
         model, config = converted.model, converted.model.config
         return {name: getattr(config, name) for name in _FIELDS} | {
             "model_type": self.name,
             "architectures": ["DeciLMForCausalLM"],
-            "auto_map": {"AutoConfig": "configuration_nemotron_nas.NemotronNasConfig"},
             "block_configs": [_block(converted, heads) for heads in converted.kv_heads],
             "attention_bias": converted.announced(0).q_bias is not None,
             "mlp_bias": getattr(config, "mlp_bias", False),
@@ -104,13 +108,14 @@ class NemotronNAS(Format):
         }
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
+        note = "# the code that it trusts only reads config.json: the model is {}'s own\n"
         return (
+            Serving("vLLM", note.format("vLLM") + "vllm serve FOLDER --trust-remote-code"),
             Serving(
-                "vLLM",
-                "# the code that it trusts reads config.json; the model is vLLM's own\n"
-                "vllm serve FOLDER --trust-remote-code",
+                "MLX",
+                note.format("MLX-LM") + "mlx_lm.generate --model FOLDER --trust-remote-code "
+                '--prompt "Once upon a time"',
             ),
-            Serving("MLX", 'mlx_lm.generate --model FOLDER --prompt "Once upon a time"'),
         )
 
 

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import driver
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm import load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
 
 _PREFILL_STEP = 2048  # as mlx_lm.generate does
 
@@ -19,7 +20,7 @@ class Model:
     """A loaded model. MLX chooses its own number of threads, and its caches grow as they must."""
 
     def __init__(self, folder: str, dtype: str) -> None:
-        self.model, _ = load(folder, trust_remote_code=True)
+        self.model, _ = load_model(Path(folder), trust_remote_code=True)
         kind = getattr(mx, dtype)
         self.model.update(
             tree_map(
@@ -41,7 +42,10 @@ class Model:
     def generate(self, tokens: list[list[int]], n_tokens: int) -> list[list[int]]:
         # generate_step, unlike stream_generate, does not stop at the end-of-text token
         return [
-            [int(token) for token, _ in generate_step(mx.array(prompt), self.model, max_tokens=n_tokens)]
+            [
+                int(token)
+                for token, _ in generate_step(mx.array(prompt), self.model, max_tokens=n_tokens)
+            ]
             for prompt in tokens
         ]
 
