@@ -29,6 +29,12 @@ def write_config(folder: Path, model: PreTrainedModel, config: dict[str, Any]) -
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output projection is the table of token embeddings, whatever the config says."""
+    untyped: Any = model
+    return untyped.get_output_embeddings().weight is untyped.get_input_embeddings().weight
+
+
 def template(name: str) -> str:
     """Python code that goes into folders, by its name in ``modeling/``."""
     folder = files("mqasearch.serving.formats").joinpath("modeling")

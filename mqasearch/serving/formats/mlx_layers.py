@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mqasearch.families import FAMILIES
 from mqasearch.serving.converted import Converted
+from mqasearch.serving.formats.config import is_tied
 from mqasearch.serving.formats.positions import rope_fault, rope_scaling, rope_theta, windows
 from mqasearch.serving.safetensors_stream import Entry
 
@@ -110,7 +111,7 @@ MODEL_TYPES = tuple(_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Layers:
+class Layers:
     """``ModelArgs`` of the file."""
 
     model_type: str
@@ -142,13 +143,13 @@ class _Layers:
 
 def layers(converted: Converted) -> dict[str, Any]:
     """What config.json says under ``mqa``."""
-    model, config, shape = converted.model, converted.model.config, converted.convertible.shape
+    config, shape = converted.model.config, converted.convertible.shape
     kind, attention = _KINDS[converted.model_type], converted.announced(0)
     sizes = {entry.name: entry.shape for entry in entries(converted)}
     is_gemma = converted.model_type in ("gemma", "gemma2")
     scalar = getattr(config, "query_pre_attn_scalar", shape.head_dim)
     return asdict(
-        _Layers(
+        Layers(
             model_type=converted.model_type,
             vocab_size=sizes["model.embed_tokens.weight"][0],
             hidden_size=shape.hidden_size,
@@ -173,7 +174,7 @@ def layers(converted: Converted) -> dict[str, Any]:
             embedding_scale=shape.hidden_size**0.5 if is_gemma else 1.0,
             rope=_rope(config, attention.rope.rotary_dims),
             positions=_positions(kind, sizes),
-            tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+            tied=is_tied(converted.model),
         )
     )
 

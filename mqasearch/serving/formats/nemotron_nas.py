@@ -1,6 +1,6 @@
 """``nemotron-nas``: Llama-shaped models with another number of KV heads in every layer.
 
-vLLM, MLX-LM, ExLlamaV3 and TensorRT-LLM have this architecture (``DeciLMForCausalLM``) of their own.
+vLLM, MLX-LM, ExLlamaV3 and TensorRT-LLM have the architecture, ``DeciLMForCausalLM``, of their own.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mqasearch.families import FAMILIES, AttentionWeights
 from mqasearch.models import KV_HEADS_KEY
 from mqasearch.serving.converted import Converted, Pack
 from mqasearch.serving.formats.base import Format, Options, Serving
-from mqasearch.serving.formats.config import template, write_config
+from mqasearch.serving.formats.config import is_tied, template, write_config
 from mqasearch.serving.formats.positions import (
     narrowest_window,
     rope_fault,
@@ -93,19 +93,19 @@ class NemotronNAS(Format):
     def config(self, converted: Converted) -> dict[str, Any]:
         """The contents of config.json, but for the code that transformers reads it with."""
         model, config = converted.model, converted.model.config
-        return {name: getattr(config, name) for name in _FIELDS} | {
+        scaling = rope_scaling(config)
+        written = {name: getattr(config, name) for name in _FIELDS} | {
             "model_type": self.name,
             "architectures": ["DeciLMForCausalLM"],
             "block_configs": [_block(converted, heads) for heads in converted.kv_heads],
             "attention_bias": converted.announced(0).q_bias is not None,
             "mlp_bias": getattr(config, "mlp_bias", False),
             "rope_theta": rope_theta(config),
-            "rope_scaling": rope_scaling(config),
-            "tie_word_embeddings": model.get_output_embeddings().weight
-            is model.get_input_embeddings().weight,
+            "tie_word_embeddings": is_tied(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             KV_HEADS_KEY: list(converted.kv_heads),
         }
+        return written if scaling is None else written | {"rope_scaling": scaling}
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         note = "# the code that it trusts only reads config.json: the model is {}'s own\n"

@@ -37,7 +37,8 @@ class Model:
         logits = self.model(mx.array([prompt]), cache=make_prompt_cache(self.model))[0, :-1]
         logits = logits.astype(mx.float32)
         chosen = mx.take_along_axis(logits, mx.array(prompt[1:])[:, None], axis=-1)[:, 0]
-        return (chosen - mx.logsumexp(logits, axis=-1)).tolist()
+        found: list[float] = (chosen - mx.logsumexp(logits, axis=-1)).tolist()
+        return found
 
     def generate(self, tokens: list[list[int]], n_tokens: int) -> list[list[int]]:
         # generate_step, unlike stream_generate, does not stop at the end-of-text token
@@ -56,8 +57,12 @@ class Model:
         """
         cache = make_prompt_cache(self.model)
         mx.eval(self.model(mx.array([[1, 1]]), cache=cache))
-        return sum(
-            array.nbytes / array.shape[2] for layer in cache for array in (layer.keys, layer.values)
+        return float(
+            sum(
+                array.nbytes / array.shape[2]
+                for layer in cache
+                for array in (layer.keys, layer.values)
+            )
         )
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> dict[str, float]:
