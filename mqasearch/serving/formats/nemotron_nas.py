@@ -16,12 +16,7 @@ from mqasearch.models import KV_HEADS_KEY
 from mqasearch.serving.converted import Converted, Pack
 from mqasearch.serving.formats.base import Format, Options, Serving
 from mqasearch.serving.formats.config import is_tied, template, write_config
-from mqasearch.serving.formats.positions import (
-    narrowest_window,
-    rope_fault,
-    rope_scaling,
-    rope_theta,
-)
+from mqasearch.serving.formats.positions import narrowest_window, rope_fault, rope_words
 from mqasearch.serving.formats.tokenizer import write_tokenizer
 from mqasearch.serving.safetensors_stream import write_sharded
 
@@ -93,19 +88,17 @@ class NemotronNAS(Format):
     def config(self, converted: Converted) -> dict[str, Any]:
         """The contents of config.json, but for the code that transformers reads it with."""
         model, config = converted.model, converted.model.config
-        scaling = rope_scaling(config)
-        written = {name: getattr(config, name) for name in _FIELDS} | {
+        return {name: getattr(config, name) for name in _FIELDS} | {
             "model_type": self.name,
             "architectures": ["DeciLMForCausalLM"],
             "block_configs": [_block(converted, heads) for heads in converted.kv_heads],
             "attention_bias": converted.announced(0).q_bias is not None,
             "mlp_bias": getattr(config, "mlp_bias", False),
-            "rope_theta": rope_theta(config),
             "tie_word_embeddings": is_tied(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             KV_HEADS_KEY: list(converted.kv_heads),
+            **rope_words(config),
         }
-        return written if scaling is None else written | {"rope_scaling": scaling}
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         note = "# the code that it trusts only reads config.json: the model is {}'s own\n"

@@ -50,6 +50,19 @@ def rope_scaling(config: PreTrainedConfig) -> dict[str, Any] | None:
     return None if parameters.get("rope_type", "default") == "default" else parameters
 
 
+def rope_words(config: PreTrainedConfig) -> dict[str, Any]:
+    """Keys of config.json that say what ``rope_parameters`` says, for engines that know only them.
+
+    transformers 5 nests the base, and MLX-LM's Llama, which does not look there, takes 10,000.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" not in parameters:
+        return {}
+    scaling = rope_scaling(config)
+    theta = {"rope_theta": rope_theta(config)}
+    return theta if scaling is None else theta | {"rope_scaling": scaling}
+
+
 def rope_fault(config: PreTrainedConfig) -> str | None:
     """What of the rotary embedding engines would compute in another way; None = nothing."""
     parameters = config.rope_parameters
