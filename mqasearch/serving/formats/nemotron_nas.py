@@ -45,6 +45,10 @@ class NemotronNAS(Format):
 
     name = "nemotron-nas"
     summary = "Llama, Mistral, Qwen2: vLLM's, MLX's and TensorRT-LLM's own architecture"
+    refused_by = (
+        "SGLang refuses models whose layers differ in their number of KV heads; transformers has "
+        "no model of this architecture."
+    )
     model_types = ("llama", "mistral", "qwen2")
 
     def fault(self, converted: Converted) -> str | None:
