@@ -47,7 +47,7 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
         kind.name: kind
         for kind in (
             EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp"),
-            EngineKind("mlx", "mlx_lm", "drive_mlx.py", "mlx-lm"),
+            EngineKind("mlx", "mlx_lm", "drive_mlx.py", "mlx-lm[cpu]"),
             EngineKind("vllm", "vllm", "drive_vllm.py", "vllm"),
         )
     }

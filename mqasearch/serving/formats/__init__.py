@@ -8,9 +8,11 @@ from mqasearch.serving.converted import Converted
 from mqasearch.serving.formats.base import DEFAULTS, Format, Options, Serving
 from mqasearch.serving.formats.expanded import Expanded
 from mqasearch.serving.formats.hf import CompactHF
+from mqasearch.serving.formats.mlx import MLX
+from mqasearch.serving.formats.nemotron_nas import NemotronNAS
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {written.name: written for written in (CompactHF(), Expanded())}
+    {written.name: written for written in (CompactHF(), Expanded(), NemotronNAS(), MLX())}
 )
 """Name → format."""
 

@@ -1,6 +1,7 @@
 """The small files of folders that transformers loads."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,15 @@ def write_config(folder: Path, model: PreTrainedModel, config: dict[str, Any]) -
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output projection is the table of token embeddings, whatever the config says."""
+    untyped: Any = model
+    return untyped.get_output_embeddings().weight is untyped.get_input_embeddings().weight
+
+
+def template(name: str) -> str:
+    """Python code that goes into folders, by its name in ``modeling/``."""
+    folder = files("mqasearch.serving.formats").joinpath("modeling")
+    return folder.joinpath(f"{name}.py.txt").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from mqasearch.families import FAMILIES, AttentionWeights
 from mqasearch.serving.converted import Converted, Pack
 from mqasearch.serving.formats.base import Format, Options, Serving
 from mqasearch.serving.formats.config import stock_config, write_config
+from mqasearch.serving.formats.positions import rope_words
 from mqasearch.serving.formats.tokenizer import write_tokenizer
 from mqasearch.serving.safetensors_stream import write_sharded
 
@@ -30,7 +31,8 @@ class Expanded(Format):
         for entry in write_sharded(folder, entries, tensors, options.max_shard_bytes):
             yield entry.n_bytes
         write_tokenizer(folder, converted)
-        write_config(folder, converted.model, stock_config(converted.model))
+        config = stock_config(converted.model) | rope_words(converted.model.config)
+        write_config(folder, converted.model, config)
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         return (
