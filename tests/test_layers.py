@@ -80,9 +80,10 @@ def same_floor(here: str, there: str) -> bool:
 def test_imports_stand_at_the_top(path: Path) -> None:
     """Only the command line defers imports; only it may hide one behind TYPE_CHECKING.
 
-    So may the package itself: ``import mqasearch`` is quick, and ``mqasearch.load`` needs torch.
+    So may the package itself: ``import mqasearch`` is quick, and ``mqasearch.load`` needs torch. An
+    engine's driver imports the engine when it is asked to, so that a failure is an answer too.
     """
-    if room(path) in ("cli", "__init__"):
+    if room(path) in ("cli", "__init__") or path.parent.name == "drivers":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

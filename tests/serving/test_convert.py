@@ -368,7 +368,7 @@ def test_a_family_that_the_format_cannot_express_is_told_which_can(
     with pytest.raises(ModelError) as raised:
         convert_checkpoint(KV_HEADS, loaded(tiny_model("gpt2")), tmp_path / "out", format="narrow")
     assert str(raised.value) == (
-        "format 'narrow' cannot express a gpt2 model; formats that can: hf, expanded, mlx"
+        "format 'narrow' cannot express a gpt2 model; formats that can: hf, mlx, expanded"
     )
 
 

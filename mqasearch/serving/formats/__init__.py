@@ -12,7 +12,7 @@ from mqasearch.serving.formats.mlx import MLX
 from mqasearch.serving.formats.nemotron_nas import NemotronNAS
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {written.name: written for written in (CompactHF(), Expanded(), NemotronNAS(), MLX())}
+    {written.name: written for written in (CompactHF(), NemotronNAS(), MLX(), Expanded())}
 )
 """Name → format."""
 

@@ -1,7 +1,6 @@
 """``hf``: only the KV heads that are left, with the Python code that reads them."""
 
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from mqasearch.mask import KVHeads
 from mqasearch.models import KV_HEADS_KEY, shape_of
 from mqasearch.serving.converted import Converted
 from mqasearch.serving.formats.base import Format, Options, Serving
-from mqasearch.serving.formats.config import stock_config, write_config
+from mqasearch.serving.formats.config import stock_config, template, write_config
 from mqasearch.serving.formats.tokenizer import write_tokenizer
 from mqasearch.serving.safetensors_stream import write_sharded
 
@@ -85,11 +84,11 @@ class CompactHF(Format):
     def code(self, model_type: str) -> dict[str, str]:
         """The Python files of the folder, by name."""
         stock = self._STOCK.get(model_type)
-        template = _template(model_type if stock is None else "separate")
+        text = template(model_type if stock is None else "separate")
         values = {"stock": stock, "model_type": model_type, "version": __version__}
         for name, value in values.items():
-            template = template.replace(f"{{{name}}}", str(value))
-        return {"modeling_mqa.py": template, "attention_mqa.py": _template("attention_mqa")}
+            text = text.replace(f"{{{name}}}", str(value))
+        return {"modeling_mqa.py": text, "attention_mqa.py": template("attention_mqa")}
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         return (
@@ -102,8 +101,3 @@ class CompactHF(Format):
             ),
             Serving("vLLM", "vllm serve FOLDER --trust-remote-code --host 127.0.0.1"),
         )
-
-
-def _template(name: str) -> str:
-    folder = files("mqasearch.serving.formats").joinpath("modeling")
-    return folder.joinpath(f"{name}.py.txt").read_text(encoding="utf-8")

@@ -107,7 +107,10 @@ class NemotronNAS(Format):
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         note = "# the code that it trusts only reads config.json: the model is {}'s own\n"
         return (
-            Serving("vLLM", note.format("vLLM") + "vllm serve FOLDER --trust-remote-code"),
+            Serving(
+                "vLLM",
+                note.format("vLLM") + "vllm serve FOLDER --trust-remote-code --host 127.0.0.1",
+            ),
             Serving(
                 "MLX",
                 note.format("MLX-LM") + "mlx_lm.generate --model FOLDER --trust-remote-code "
