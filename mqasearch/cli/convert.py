@@ -12,13 +12,14 @@ from mqasearch.errors import UserError
 CheckpointFormat = Annotated[
     str,
     typer.Option(
-        help="hf: really fewer KV heads, needs trust_remote_code; expanded: stock "
-        "architecture, saves no memory."
+        help="hf: transformers and vLLM, needs trust_remote_code; nemotron-nas: vLLM, MLX; "
+        "gguf: llama.cpp; mlx; expanded: stock architecture, saves no memory. "
+        "See `mqasearch formats`."
     ),
 ]
 OutType = Annotated[
     str | None,
-    typer.Option(help="Of the weights, for formats that have a choice."),
+    typer.Option(help="Of the weights in gguf: f16, f32, bf16 or q8_0."),
 ]
 Refit = Annotated[
     str | None,

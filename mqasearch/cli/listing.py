@@ -1,4 +1,4 @@
-"""``tasks``, ``families``, ``selectors``, ``merges``: what there is."""
+"""``tasks``, ``families``, ``selectors``, ``merges``, ``formats``: what there is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command()(families)
     app.command()(selectors)
     app.command()(merges)
+    app.command()(formats)
 
 
 def tasks(
@@ -65,6 +66,35 @@ def merges(format: OutputFormat = Format.TABLE) -> None:
     from mqasearch.conversion import MERGES
 
     _print(("merge", "what it does"), _described(MERGES), format)
+
+
+def formats(format: OutputFormat = Format.TABLE) -> None:
+    """List the checkpoint formats that `convert` writes, and what loads them."""
+    from mqasearch.serving.formats import FORMATS
+
+    _print(
+        ("format", "what it is", "loaded by", "model types", "outtypes"),
+        (
+            (
+                written.name,
+                written.summary,
+                ", ".join(_engines(written)),
+                ", ".join(written.model_types),
+                ", ".join(written.outtypes),
+            )
+            for written in FORMATS.values()
+        ),
+        format,
+    )
+
+
+def _engines(written: Any) -> dict[str, None]:
+    """The engines' names, each once, in the order of the model card."""
+    return dict.fromkeys(
+        serving.engine
+        for model_type in written.model_types
+        for serving in written.serving(model_type)
+    )
 
 
 def _family_rows(known: Any) -> Iterable[tuple[str, str]]:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_line import Command
 
 from mqasearch.errors import ScoreError
 from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.models.source import resolve
 from mqasearch.serving.mask_json import read_mask
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +67,7 @@ def test_a_run_ends_with_the_table_the_masks_and_what_to_do_next(
 
 
 def test_listings_are_data_on_stdout(mqasearch: Command) -> None:
-    for listing in ("tasks", "families", "selectors", "merges"):
+    for listing in ("tasks", "families", "selectors", "merges", "formats"):
         code, out, err = mqasearch(f"{listing} -f json")
         assert (code, err) == (0, "")
         assert len(json.loads(out)) >= 3
@@ -229,7 +232,7 @@ def test_the_readme_shows_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     for name in ("run", "create", "worker", "status", "compare", "export", "convert", "latency"):
         assert name in words
-    for name in ("tasks", "families", "selectors", "merges"):
+    for name in ("tasks", "families", "selectors", "merges", "formats"):
         assert f"mqasearch {name}" in text
 
 
@@ -250,6 +253,17 @@ def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
             write_real_mask(folder / "masks.json")
         code, _, err = mqasearch(line)
         assert code == 0, f"{command}: {err}"
+
+
+def test_the_readmes_python_runs(folder: Path) -> None:
+    write_real_mask(folder / "masks.json")
+    (folder / "original").symlink_to(resolve("smollm2-135m").location)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {"inputs": torch.tensor([[1, 2, 3]])}
+    exec(code, names)
+    assert names["tokens"].shape == (1, 11)
+    heads = [layer.self_attn.k_proj.out_features // 64 for layer in names["model"].model.layers]
+    assert heads == [1 if layer in (25, 27, 29) else 3 for layer in range(30)]
 
 
 def test_the_readmes_study_file_is_one() -> None:
