@@ -141,11 +141,11 @@ def _spread(spread: Any, scale: float, form: str) -> str:
 
 
 def _kv_cache(row: Any) -> str:
-    """Counted and measured, once where they agree."""
-    measured = f"{row.kv_bytes_measured / 1e6:.2f}"
-    if row.kv_bytes_measured == row.kv_bytes_counted:
-        return measured
-    return f"{measured} (counted {row.kv_bytes_counted / 1e6:.2f})"
+    """Counted and measured, once if they look the same."""
+    measured, counted = (
+        f"{n_bytes / 1e6:.2f}" for n_bytes in (row.kv_bytes_measured, row.kv_bytes_counted)
+    )
+    return measured if measured == counted else f"{measured} (counted {counted})"
 
 
 def _legend(report: Any) -> str:

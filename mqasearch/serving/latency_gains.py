@@ -48,8 +48,8 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
     """Which contexts and batch sizes make decoding faster with a variant's KV heads.
 
     >>> what_pays({(1, 512): [1.2, 1.3, 1.2, 1.1, 1.2]}, "all layers MQA")
-    'With all layers MQA, decoding gains at least 5 % from 512 tokens of context on at batch size 1
-    (measured up to 512 tokens)'
+    'On this machine, with all layers MQA, decoding gains at least 5 % from 512 tokens of context on
+    at batch size 1 (measured up to 512 tokens)'
 
     Args:
         speedups: (batch size, context) → the original's time over the variant's, round by round.
@@ -60,8 +60,8 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
         interval = median_interval(samples)
         if interval is None:
             return (
-                f"{len(samples)} repetitions are too few to tell a gain from noise: "
-                "give --repetitions 5"
+                f"Too few repetitions ({len(samples)}) to tell a gain from noise: give "
+                "--repetitions 5 or more"
             )
         known[place] = gain_of(*interval)
     clauses = []
@@ -78,7 +78,10 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
         if where:
             clauses.append(f"{gain.value} {', '.join(where)}")
     longest = max(context for _, context in known)
-    return f"With {variant}, decoding {'; '.join(clauses)} (measured up to {longest:,} tokens)"
+    return (
+        f"On this machine, with {variant}, decoding {'; '.join(clauses)} "
+        f"(measured up to {longest:,} tokens)"
+    )
 
 
 def _contexts(gains: dict[int, Gain], gain: Gain) -> str:

@@ -173,7 +173,7 @@ def test_the_figure_shows_the_rows(report: Report, tmp_path: Path) -> None:
     page = path.read_text()
     assert "Plotly.newPlot" in page
     assert "20 tokens" in page
-    assert "too few to tell a gain from noise" in page
+    assert "Too few repetitions" in page
     assert "https://cdn.plot.ly/plotly" not in page
     assert [file.name for file in tmp_path.iterdir()] == ["latency.html"]
 

@@ -49,10 +49,10 @@ def test_the_sentence_says_from_where_on_it_pays() -> None:
     """By the issue's own example."""
     speedups = {(1, 512): NOISE, (4, 512): NOISE, (1, 2048): NOISE, (4, 2048): PAYS}
     assert what_pays(speedups | {(1, 8192): PAYS, (4, 8192): PAYS}, "30 of 30 MQA") == (
-        "With 30 of 30 MQA, decoding gains at least 5 % from 8,192 tokens of context on at batch "
-        "size 1, from 2,048 tokens of context on at batch size 4; gains nothing beyond noise at "
-        "512 and 2,048 tokens at batch size 1, at 512 tokens at batch size 4 "
-        "(measured up to 8,192 tokens)"
+        "On this machine, with 30 of 30 MQA, decoding gains at least 5 % from 8,192 tokens of "
+        "context on at batch size 1, from 2,048 tokens of context on at batch size 4; gains "
+        "nothing beyond noise at 512 and 2,048 tokens at batch size 1, at 512 tokens at batch "
+        "size 4 (measured up to 8,192 tokens)"
     )
 
 
@@ -65,7 +65,7 @@ def test_batch_sizes_of_which_the_same_is_true_are_named_together() -> None:
 def test_a_gain_that_ends_is_not_said_to_go_on() -> None:
     sentence = what_pays({(1, 64): PAYS, (1, 128): NOISE, (1, 256): PAYS}, "x")
     assert "5 % at 64 tokens and from 256 tokens of context on at batch size 1;" in sentence
-    assert " on" not in what_pays({(1, 64): PAYS, (1, 128): NOISE}, "x").replace("only", "")
+    assert "tokens of context on" not in what_pays({(1, 64): PAYS, (1, 128): NOISE}, "x")
 
 
 def test_the_order_of_the_settings_does_not_matter() -> None:
@@ -85,5 +85,4 @@ def test_every_setting_is_spoken_of_once() -> None:
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_repetitions_tell_nothing(n: int) -> None:
-    assert "too few" in what_pays({(1, 512): [1.5] * n}, "x")
-    assert f"{n} repetition" in what_pays({(1, 512): [1.5] * n}, "x")
+    assert f"Too few repetitions ({n})" in what_pays({(1, 512): [1.5] * n}, "x")

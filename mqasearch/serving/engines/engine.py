@@ -34,7 +34,7 @@ class EngineKind:
         module: that Python imports if the engine is installed.
         driver: the script's name in ``drivers/``, or its absolute path.
         package: that pip installs.
-        batches: whether the driver times several sequences at once.
+        batches: whether the driver can time the decoding of several sequences at once.
     """
 
     name: str
@@ -48,7 +48,8 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp"),
+            # its server starts each sequence by itself: some decode while others are in prefill
+            EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp", batches=False),
             EngineKind("mlx", "mlx_lm", "drive_mlx.py", "mlx-lm[cpu]"),
             EngineKind("vllm", "vllm", "drive_vllm.py", "vllm"),
         )
