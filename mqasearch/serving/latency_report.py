@@ -68,7 +68,8 @@ class Row:
         decode: of one decoding step, which gives each sequence a token.
         decode_bound: reading all weights and the cache once, at the measured bandwidth.
         decode_speedup: as ``prefill_speedup``.
-        decode_speedup_bound: what the bytes that a step reads allow: the original's over these.
+        decode_speedup_bound: what the bytes that a step reads allow: the original's over these. An
+            engine that reads the cache more than once a step may gain more.
         kv_bytes_counted: of the cache after the last token, by the model's sizes.
         kv_bytes_measured: the same, of the cache's tensors in transformers; of other engines what
             one more token takes, times tokens.

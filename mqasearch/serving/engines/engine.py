@@ -179,7 +179,10 @@ class Engine:
         return float(self._ask("cache_bytes_per_token"))
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> Timing:
-        """Run one batch of ``context`` random tokens a sequence and ``n_tokens`` greedy ones."""
+        """Run one batch of ``context`` random tokens a sequence, then ``n_tokens`` greedy steps.
+
+        The prompt gives a token too, so ``context + n_tokens + 1`` tokens must have room.
+        """
         answer = self._ask("time", context=context, batch_size=batch_size, n_tokens=n_tokens)
         return Timing(**answer)
 
