@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +30,22 @@ def latency(
     merge: Annotated[
         str, typer.Option(help="One without calibration; speed is the same.")
     ] = "mean",
+    engine: Annotated[
+        str, typer.Option(help="transformers, llama.cpp, mlx or vllm, as it is installed.")
+    ] = "transformers",
+    engine_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The Python that has the engine; else $MQASEARCH_ENGINES/ENGINE/bin/python, "
+            "or this one.",
+        ),
+    ] = None,
     context: Annotated[str, typer.Option(help="Tokens of the prompt, a list.")] = "512,2048",
-    batch_size: Annotated[str, typer.Option(help="Sequences at a time, a list.")] = "1,4",
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Sequences at a time, a list. Default: 1,4, or what the engine can."),
+    ] = None,
     n_tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 32,
     repetitions: Annotated[int, typer.Option(help="Timed runs of each variant.")] = 5,
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
@@ -44,15 +58,21 @@ def latency(
     format: OutputFormat = Format.TABLE,
 ) -> None:
     """Measure prefill, decoding, KV cache and peak memory against the number of MQA layers."""
-    contexts, batch_sizes = _numbers("--context", context), _numbers("--batch-size", batch_size)
+    contexts = _numbers("--context", context)
 
     from mqasearch.cli.tables import print_json, print_rows
     from mqasearch.models import load_model
-    from mqasearch.serving.latency import Workload, measure, shares_of_layers
+    from mqasearch.serving.latency import measure
+    from mqasearch.serving.latency_engines import check_engine, default_batch_sizes
     from mqasearch.serving.latency_figure import check_figure_path, write_figure
+    from mqasearch.serving.latency_workload import Workload, shares_of_layers
     from mqasearch.serving.mask_json import check_model, read_mask
 
+    batch_sizes = (
+        default_batch_sizes(engine) if batch_size is None else _numbers("--batch-size", batch_size)
+    )
     workload = Workload(contexts, batch_sizes, n_tokens, repetitions)
+    check_engine(engine, engine_python, workload)
     if output is not None:
         check_figure_path(output)
     document = None if mask is None else read_mask(mask)
@@ -69,46 +89,48 @@ def latency(
         check_model(document, loaded.shape, loaded.fingerprint)
         variants = {"original": loaded.shape.original, "mask": tuple(document["kv_heads"])}
     with _Progress() as progress:
-        report = measure(loaded, variants, workload, merge=merge, progress=progress.update)
+        report = measure(
+            loaded,
+            variants,
+            workload,
+            merge=merge,
+            engine=engine,
+            engine_python=engine_python,
+            progress=progress.update,
+        )
     if format is Format.JSON:
         print_json(report.document())
     else:
-        print_rows(_HEADERS, _rows(report), format)
+        headers, rows = _table(report)
+        print_rows(headers, rows, format)
         print(_legend(report))
+        print(f"{report.pays}.")
     if output is not None:
         write_figure(report, output)
 
 
-_HEADERS = (
-    "context",
-    "batch",
-    "variant",
-    "prefill ms [range]",
-    "bound",
-    "ms per token [range]",
-    "bound",
-    "speedup [range]",
-    "KV cache MB",
-    "peak MB",
-    "bound",
-)
-
-
-def _rows(report: Any) -> Iterator[tuple[str, ...]]:
-    for row in report.rows:
-        yield (
-            str(row.context),
-            str(row.batch_size),
-            row.variant,
-            _spread(row.prefill, 1e3, ".1f"),
-            f"{1e3 * row.prefill_bound:.1f}",
-            _spread(row.decode, 1e3, ".1f"),
-            f"{1e3 * row.decode_bound:.1f}",
-            _spread(row.decode_speedup, 1, ".2f"),
-            _kv_cache(row),
-            "–" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
-            f"{row.peak_bound / 1e6:.0f}",
-        )
+def _table(report: Any) -> tuple[list[str], list[list[str | None]]]:
+    """Headers and rows; no columns of peak memory if nobody keeps record of it."""
+    columns: list[tuple[str, Callable[[Any], str | None]]] = [
+        ("context", lambda row: str(row.context)),
+        ("batch", lambda row: str(row.batch_size)),
+        ("variant", lambda row: row.variant),
+        ("prefill ms [range]", lambda row: _spread(row.prefill, 1e3, ".1f")),
+        ("bound", lambda row: f"{1e3 * row.prefill_bound:.1f}"),
+        ("speedup [range]", lambda row: _spread(row.prefill_speedup, 1, ".2f")),
+        ("ms per token [range]", lambda row: _spread(row.decode, 1e3, ".1f")),
+        ("bound", lambda row: f"{1e3 * row.decode_bound:.1f}"),
+        ("speedup [range]", lambda row: _spread(row.decode_speedup, 1, ".2f")),
+        ("bound", lambda row: f"{row.decode_speedup_bound:.2f}"),
+        ("KV cache MB", _kv_cache),
+    ]
+    if any(row.peak_bytes is not None for row in report.rows):
+        columns += [
+            ("peak MB", lambda row: row.peak_bytes and f"{row.peak_bytes / 1e6:.0f}"),
+            ("bound", lambda row: f"{row.peak_bound / 1e6:.0f}"),
+        ]
+    headers = [header for header, _ in columns]
+    return headers, [[cell(row) for _, cell in columns] for row in report.rows]
 
 
 def _spread(spread: Any, scale: float, form: str) -> str:
@@ -119,20 +141,23 @@ def _spread(spread: Any, scale: float, form: str) -> str:
 
 
 def _kv_cache(row: Any) -> str:
-    """Counted and measured, once where they agree."""
-    measured = f"{row.kv_bytes_measured / 1e6:.2f}"
-    if row.kv_bytes_measured == row.kv_bytes_counted:
-        return measured
-    return f"{measured} (counted {row.kv_bytes_counted / 1e6:.2f})"
+    """Counted and measured, once if they look the same."""
+    measured, counted = (
+        f"{n_bytes / 1e6:.2f}" for n_bytes in (row.kv_bytes_measured, row.kv_bytes_counted)
+    )
+    return measured if measured == counted else f"{measured} (counted {counted})"
 
 
 def _legend(report: Any) -> str:
     machine = report.machine
     load = "" if machine.load_average is None else f", load {machine.load_average:.1f}"
+    engine = report.engine
+    written = "" if engine.format is None else f", format {engine.format}"
     return (
-        f"{machine.device} ({machine.name}), {machine.dtype}, {machine.threads} threads{load}; "
-        f"medians of {report.repetitions} interleaved repetitions; speedup of decoding, round by "
-        f"round; bounds: weights and KV cache moved once at {machine.bandwidth / 1e9:.1f} GB/s"
+        f"{engine.name} {engine.version}{written} on {machine.device} ({machine.name}), "
+        f"{machine.dtype}, {machine.threads} threads{load}; "
+        f"medians of {report.repetitions} interleaved repetitions; speedups round by round; "
+        f"bounds: weights and KV cache moved once at {machine.bandwidth / 1e9:.1f} GB/s"
     )
 
 

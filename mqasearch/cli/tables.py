@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mqasearch.cli.options import Format
 from mqasearch.estimate import Estimate
@@ -34,9 +35,9 @@ def print_rows(headers: Sequence[str], rows: Iterable[Sequence[Any]], format: Fo
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
-        table.add_column(header)
+        table.add_column(Text(header))  # as it is: "[range]" would be taken for markup
     for row in rows:
-        table.add_row(*(NONE if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text(NONE if cell is None else str(cell)) for cell in row))
     console().print(table)
 
 

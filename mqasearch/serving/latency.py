@@ -6,109 +6,32 @@ length and a batch size. In every setting the variants take turns, one repetitio
 and every round starts with another one: whatever else the machine does falls on all alike, and the
 times of one round can be compared pairwise.
 
-Decoding is transformers' own, greedy, with its ``DynamicCache``, which is copied at every token.
-Speed does not depend on the weights, so neither merge nor prompt matter.
+Speed does not depend on the weights, so neither merge nor prompt matter. What runs the variants is
+a ``Runner``: transformers in this process, or a stock engine in processes of its own.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count, product
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
-from mqasearch.mask import KVHeads, LayerMask, ModelShape
+from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.models import LoadedModel
-from mqasearch.serving.latency_bytes import KVCount, weight_bytes, weight_bytes_read
-from mqasearch.serving.latency_device import (
-    Bandwidth,
-    available_bytes,
-    device_name,
-    load_average,
-    no_collection,
-    peak_growth,
-    seconds,
-)
-from mqasearch.serving.latency_models import CompactModels
+from mqasearch.serving.latency_bytes import KVCount
+from mqasearch.serving.latency_device import Bandwidth, device_name, load_average
+from mqasearch.serving.latency_engines import EngineRunner, check_engine, sequence_tokens
 from mqasearch.serving.latency_report import Machine, Report, Row, Spread, Variant
+from mqasearch.serving.latency_runner import Run, Runner, Weights
+from mqasearch.serving.latency_transformers import TRANSFORMERS, TransformersRunner
+from mqasearch.serving.latency_workload import Setting, Turn, Workload
 
 logger = logging.getLogger(__name__)
-
-SHARES = (0, 25, 50, 75, 100)
-"""Per cent of the layers that become multi-query where no mask is given."""
-
-_SEED = 0  # of the prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is run.
-
-    Attributes:
-        contexts: tokens of the prompt; each with each of ``batch_sizes`` is a setting.
-        batch_sizes: sequences at a time.
-        n_tokens: decoded after the prompt.
-        repetitions: that are timed, of each variant in each setting.
-    """
-
-    contexts: tuple[int, ...] = (512, 2048)
-    batch_sizes: tuple[int, ...] = (1, 4)
-    n_tokens: int = 32
-    repetitions: int = 5
-
-    def __post_init__(self) -> None:
-        given = {
-            "--context": self.contexts,
-            "--batch-size": self.batch_sizes,
-            "--n-tokens": (self.n_tokens,),
-            "--repetitions": (self.repetitions,),
-        }
-        for option, numbers in given.items():
-            if not numbers or min(numbers) < 1:
-                raise UserError(f"{option}: must be 1 or more, not {min(numbers, default='none')}")
-
-    @property
-    def settings(self) -> tuple["Setting", ...]:
-        """Every context length with every batch size."""
-        pairs = product(dict.fromkeys(self.contexts), dict.fromkeys(self.batch_sizes))
-        return tuple(Setting(context, batch_size) for context, batch_size in pairs)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A prompt's length and the number of sequences at a time."""
-
-    context: int
-    batch_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One prefill and the decoding after it: seconds, seconds per token, bytes of its cache."""
-
-    prefill: float
-    decode: float
-    kv_bytes: int
-
-
-def shares_of_layers(shape: ModelShape) -> dict[str, KVHeads]:
-    """0, 25, 50, 75 and 100 % of the layers with one KV head, evenly spread.
-
-    Which layers they are does not matter for speed, unless only some have a sliding window.
-    """
-    n_layers = shape.n_layers
-    variants = {}
-    for share in SHARES:
-        chosen = round(n_layers * share / 100)
-        layers = ((2 * place + 1) * n_layers // (2 * chosen) for place in range(chosen))
-        variants[f"{chosen} of {n_layers} MQA"] = LayerMask.of(layers, n_layers).kv_heads(shape)
-    return variants
 
 
 def measure(
@@ -117,6 +40,8 @@ def measure(
     workload: Workload,
     *,
     merge: str = "mean",
+    engine: str = TRANSFORMERS,
+    engine_python: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Time prefill and decoding; count and measure memory.
@@ -126,34 +51,43 @@ def measure(
         variants: name → KV heads per layer. The first is what the others are compared with.
         workload: what is run.
         merge: by name; one that needs no calibration.
+        engine: what runs it: "transformers", or a name of ``engines.ENGINES``.
+        engine_python: that has the engine; None = where ``engines.engine_python`` looks.
         progress: called with (done, total) after every run.
 
     Raises:
-        UnknownNameError: an unknown model type or merge.
-        ModelError: a model that cannot be converted.
+        UnknownNameError: an unknown engine, model type or merge.
+        ModelError: a model that cannot be converted, or not to what the engine loads.
         MaskError: KV heads that do not fit the model.
         UserError: a merge that needs calibration; more tokens than the model has positions for, or
-            than there is memory for.
+            than there is memory for; an engine that is not installed, or that failed.
     """
-    model, device = loaded.model, loaded.device
-    convertible = _convertible(model, merge)
-    _check_positions(model, workload)
-    shape = convertible.shape
-    compact = CompactModels(convertible)
-    models = {name: compact.model(kv_heads) for name, kv_heads in variants.items()}
-    kv_counts = {name: KVCount(shape, heads, model.config) for name, heads in variants.items()}
-    _check_memory(device, kv_counts, workload)
-
+    check_engine(engine, engine_python, workload)
+    convertible = _convertible(loaded.model, merge)
+    _check_positions(loaded.model, workload, engine)
+    shape, config = convertible.shape, loaded.model.config
+    for kv_heads in variants.values():
+        convertible.check(kv_heads)
+    kv_counts = {name: KVCount(shape, kv_heads, config) for name, kv_heads in variants.items()}
     load = load_average()
-    _warn_if_busy(device, load)
-    bandwidth = Bandwidth(device, loaded.dtype, weight_bytes_read(model))
-    session = _Session(device, models, workload.n_tokens, workload.repetitions)
-    total = len(workload.settings) * session.runs_per_setting
-    done = count(1)
-    for setting in workload.settings:
-        for _ in session.run(setting, bandwidth):
+    _warn_if_busy(loaded.device, load)
+    runner: Runner
+    if engine == TRANSFORMERS:
+        runner = TransformersRunner(convertible, variants, kv_counts, workload)
+    else:
+        runner = EngineRunner(
+            loaded, convertible, variants, kv_counts, workload, engine, engine_python
+        )
+    with runner:
+        weights = {name: runner.weights(name) for name in variants}
+        bandwidth = Bandwidth(loaded.device, loaded.dtype, next(iter(weights.values())).read)
+        session = _Session(runner, bandwidth)
+        turns = workload.turns(list(variants), together=runner.together)
+        for done, turn in enumerate(turns, 1):
+            session.take(turn)
             if progress is not None:
-                progress(next(done), total)
+                progress(done, len(turns))
+    table = _Rows(session, list(variants), weights, kv_counts, workload.n_tokens)
     return Report(
         model=loaded.name,
         fingerprint=loaded.fingerprint,
@@ -161,15 +95,12 @@ def measure(
         merge=convertible.merge.digest,
         n_tokens=workload.n_tokens,
         repetitions=workload.repetitions,
-        machine=_machine(loaded, bandwidth, load),
+        engine=runner.used,
+        machine=_machine(loaded, bandwidth, load, runner.used.attention),
         variants=tuple(
-            _variant(name, kv_heads, shape, models[name]) for name, kv_heads in variants.items()
+            _variant(name, kv_heads, shape, weights[name]) for name, kv_heads in variants.items()
         ),
-        rows=tuple(
-            _row(session, setting, name, kv_counts[name], bandwidth.bytes_per_second)
-            for setting in workload.settings
-            for name in variants
-        ),
+        rows=tuple(table.row(setting, name) for setting in workload.settings for name in variants),
     )
 
 
@@ -183,144 +114,96 @@ def _convertible(model: PreTrainedModel, merge: str) -> ConvertibleModel:
 
 
 class _Session:
-    """The variants in memory, and what has been measured of them."""
+    """What has been measured so far."""
+
+    def __init__(self, runner: Runner, bandwidth: Bandwidth) -> None:
+        self.bandwidth = bandwidth
+        self.runs: dict[tuple[Setting, str], list[Run]] = {}
+        self.growth: dict[tuple[Setting, str], int | None] = {}
+        self._runner = runner
+
+    def take(self, turn: Turn) -> None:
+        """Run once."""
+        place = turn.setting, turn.variant
+        if turn.opens_round:
+            self.bandwidth.sample()
+        if turn.timed:
+            run = self._runner.run(turn.variant, turn.setting)
+            self.runs.setdefault(place, []).append(run)
+        else:
+            self.growth[place] = self._runner.growth(turn.variant, turn.setting)
+
+
+class _Rows:
+    """Times beside their bounds."""
 
     def __init__(
         self,
-        device: torch.device,
-        models: Mapping[str, PreTrainedModel],
+        session: _Session,
+        names: list[str],
+        weights: Mapping[str, Weights],
+        kv_counts: Mapping[str, KVCount],
         n_tokens: int,
-        repetitions: int,
     ) -> None:
-        self.models = models
-        self.n_tokens = n_tokens
-        self.runs: dict[tuple[Setting, str], list[Run]] = {}
-        self.growth: dict[tuple[Setting, str], int | None] = {}
-        self._device = device
-        self._repetitions = repetitions
-        short = Setting(context=4, batch_size=1)
-        for name in models:  # brings every weight into memory before growth is measured
-            run_once(models[name], _prompt(models[name], short), n_tokens=2)
+        self._session, self._original = session, names[0]
+        self._weights, self._kv_counts, self._n_tokens = weights, kv_counts, n_tokens
 
-    @property
-    def runs_per_setting(self) -> int:
-        """One for memory, which warms up too, then those that are timed."""
-        return len(self.models) * (1 + self._repetitions)
-
-    def run(self, setting: Setting, bandwidth: Bandwidth) -> Iterator[None]:
-        """Measure one setting; yields after every run.
-
-        Raises:
-            UserError: there is not enough memory for it.
-        """
-        names = list(self.models)
-        try:
-            for name in names:
-                self._measure_memory(setting, name)
-                yield
-            for round_ in range(self._repetitions):
-                bandwidth.sample()
-                start = round_ % len(names)
-                for name in names[start:] + names[:start]:
-                    prompt = _prompt(self.models[name], setting)
-                    run = run_once(self.models[name], prompt, self.n_tokens)
-                    self.runs.setdefault((setting, name), []).append(run)
-                    yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
-                raise
-            raise _too_large(setting) from error
-
-    def _measure_memory(self, setting: Setting, name: str) -> None:
-        model = self.models[name]
-        prompt = _prompt(model, setting)
-        self.growth[setting, name] = peak_growth(
-            self._device, lambda: run_once(model, prompt, self.n_tokens)
+    def row(self, setting: Setting, name: str) -> Row:
+        """One variant in one setting."""
+        session = self._session
+        runs = session.runs[setting, name]
+        originals = session.runs[setting, self._original]
+        growth = session.growth[setting, name]
+        kv_count, weights, batch = self._kv_counts[name], self._weights[name], setting.batch_size
+        kv_bytes = batch * kv_count.held(setting.context + self._n_tokens)
+        written = weights.read + batch * kv_count.held(setting.context)
+        return Row(
+            variant=name,
+            context=setting.context,
+            batch_size=batch,
+            prefill=Spread.of([run.prefill for run in runs]),
+            prefill_bound=written / session.bandwidth.bytes_per_second,
+            prefill_speedup=Spread.of(
+                [one.prefill / run.prefill for one, run in zip(originals, runs, strict=True)]
+            ),
+            decode=Spread.of([run.decode for run in runs]),
+            decode_bound=self._decode_bytes(setting, name) / session.bandwidth.bytes_per_second,
+            decode_speedup=Spread.of(
+                [one.decode / run.decode for one, run in zip(originals, runs, strict=True)]
+            ),
+            decode_speedup_bound=self._decode_bytes(setting, self._original)
+            / self._decode_bytes(setting, name),
+            kv_bytes_counted=kv_bytes,
+            kv_bytes_measured=runs[-1].kv_bytes,
+            peak_bytes=None if growth is None else weights.held + growth,
+            peak_bound=weights.held + kv_bytes,
         )
 
-
-@torch.inference_mode()
-def run_once(model: PreTrainedModel, prompt: Tensor, n_tokens: int) -> Run:
-    """Prefill ``prompt`` [batch, context], then decode ``n_tokens`` tokens greedily.
-
-    Only the logits of the last position are computed, as ``generate`` does.
-    """
-    device = prompt.device
-    cache = DynamicCache(config=model.config)
-    token = prompt
-
-    def step() -> None:
-        nonlocal token
-        logits = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[:, -1:].argmax(dim=-1)
-
-    def decode() -> None:
-        for _ in range(n_tokens):
-            step()
-
-    with no_collection():
-        prefill_seconds = seconds(device, step)
-        decode_seconds = seconds(device, decode)
-    kv_bytes = sum(keys.nbytes + values.nbytes for keys, values, _ in cache)
-    return Run(prefill_seconds, decode_seconds / n_tokens, kv_bytes)
+    def _decode_bytes(self, setting: Setting, name: str) -> float:
+        """Read in one decoding step."""
+        per_step = self._kv_counts[name].read_per_step(setting.context, self._n_tokens)
+        return self._weights[name].read + setting.batch_size * per_step
 
 
-def _prompt(model: PreTrainedModel, setting: Setting) -> Tensor:
-    """Random tokens [batch, context], the same for every variant."""
-    generator = torch.Generator().manual_seed(_SEED)
-    vocabulary = model.config.get_text_config().vocab_size
-    size = (setting.batch_size, setting.context)
-    return torch.randint(vocabulary, size, generator=generator).to(model.device)
-
-
-def _row(
-    session: _Session, setting: Setting, name: str, kv_count: KVCount, bandwidth: float
-) -> Row:
-    model, runs = session.models[name], session.runs[setting, name]
-    originals = session.runs[setting, next(iter(session.models))]
-    growth = session.growth[setting, name]
-    weights, read = weight_bytes(model), weight_bytes_read(model)
-    context, batch_size, n_tokens = setting.context, setting.batch_size, session.n_tokens
-    kv_bytes = batch_size * kv_count.held(context + n_tokens)
-    read_per_step = batch_size * kv_count.read_per_step(context, n_tokens)
-    return Row(
-        variant=name,
-        context=context,
-        batch_size=batch_size,
-        prefill=Spread.of([run.prefill for run in runs]),
-        prefill_bound=(read + batch_size * kv_count.held(context)) / bandwidth,
-        prefill_speedup=Spread.of(
-            [one.prefill / run.prefill for one, run in zip(originals, runs, strict=True)]
-        ),
-        decode=Spread.of([run.decode for run in runs]),
-        decode_bound=(read + read_per_step) / bandwidth,
-        decode_speedup=Spread.of(
-            [one.decode / run.decode for one, run in zip(originals, runs, strict=True)]
-        ),
-        kv_bytes_counted=kv_bytes,
-        kv_bytes_measured=runs[-1].kv_bytes,
-        peak_bytes=None if growth is None else weights + growth,
-        peak_bound=weights + kv_bytes,
-    )
-
-
-def _variant(name: str, kv_heads: KVHeads, shape: ModelShape, model: PreTrainedModel) -> Variant:
+def _variant(name: str, kv_heads: KVHeads, shape: ModelShape, weights: Weights) -> Variant:
     return Variant(
         name=name,
         n_converted=sum(heads < shape.n_kv_heads for heads in kv_heads),
         kv_heads=kv_heads,
         kv_bytes_per_token=shape.kv_bytes_per_token(kv_heads),
-        weight_bytes=weight_bytes(model),
+        weight_bytes=weights.held,
     )
 
 
-def _machine(loaded: LoadedModel, bandwidth: Bandwidth, load: float | None) -> Machine:
+def _machine(
+    loaded: LoadedModel, bandwidth: Bandwidth, load: float | None, attention: str
+) -> Machine:
     return Machine(
         device=str(loaded.device),
         name=device_name(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
-        attention=str(loaded.model.config._attn_implementation),
+        attention=attention,
         load_average=load,
         bandwidth=bandwidth.bytes_per_second,
         bandwidths=dict(bandwidth.rates),
@@ -339,33 +222,15 @@ def _warn_if_busy(device: torch.device, load: float | None) -> None:
         )
 
 
-def _check_positions(model: PreTrainedModel, workload: Workload) -> None:
+def _check_positions(model: PreTrainedModel, workload: Workload, engine: str) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context, n_tokens = max(workload.contexts), workload.n_tokens
-    if positions is None or context + n_tokens <= positions:
+    needed = context + n_tokens if engine == TRANSFORMERS else sequence_tokens(workload)
+    if positions is None or needed <= positions:
         return
-    room = positions - n_tokens
+    room = positions - (needed - context)
     cure = f"use --context {room} or less" if room > 0 else "use a smaller --n-tokens"
     raise UserError(
         f"a context of {context} and {n_tokens} decoded tokens exceed the model's {positions} "
         f"positions; {cure}"
-    )
-
-
-def _check_memory(
-    device: torch.device, kv_counts: Mapping[str, KVCount], workload: Workload
-) -> None:
-    """Refuse what cannot work before anything is run; a process that is killed explains nothing."""
-    available = available_bytes(device)
-    tokens = {setting: setting.context + workload.n_tokens for setting in workload.settings}
-    for setting, n_tokens in tokens.items():
-        cache = setting.batch_size * max(kv_count.held(n_tokens) for kv_count in kv_counts.values())
-        if available is not None and cache > available:
-            raise _too_large(setting)
-
-
-def _too_large(setting: Setting) -> UserError:
-    return UserError(
-        f"there is not enough memory for a context of {setting.context} with batch size "
-        f"{setting.batch_size}; use a smaller --context or --batch-size"
     )

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,21 +50,29 @@ def figure_of(report: Report) -> go.Figure:
         title_text="converted layers", tickvals=counts, gridcolor=_GRID, zeroline=False
     )
     figure.update_yaxes(type="log", gridcolor=_GRID, exponentformat="none", automargin=True)
-    machine = report.machine
     figure.update_layout(
         template="none",
-        title={
-            "text": f"{report.model} on {machine.device} ({machine.name}), {machine.dtype}; "
-            f"dotted: bound at {machine.bandwidth / 1e9:.1f} GB/s",
-            "font": {"size": 15},
-        },
-        height=820,
+        title={"text": _title(report), "font": {"size": 15}, "y": 0.97, "yanchor": "top"},
+        margin={"t": 140},
+        height=860,
         font={"family": "system-ui, sans-serif", "size": 12, "color": _INK},
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
         legend={"orientation": "h", "y": -0.1},
     )
     return figure
+
+
+def _title(report: Report) -> str:
+    """What was measured, and what pays, in lines that a page is wide enough for."""
+    machine, engine = report.machine, report.engine
+    return "<br>".join(
+        [
+            f"{report.model}, {engine.name} {engine.version} on {machine.device} ({machine.name}), "
+            f"{machine.dtype}; dotted: bound at {machine.bandwidth / 1e9:.1f} GB/s",
+            *(f"<sup>{line}</sup>" for line in textwrap.wrap(report.pays, 150)),
+        ]
+    )
 
 
 def check_figure_path(path: Path) -> None:

@@ -12,6 +12,8 @@ import transformers
 
 import mqasearch
 from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.serving.latency_gains import what_pays
+from mqasearch.serving.latency_runner import EngineUsed
 
 SCHEMA_VERSION = 1
 """Of the JSON; ``latency.schema.json`` beside this file is the published schema."""
@@ -66,8 +68,11 @@ class Row:
         decode: of one decoding step, which gives each sequence a token.
         decode_bound: reading all weights and the cache once, at the measured bandwidth.
         decode_speedup: as ``prefill_speedup``.
+        decode_speedup_bound: what the bytes that a step reads allow: the original's over these. An
+            engine that reads the cache more than once a step may gain more.
         kv_bytes_counted: of the cache after the last token, by the model's sizes.
-        kv_bytes_measured: the same, of the cache's tensors.
+        kv_bytes_measured: the same, of the cache's tensors in transformers; of other engines what
+            one more token takes, times tokens.
         peak_bytes: the weights, and the most that a run held beyond them; None where the device
             keeps no record. On a CPU from the process's resident memory, so it is coarse.
         peak_bound: weights and cache.
@@ -82,6 +87,7 @@ class Row:
     decode: Spread
     decode_bound: float
     decode_speedup: Spread
+    decode_speedup_bound: float
     kv_bytes_counted: int
     kv_bytes_measured: int
     peak_bytes: int | None
@@ -97,7 +103,7 @@ class Machine:
         name: of the device.
         dtype: of weights and cache.
         threads: that torch computes with on the CPU.
-        attention: transformers' implementation of it.
+        attention: the implementation of it in transformers; of other engines their own.
         load_average: runnable processes in the minute before; None where nobody counts.
         bandwidth: bytes per second of the fastest kernel, which the bounds rest on.
         bandwidths: of each kernel.
@@ -125,9 +131,23 @@ class Report:
     merge: str
     n_tokens: int
     repetitions: int
+    engine: EngineUsed
     machine: Machine
     variants: tuple[Variant, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def pays(self) -> str:
+        """Which settings pay for the variant with the smallest cache, in a sentence."""
+        fewest = min(self.variants, key=lambda variant: variant.kv_bytes_per_token)
+        return what_pays(
+            {
+                (row.batch_size, row.context): row.decode_speedup.samples
+                for row in self.rows
+                if row.variant == fewest.name
+            },
+            fewest.name,
+        )
 
     def document(self) -> dict[str, Any]:
         """As JSON of ``latency.schema.json``."""
@@ -144,9 +164,15 @@ class Report:
             "merge": self.merge,
             "n_tokens": self.n_tokens,
             "repetitions": self.repetitions,
+            "engine": {
+                "name": self.engine.name,
+                "version": self.engine.version,
+                "format": self.engine.format,
+            },
             "machine": asdict(self.machine),
             "variants": [asdict(variant) for variant in self.variants],
             "rows": [asdict(row) for row in self.rows],
+            "pays": self.pays,
             "versions": {
                 "mqasearch": mqasearch.__version__,
                 "torch": str(torch.__version__),

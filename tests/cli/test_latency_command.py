@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import run_here
+from fake_engine import FAKE, add_fake_engine
 from jsonschema import Draft202012Validator
 
 from mqasearch.mask import LayerMask
@@ -71,6 +73,14 @@ def test_shares_of_the_layers_as_json_and_as_a_figure(mqasearch: Run, folder: Pa
     assert "Plotly.newPlot" in (folder / "figure.html").read_text()
 
 
+def test_an_engine_that_is_not_installed(mqasearch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_fake_engine(monkeypatch, replace(FAKE, module="no_such_module_anywhere"))
+    code, out, err = mqasearch("latency absent --engine fake")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "pip install fake-engine" in err
+
+
 def test_a_mask_against_the_original_as_a_table(mqasearch: Run) -> None:
     code, out, _ = mqasearch(f"latency model --mask mask.json {QUICK}")
     assert code == 0
@@ -79,9 +89,30 @@ def test_a_mask_against_the_original_as_a_table(mqasearch: Run) -> None:
     assert "GB/s" in out
 
 
+def test_an_engine_in_another_process(mqasearch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_fake_engine(monkeypatch)
+    quick = QUICK.replace("--repetitions 1", "--repetitions 5")
+    line = f"latency model --mask mask.json --engine fake {quick}"
+    code, out, _ = mqasearch(line)
+    assert code == 0
+    assert "format fake-format" in out
+    assert "peak" not in out
+    assert "with mask, decoding" in out
+    assert out.count("speedup") >= 2
+    code, out, _ = mqasearch(f"{line} -f json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["engine"]["name"] == "fake"
+    assert "with mask, decoding" in document["pays"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("latency absent --engine vlm", "'vllm'"),
+        ("latency absent --engine transformer", "'transformers'"),
+        ("latency absent --engine vllm --engine-python /absent/python", "/absent/python"),
+        ("latency absent --engine-python python", "--engine-python"),
         ("latency absent/model/x", "absent"),
         ("latency model --context many", "--context 'many'"),
         ("latency model --context 8,", "--context '8,'"),

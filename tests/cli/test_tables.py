@@ -11,7 +11,8 @@ from optuna.storages import InMemoryStorage
 from rich.console import Console
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
-from mqasearch.cli.tables import comparison_table
+from mqasearch.cli.options import Format
+from mqasearch.cli.tables import comparison_table, print_rows
 from mqasearch.estimate import Estimate, weighted_mean
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
@@ -168,3 +169,11 @@ def test_the_held_out_objective_is_the_searchs_on_other_documents(missing: str) 
 def test_a_study_file_that_names_no_tasks_has_no_parts(spec: dict[str, object]) -> None:
     assert parts_of(spec) == ()
     assert metric_of(parts_of(spec)) == "value"
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(["ms [range]"], [["a [bold] study"], [None]], Format.TABLE)
+    header, row, nothing = capsys.readouterr().out.splitlines()
+    assert header.strip() == "ms [range]"
+    assert row.strip() == "a [bold] study"
+    assert nothing.strip() == "–"

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,21 +32,24 @@ class EngineKind:
     Attributes:
         name: "vllm".
         module: that Python imports if the engine is installed.
-        driver: the script's name in ``drivers/``.
+        driver: the script's name in ``drivers/``, or its absolute path.
         package: that pip installs.
+        batches: whether the driver can time the decoding of several sequences at once.
     """
 
     name: str
     module: str
     driver: str
     package: str
+    batches: bool = True
 
 
 ENGINES: Mapping[str, EngineKind] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp"),
+            # its server starts each sequence by itself: some decode while others are in prefill
+            EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp", batches=False),
             EngineKind("mlx", "mlx_lm", "drive_mlx.py", "mlx-lm[cpu]"),
             EngineKind("vllm", "vllm", "drive_vllm.py", "vllm"),
         )
@@ -82,14 +85,17 @@ class Timing:
     decode: float
 
 
-def engine_kind(name: str) -> EngineKind:
+def engine_kind(name: str, also: Iterable[str] = ()) -> EngineKind:
     """The engine of that name.
+
+    Args:
+        also: names that the caller knows besides.
 
     Raises:
         UnknownNameError: there is none.
     """
     if name not in ENGINES:
-        raise UnknownNameError("engine", name, ENGINES)
+        raise UnknownNameError("engine", name, [*also, *ENGINES])
     return ENGINES[name]
 
 
@@ -173,7 +179,10 @@ class Engine:
         return float(self._ask("cache_bytes_per_token"))
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> Timing:
-        """Run one batch of ``context`` random tokens a sequence and ``n_tokens`` greedy ones."""
+        """Run one batch of ``context`` random tokens a sequence, then ``n_tokens`` greedy steps.
+
+        The prompt gives a token too, so ``context + n_tokens + 1`` tokens must have room.
+        """
         answer = self._ask("time", context=context, batch_size=batch_size, n_tokens=n_tokens)
         return Timing(**answer)
 
@@ -206,14 +215,15 @@ class Engine:
             line = answers.readline()
         except BrokenPipeError:
             line = ""
-        said = json.loads(line) if line else {"error": f"it ended: {self._last_words()}"}
+        whole = line.endswith("\n")  # who is killed leaves half a line
+        said = json.loads(line) if whole else {"error": f"it ended: {self._last_words()}"}
         if "error" in said:
             raise UserError(f"engine {self.kind.name!r}: {said['error']}")
         return said["answer"]
 
     def _last_words(self) -> str:
-        """The last line that the engine has printed."""
-        self._process.wait()
+        """The exit code, and the last line that the engine has printed."""
+        code = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self._process.returncode}"
+        return ": ".join([f"exit code {code}", *lines[-1:]])

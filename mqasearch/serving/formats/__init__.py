@@ -1,6 +1,6 @@
 """The checkpoint formats that a converted model can be written in: one file each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from mqasearch.errors import ModelError, UnknownNameError, UserError
@@ -51,6 +51,22 @@ def check_expressible(written: Format, converted: Converted) -> None:
     )
 
 
+def formats_by_engine(converted: Sequence[Converted]) -> dict[str, Format]:
+    """Engine, in small letters → the first format in which it loads every one of ``converted``.
+
+    Only formats whose cache is smaller too.
+
+    Args:
+        converted: conversions of one model.
+    """
+    loading: dict[str, Format] = {}
+    for written in FORMATS.values():
+        if written.saves_memory and all(_fault(written, each) is None for each in converted):
+            for serving in written.serving(converted[0].model_type):
+                loading.setdefault(serving.engine.lower(), written)
+    return loading
+
+
 def _fault(written: Format, converted: Converted) -> str | None:
     if converted.model_type not in written.model_types:
         return "not of its model types"
@@ -86,4 +102,5 @@ __all__ = [
     "check_expressible",
     "check_outtype",
     "format_of",
+    "formats_by_engine",
 ]

@@ -1,0 +1,114 @@
+"""What context and batch size pay for MQA, in a sentence, by the measured intervals."""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from itertools import takewhile
+
+from scipy import stats
+
+LEAST_GAIN = 0.05
+"""A gain that is worth a model's change."""
+
+COVERAGE = 0.93
+"""Of the intervals: what five repetitions give from the least to the greatest (93.75 %)."""
+
+
+class Gain(Enum):
+    """What the interval of a speed-up says; the value is how the sentence puts it."""
+
+    PAYS = f"gains at least {100 * LEAST_GAIN:.0f} %"
+    LITTLE = f"gains something, maybe less than {100 * LEAST_GAIN:.0f} %"
+    NOISE = "gains nothing beyond noise"
+    LOSS = "loses"
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """Confidence interval of the median, of at least ``COVERAGE``, for any distribution.
+
+    By order statistics, which is the sign test turned round (Conover, *Practical Nonparametric
+    Statistics*, 3.2). None = too few samples for one.
+    """
+    place = int(stats.binom.ppf((1 - COVERAGE) / 2, len(samples), 0.5))
+    if place == 0:
+        return None
+    ordered = sorted(samples)
+    return ordered[place - 1], ordered[-place]
+
+
+def gain_of(low: float, high: float) -> Gain:
+    """Of a speed-up between ``low`` and ``high``; 1 = as fast as the original."""
+    if low >= 1 + LEAST_GAIN:
+        return Gain.PAYS
+    if low > 1:
+        return Gain.LITTLE
+    return Gain.LOSS if high < 1 else Gain.NOISE
+
+
+def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str) -> str:
+    """Which contexts and batch sizes make decoding faster with a variant's KV heads.
+
+    >>> what_pays({(1, 512): [1.2, 1.3, 1.2, 1.1, 1.2]}, "all layers MQA")
+    'On this machine, with all layers MQA, decoding gains at least 5 % from 512 tokens of context on
+    at batch size 1 (measured up to 512 tokens)'
+
+    Args:
+        speedups: (batch size, context) → the original's time over the variant's, round by round.
+        variant: its name.
+    """
+    known: dict[tuple[int, int], Gain] = {}
+    for place, samples in speedups.items():
+        interval = median_interval(samples)
+        if interval is None:
+            return (
+                f"Too few repetitions ({len(samples)}) to tell a gain from noise: give "
+                "--repetitions 5 or more"
+            )
+        known[place] = gain_of(*interval)
+    clauses = []
+    for gain in Gain:
+        places: dict[str, list[int]] = {}  # in words → batch sizes of which it is true
+        for batch_size in sorted({batch_size for batch_size, _ in known}):
+            gains = {
+                context: found for (of, context), found in sorted(known.items()) if of == batch_size
+            }
+            words = _contexts(gains, gain)
+            if words:
+                places.setdefault(words, []).append(batch_size)
+        where = [f"{words} at {_batch_sizes(of)}" for words, of in places.items()]
+        if where:
+            clauses.append(f"{gain.value} {', '.join(where)}")
+    longest = max(context for _, context in known)
+    return (
+        f"On this machine, with {variant}, decoding {'; '.join(clauses)} "
+        f"(measured up to {longest:,} tokens)"
+    )
+
+
+def _contexts(gains: dict[int, Gain], gain: Gain) -> str:
+    """Contexts of one batch size that have ``gain``, in words; "" = none.
+
+    Args:
+        gains: context → gain, the shortest context first.
+    """
+    contexts = [context for context, found in gains.items() if found is gain]
+    if gain is not Gain.PAYS:
+        return _tokens(contexts)
+    n_last = sum(1 for _ in takewhile(lambda found: found is gain, reversed(gains.values())))
+    first_of_last = len(contexts) - n_last
+    before = _tokens(contexts[:first_of_last])
+    onwards = f"from {contexts[first_of_last]:,} tokens of context on" if n_last else ""
+    return " and ".join(part for part in (before, onwards) if part)
+
+
+def _tokens(contexts: Sequence[int]) -> str:
+    return f"at {_listed([f'{context:,}' for context in contexts])} tokens" if contexts else ""
+
+
+def _batch_sizes(batch_sizes: Sequence[int]) -> str:
+    noun = "batch size" if len(batch_sizes) == 1 else "batch sizes"
+    return f"{noun} {_listed([str(n) for n in batch_sizes])}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    *but_last, last = words
+    return f"{', '.join(but_last)} and {last}" if but_last else last

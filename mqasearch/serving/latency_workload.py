@@ -1,0 +1,118 @@
+"""What a latency measurement runs: variants of a model, in settings, in an order that is fair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from mqasearch.errors import UserError
+from mqasearch.mask import KVHeads, LayerMask, ModelShape
+
+SHARES = (0, 25, 50, 75, 100)
+"""Per cent of the layers that become multi-query where no mask is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A prompt's length and the number of sequences at a time."""
+
+    context: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One run of one variant.
+
+    Attributes:
+        timed: False = it warms up, and its memory is measured.
+        opens_round: it is the first of a round.
+    """
+
+    setting: Setting
+    variant: str
+    timed: bool = True
+    opens_round: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is run.
+
+    Attributes:
+        contexts: tokens of the prompt; each with each of ``batch_sizes`` is a setting.
+        batch_sizes: sequences at a time.
+        n_tokens: decoded after the prompt.
+        repetitions: that are timed, of each variant in each setting.
+    """
+
+    contexts: tuple[int, ...] = (512, 2048)
+    batch_sizes: tuple[int, ...] = (1, 4)
+    n_tokens: int = 32
+    repetitions: int = 5
+
+    def __post_init__(self) -> None:
+        given = {
+            "--context": self.contexts,
+            "--batch-size": self.batch_sizes,
+            "--n-tokens": (self.n_tokens,),
+            "--repetitions": (self.repetitions,),
+        }
+        for option, numbers in given.items():
+            if not numbers or min(numbers) < 1:
+                raise UserError(f"{option}: must be 1 or more, not {min(numbers, default='none')}")
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every context length with every batch size."""
+        pairs = product(dict.fromkeys(self.contexts), dict.fromkeys(self.batch_sizes))
+        return tuple(Setting(context, batch_size) for context, batch_size in pairs)
+
+    @property
+    def largest(self) -> Setting:
+        """The longest context with the largest batch: what most memory is needed for."""
+        return Setting(max(self.contexts), max(self.batch_sizes))
+
+    def turns(self, variants: Sequence[str], *, together: bool) -> list[Turn]:
+        """Every run, in its order. Variants take turns, and every round starts with another one.
+
+        Args:
+            variants: their names.
+            together: all are in memory at once. They take turns within each setting then, so the
+                runs of a round are neighbours in time. Else a variant runs all settings in its
+                turn, and warms up in every turn, since it was loaded anew.
+        """
+        rounds = [
+            [*variants[start:], *variants[:start]]
+            for start in (round_ % len(variants) for round_ in range(self.repetitions))
+        ]
+        if not together:
+            return [
+                Turn(setting, name, timed, timed and name == names[0])
+                for names in rounds
+                for name in names
+                for setting in self.settings
+                for timed in (False, True)
+            ]
+        turns = []
+        for setting in self.settings:
+            turns += [Turn(setting, name, timed=False) for name in variants]
+            turns += [
+                Turn(setting, name, opens_round=name == names[0])
+                for names in rounds
+                for name in names
+            ]
+        return turns
+
+
+def shares_of_layers(shape: ModelShape) -> dict[str, KVHeads]:
+    """0, 25, 50, 75 and 100 % of the layers with one KV head, evenly spread.
+
+    Which layers they are does not matter for speed, unless only some have a sliding window.
+    """
+    n_layers = shape.n_layers
+    variants = {}
+    for share in SHARES:
+        chosen = round(n_layers * share / 100)
+        layers = ((2 * place + 1) * n_layers // (2 * chosen) for place in range(chosen))
+        variants[f"{chosen} of {n_layers} MQA"] = LayerMask.of(layers, n_layers).kv_heads(shape)
+    return variants
