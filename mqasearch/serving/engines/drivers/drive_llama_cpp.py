@@ -16,6 +16,7 @@ import random
 import re
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -57,6 +58,9 @@ class LlamaCpp:
     def generate(self, tokens: list[list[int]], n_tokens: int) -> list[list[int]]:
         return [self._greedy(prompt, n_tokens) for prompt in tokens]
 
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [self._tokenized(text) for text in texts]
+
     def cache_bytes_per_token(self) -> float:
         """Of the buffers that llama.cpp says it has allocated, over the tokens that they hold."""
         sizes = _cache_sizes(self._log)
@@ -86,6 +90,14 @@ class LlamaCpp:
             "prefill": max(timing["prompt_ms"] for timing in timings) / 1000,
             "decode": max(timing["predicted_per_token_ms"] for timing in timings) / 1000,
         }
+
+    def _tokenized(self, text: str) -> list[int]:
+        body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+        url = f"{self._served.listening_address}/tokenize"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310
+        with urllib.request.urlopen(request) as answer:  # noqa: S310 - a server of this process
+            tokens: list[int] = json.load(answer)["tokens"]
+        return tokens
 
     @cached_property
     def _exact(self) -> Any:
@@ -188,6 +200,7 @@ def _load(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "generate": engine.generate,
         "cache_bytes_per_token": engine.cache_bytes_per_token,
         "time": engine.time,
+        "tokenize": engine.tokenize,
     }
 
 
