@@ -59,7 +59,9 @@ class GGUF(Format):
         yield from write_tensors(writer, announced, tensors)
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
-        return (Serving("llama.cpp", f"llama-server -m FOLDER/{FILE_NAME}"),)
+        # else llama.cpp reads a prompt anew that begins as the one before, see Step35
+        sliding = " --swa-full" if model_type == "qwen3" else ""
+        return (Serving("llama.cpp", f"llama-server -m FOLDER/{FILE_NAME}{sliding}"),)
 
     def _outtype(self, options: Options) -> str:
         return options.outtype or self.outtypes[0]

@@ -6,9 +6,11 @@ bytes after a pre-tokenizer that it knows by name, and "llama", SentencePiece's 
 bytes as last resort.
 """
 
+import contextlib
 import json
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -50,9 +52,10 @@ class TokenizerBlock:
             config = converted.model.config
             (folder / "config.json").write_text(config.to_json_string(use_diff=False))
             read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            special = SpecialVocab(
-                folder, load_merges=not _is_sentencepiece(read), n_vocab=config.vocab_size
-            )
+            with _silent_library():
+                special = SpecialVocab(
+                    folder, load_merges=not _is_sentencepiece(read), n_vocab=config.vocab_size
+                )
         special.add_special_token = _added_around(converted, special.special_token_ids)
         return cls(read, config.vocab_size, special)
 
@@ -116,6 +119,18 @@ class TokenizerBlock:
             merged = merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
             scores[merged] = scores.get(merged) or -float(rank)
         return [scores.get(token, _ADDED_SCORE) for token in tokens]
+
+
+@contextlib.contextmanager
+def _silent_library() -> Iterator[None]:
+    """The library warns where it cannot tell which tokens are added, which we ask the tokenizer."""
+    logger = logging.getLogger("gguf.vocab")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _is_sentencepiece(read: Mapping[str, Any]) -> bool:
