@@ -13,10 +13,7 @@ from mqasearch.serving.formats.mlx import MLX
 from mqasearch.serving.formats.nemotron_nas import NemotronNAS
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        written.name: written
-        for written in (CompactHF(), NemotronNAS(), GGUF(), MLX(), Expanded())
-    }
+    {written.name: written for written in (CompactHF(), NemotronNAS(), GGUF(), MLX(), Expanded())}
 )
 """Name → format."""
 
@@ -83,7 +80,6 @@ def check_outtype(written: Format, outtype: str | None) -> None:
 __all__ = [
     "DEFAULTS",
     "FORMATS",
-    "GGUF",
     "CompactHF",
     "Format",
     "Options",

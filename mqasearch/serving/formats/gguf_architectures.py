@@ -7,7 +7,7 @@ model has (a bias, a scaled RoPE), so each says what it does not compute.
 
 from abc import ABC, abstractmethod
 from collections.abc import Set
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.mask import KVHeads
+from mqasearch.serving.formats.positions import narrowest_window
 
 
 class Architecture(ABC):
@@ -135,7 +136,7 @@ def architecture_fault(
     """
     if config.hidden_act != "silu":
         return f"llama.cpp computes SiLU in its {architecture.name}, not {config.hidden_act!r}"
-    if window := sliding_window(config):
+    if window := narrowest_window(config):
         return f"llama.cpp's {architecture.name} has no sliding window (of {window} tokens)"
     ignored = [name for name in weights.tensors() if name.endswith("bias")]
     ignored = [name for name in ignored if name not in architecture.biases]
@@ -144,15 +145,6 @@ def architecture_fault(
     if ignored:
         return f"llama.cpp's {architecture.name} leaves out its {', '.join(ignored)}"
     return None
-
-
-def sliding_window(config: PreTrainedConfig) -> int | Literal[False]:
-    """The window of a model that looks less far back than its context is long."""
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    if window is None or (types is not None and "sliding_attention" not in types):
-        return False
-    return int(window) if window < config.max_position_embeddings else False
 
 
 def _neighbours(rows: Tensor, head_dim: int) -> Tensor:

@@ -27,6 +27,11 @@ class GGUF(Format):
 
     name = "gguf"
     summary = "one file for llama.cpp; fewer KV heads in weights and cache"
+    refused_by = (
+        "transformers, vLLM and MLX-LM do not read this file. llama.cpp saves the memory only with "
+        "flash attention, which it takes by itself where it can: without it, it pads the values' "
+        "cache of every layer to that of the widest."
+    )
     outtypes = tuple(OUTTYPES)
     model_types = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -151,6 +151,6 @@ def _added_around(converted: Converted, special: Mapping[str, int]) -> dict[str,
     """Which special tokens the tokenizer puts before and after a text."""
     ids = converted.tokenizer("a")["input_ids"]
     return {
-        "bos": "bos" in special and ids[0] == special["bos"],
-        "eos": "eos" in special and ids[-1] == special["eos"],
+        "bos": ids[:1] == [special.get("bos")],
+        "eos": ids[-1:] == [special.get("eos")],
     }
