@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.models.checkpoints import save
 
-FORMATS = ("hf", "expanded")
+FORMATS = ("hf", "gguf", "expanded")
 MAX_SHARD_BYTES = 60_000_000
 HIDDEN, INTERMEDIATE, N_LAYERS = 1024, 3072, 6
 ATTENTION_BYTES = 4 * 4 * HIDDEN**2

@@ -23,6 +23,7 @@ from mqasearch.serving.record import differing_inputs, read_record
 from mqasearch.serving.reproduce import reproduce
 from tests.evaluation.small_tasks import load_small, small_task
 from tests.models.checkpoints import put_in_hub_cache
+from tests.models.checkpoints import tokenizer as byte_level
 from tests.serving.converting import mask_for, original
 
 MEAN = {"name": "mean"}
@@ -111,6 +112,17 @@ def test_formats_families_and_shards(name: str, model_type: str, folder: Path) -
     found = reproduce(folder / "out")
     assert found.identical, found
     assert len([file for file in found.files if file.endswith(".safetensors")]) > 1
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_a_file_for_llama_cpp(outtype: str, folder: Path) -> None:
+    original(folder / "qwen2", "qwen2")
+    byte_level().save_pretrained(folder / "qwen2")  # llama.cpp knows no tokenizer of whole words
+    options = {"format": "gguf", "outtype": outtype}
+    api.convert((1, 4, 2), folder / "out", model=folder / "qwen2", **options)
+    found = reproduce(folder / "out")
+    assert found.identical, found
+    assert set(found.files) == {"mask.json", "model.gguf"}
 
 
 @pytest.fixture

@@ -174,6 +174,11 @@ class Engine:
         )
         return answer
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids by the engine's own tokenizer; only llama.cpp has one."""
+        answer: list[list[int]] = self._ask("tokenize", texts=list(texts))
+        return answer
+
     def cache_bytes_per_token(self) -> float:
         """Bytes of KV cache that one more token takes, read from the engine, not computed."""
         return float(self._ask("cache_bytes_per_token"))

@@ -7,12 +7,13 @@ from mqasearch.errors import ModelError, UnknownNameError, UserError
 from mqasearch.serving.converted import Converted
 from mqasearch.serving.formats.base import DEFAULTS, Format, Options, Serving
 from mqasearch.serving.formats.expanded import Expanded
+from mqasearch.serving.formats.gguf_file import GGUF
 from mqasearch.serving.formats.hf import CompactHF
 from mqasearch.serving.formats.mlx import MLX
 from mqasearch.serving.formats.nemotron_nas import NemotronNAS
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {written.name: written for written in (CompactHF(), NemotronNAS(), MLX(), Expanded())}
+    {written.name: written for written in (CompactHF(), NemotronNAS(), GGUF(), MLX(), Expanded())}
 )
 """Name → format."""
 
