@@ -28,8 +28,9 @@ def model_card(
     on_hub = is_hub_id(source)
     name = source if on_hub else PurePath(source).name  # no path of this machine in a card
     base = f"base_model: {source}\n" if on_hub else ""
+    library = f"library_name: {written.library}\n" if written.library else ""
     lines = [
-        f"---\nlibrary_name: transformers\n{base}tags:\n- mqasearch\n- multi-query-attention\n---",
+        f"---\n{library}{base}tags:\n- mqasearch\n- multi-query-attention\n---",
         f"# {name} with fewer KV heads",
         f"{len(document['mqa_layers'])} of {shape.n_layers} attention layers of {name} have fewer "
         f"KV heads than the original's {shape.n_kv_heads}. They were converted without training by "

@@ -52,6 +52,7 @@ class Format(ABC):
     Attributes:
         name: ``--format`` of ``mqasearch convert``.
         summary: one line for the command line.
+        library: the hub's name of the library that loads it; "" = it has none.
         saves_memory: whether the cache of a served checkpoint is smaller than the original's.
         refused_by: a sentence: which known engines do not load the folder, and why.
         outtypes: choices of ``--outtype``; empty = the format writes the model's own dtype.
@@ -60,6 +61,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    library: ClassVar[str] = ""
     saves_memory: ClassVar[bool] = True
     refused_by: ClassVar[str] = ""
     outtypes: ClassVar[tuple[str, ...]] = ()

@@ -19,6 +19,7 @@ class Expanded(Format):
 
     name = "expanded"
     summary = "the original's architecture; loads anywhere without remote code, saves no memory"
+    library = "transformers"
     saves_memory = False
     model_types = tuple(FAMILIES)
 

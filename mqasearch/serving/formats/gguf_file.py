@@ -27,6 +27,7 @@ class GGUF(Format):
 
     name = "gguf"
     summary = "one file for llama.cpp; fewer KV heads in weights and cache"
+    library = "gguf"
     refused_by = (
         "transformers, vLLM and MLX-LM do not read this file. llama.cpp saves the memory only with "
         "flash attention, which it takes by itself where it can: without it, it pads the values' "

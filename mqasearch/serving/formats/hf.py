@@ -26,6 +26,7 @@ class CompactHF(Format):
 
     name = "hf"
     summary = "fewer KV heads in weights and cache; needs trust_remote_code=True"
+    library = "transformers"
     refused_by = (
         "SGLang does not load this folder, as it takes one number of KV heads for all layers; "
         "llama.cpp and MLX do not run its Python code."

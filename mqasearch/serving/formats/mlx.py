@@ -28,6 +28,7 @@ class MLX(Format):
 
     name = "mlx"
     summary = "fewer KV heads for MLX-LM, all model types"
+    library = "mlx"
     refused_by = f"No other engine loads a folder that needs {_CODE}."
     model_types = MODEL_TYPES
     _nemotron = NemotronNAS()
