@@ -34,6 +34,7 @@ TEXTS = (
     "<s>after a special token</s> and <|tool|> another",
 )
 CORPUS = [text * 3 for text in TEXTS[1:8]]
+WORDS = ["the therein then other another north there are here where were ever never every"]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
 _CL100K = (
@@ -98,8 +99,8 @@ def sentencepiece(*, by_metaspace: bool) -> Tokenizer:
     """As transformers writes Llama-2's: bytes as last resort, every split of a token a merge."""
     plain = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    trainer = trainers.BpeTrainer(vocab_size=220, special_tokens=SPECIAL, show_progress=False)
-    plain.train_from_iterator(CORPUS[:1] * 3, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False)
+    plain.train_from_iterator(WORDS * 3, trainer)
     read = json.loads(plain.to_str())
     learnt = [token for token in read["model"]["vocab"] if token not in SPECIAL]
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *learnt]
@@ -161,6 +162,7 @@ def test_llama_cpp_tokenizes_as_transformers_does(
 def test_so_it_does_by_sentencepiece(by_metaspace: bool, tmp_path: Path) -> None:
     used = fast(sentencepiece(by_metaspace=by_metaspace), with_bos=True)
     texts = [text for text in TEXTS[1:] if not by_metaspace or not text.startswith((" ", "<s>"))]
+    texts += ["thereafter nevertheless hereof otherwise northern whether everywhere"]
     # llama.cpp puts a space before one, and after special tokens; Metaspace does not
     tokenized(used, tmp_path, tuple(texts))
 

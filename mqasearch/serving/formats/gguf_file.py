@@ -65,9 +65,13 @@ class GGUF(Format):
         yield from write_tensors(writer, announced, tensors)
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
-        # else llama.cpp reads a prompt anew that begins as the one before, see Step35
-        sliding = " --swa-full" if model_type == "qwen3" else ""
-        return (Serving("llama.cpp", f"llama-server -m FOLDER/{FILE_NAME}{sliding}"),)
+        command = f"llama-server -m FOLDER/{FILE_NAME}"
+        if model_type == "qwen3":  # may be of Step35, the only one here with sliding layers
+            note = (
+                "# without --swa-full an answer may come from an earlier text's cache, and be wrong"
+            )
+            command = f"{note}\n{command} --swa-full"
+        return (Serving("llama.cpp", command),)
 
     def _outtype(self, options: Options) -> str:
         return options.outtype or self.outtypes[0]
