@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from random_models import random_model
+from random_models import random_model, whole_tokens
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
@@ -217,8 +217,9 @@ def _subjects(only: Sequence[str] | None) -> Iterator[Subject]:
             shape = loaded.shape
             masks = {"mixed": (shape.n_kv_heads, 1) * (shape.n_layers // 2)}
             generator = torch.Generator().manual_seed(0)
+            whole = torch.tensor(whole_tokens(loaded.tokenizer))
             prompts = [
-                torch.randint(5, loaded.model.config.vocab_size, (n,), generator=generator).tolist()
+                whole[torch.randint(len(whole), (n,), generator=generator)].tolist()
                 for n in (7, 40)
             ]
             yield Subject(model_type, loaded, _reference(loaded), masks, prompts)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.models.source import resolve
@@ -18,6 +18,7 @@ def random_model(model_type: str, folder: Path) -> LoadedModel:
     """A random model with the tokenizer of SmolLM2, saved in ``folder`` and loaded from there.
 
     Every bias and norm is random too, so no comparison passes because a term happens to be zero.
+    It never says a token that is not in ``whole_tokens``.
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m").location)
     config = AutoConfig.for_model(model_type, **_sizes(model_type, len(tokenizer)))
@@ -29,9 +30,25 @@ def random_model(model_type: str, folder: Path) -> LoadedModel:
             mean = 1.0 if is_scale and not model_type.startswith("gemma") else 0.0
             spread = 0.2 if parameter.ndim == 1 else 0.06
             torch.nn.init.normal_(parameter, mean=mean, std=spread)
+    model.get_output_embeddings().weight.data[_unwhole(tokenizer)] = 0.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_model(str(folder), device="cpu", dtype="float32")
+
+
+def whole_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that are plain text by themselves.
+
+    Servers hold back a token that ends within a character, and stop at some special ones.
+    """
+    unwhole = {*_unwhole(tokenizer)}
+    return [token for token in range(len(tokenizer)) if token not in unwhole]
+
+
+def _unwhole(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [n for n, text in enumerate(texts) if n in special or "\ufffd" in text]
 
 
 def _sizes(model_type: str, n_words: int) -> dict[str, Any]:

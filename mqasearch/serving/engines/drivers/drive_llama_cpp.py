@@ -180,7 +180,10 @@ def _complete(server: Any, prompt: list[int], n_tokens: int, **options: Any) -> 
 
 
 def _sampled(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    tokens: list[dict[str, Any]] = answer["choices"][0]["logprobs"]["content"]
+    said = answer["choices"][0]["logprobs"]
+    if said is None:
+        raise RuntimeError("llama.cpp holds back a token that ends within a character")
+    tokens: list[dict[str, Any]] = said["content"]
     return tokens
 
 
