@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from itertools import takewhile
+from statistics import median
 
 from scipy import stats
 
@@ -81,6 +82,36 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
     return (
         f"On this machine, with {variant}, decoding {'; '.join(clauses)} "
         f"(measured up to {longest:,} tokens)"
+    )
+
+
+def beyond_bytes(
+    speedups: Mapping[tuple[int, int], Sequence[float]],
+    allowed: Mapping[tuple[int, int], float],
+) -> str | None:
+    """A warning if decoding gains more than fewer bytes explain; None = it does not.
+
+    Such a gain is real in this engine with these options, and says little of others: the original
+    pays for something besides moving its cache once.
+
+    Args:
+        speedups: as in ``what_pays``.
+        allowed: for the same settings, the speed-up that the bytes allow.
+    """
+    excess = {
+        place: interval[0] / allowed[place]
+        for place, samples in speedups.items()
+        if (interval := median_interval(samples)) is not None
+        and interval[0] >= (1 + LEAST_GAIN) * allowed[place]
+    }
+    if not excess:
+        return None
+    place = batch_size, context = max(excess, key=excess.__getitem__)
+    return (
+        f"Beware: at {context:,} tokens and batch size {batch_size} it is "
+        f"{median(speedups[place]):.2f} times as fast, and fewer bytes explain "
+        f"{allowed[place]:.2f}: the original spends time on something else, so other options of "
+        "the engine, or other engines, may gain less"
     )
 
 

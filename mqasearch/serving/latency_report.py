@@ -12,7 +12,7 @@ import transformers
 
 import mqasearch
 from mqasearch.mask import KVHeads, ModelShape
-from mqasearch.serving.latency_gains import what_pays
+from mqasearch.serving.latency_gains import beyond_bytes, what_pays
 from mqasearch.serving.latency_runner import EngineUsed
 
 SCHEMA_VERSION = 1
@@ -69,7 +69,7 @@ class Row:
         decode_bound: reading all weights and the cache once, at the measured bandwidth.
         decode_speedup: as ``prefill_speedup``.
         decode_speedup_bound: what the bytes that a step reads allow: the original's over these. An
-            engine that reads the cache more than once a step may gain more.
+            engine whose original spends time on more than moving its cache once may gain more.
         kv_bytes_counted: of the cache after the last token, by the model's sizes.
         kv_bytes_measured: the same, of the cache's tensors in transformers; of other engines what
             one more token takes, times tokens.
@@ -138,16 +138,15 @@ class Report:
 
     @property
     def pays(self) -> str:
-        """Which settings pay for the variant with the smallest cache, in a sentence."""
+        """Which settings pay for the variant with the smallest cache, and whether to trust it."""
         fewest = min(self.variants, key=lambda variant: variant.kv_bytes_per_token)
-        return what_pays(
-            {
-                (row.batch_size, row.context): row.decode_speedup.samples
-                for row in self.rows
-                if row.variant == fewest.name
-            },
-            fewest.name,
-        )
+        rows = {
+            (row.batch_size, row.context): row for row in self.rows if row.variant == fewest.name
+        }
+        speedups = {place: row.decode_speedup.samples for place, row in rows.items()}
+        allowed = {place: row.decode_speedup_bound for place, row in rows.items()}
+        said = (what_pays(speedups, fewest.name), beyond_bytes(speedups, allowed))
+        return ". ".join(filter(None, said))
 
     def document(self) -> dict[str, Any]:
         """As JSON of ``latency.schema.json``."""

@@ -10,6 +10,7 @@ from mqasearch.serving.latency_gains import (
     COVERAGE,
     LEAST_GAIN,
     Gain,
+    beyond_bytes,
     gain_of,
     median_interval,
     what_pays,
@@ -86,3 +87,20 @@ def test_every_setting_is_spoken_of_once() -> None:
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_repetitions_tell_nothing(n: int) -> None:
     assert f"Too few repetitions ({n})" in what_pays({(1, 512): [1.5] * n}, "x")
+
+
+def test_a_gain_that_bytes_do_not_explain_is_warned_of_by_its_worst_setting() -> None:
+    speedups = {(1, 512): [1.2] * 5, (1, 2048): [2.0] * 5, (4, 512): [3.0] * 5}
+    explained = {(1, 512): 1.2, (1, 2048): 2.0, (4, 512): 3.0}
+    assert beyond_bytes(speedups, explained) is None
+    warning = beyond_bytes(speedups, explained | {(1, 2048): 1.1, (4, 512): 2.0})
+    assert warning is not None
+    assert "at 2,048 tokens and batch size 1 it is 2.00 times" in warning
+    assert "explain 1.10" in warning
+
+
+def test_a_gain_beyond_the_bytes_by_noise_alone_is_no_cause_to_warn() -> None:
+    allowed = {(1, 512): 1.0}
+    assert beyond_bytes({(1, 512): [0.9, 1.0, 1.5, 2.0, 3.0]}, allowed) is None
+    assert beyond_bytes({(1, 512): [1.0 + LEAST_GAIN / 2] * 5}, allowed) is None
+    assert beyond_bytes({(1, 512): [2.0] * 4}, allowed) is None

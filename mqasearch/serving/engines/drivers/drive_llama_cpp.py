@@ -71,7 +71,10 @@ class LlamaCpp:
         return sum(mib * 2**20 / n_cells for mib, n_cells, _ in sizes)
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> dict[str, float]:
-        """llama.cpp's own timings; of a batch, those of the slowest sequence."""
+        """llama.cpp's own timings; of a batch, those of the slowest sequence.
+
+        Its clock of decoding starts with the token that the prompt gives, and counts it.
+        """
         if batch_size > self.settings["batch_size"]:
             raise ValueError(f"loaded for {self.settings['batch_size']} sequences at a time")
         draw = random.Random(0)  # noqa: S311
@@ -79,16 +82,15 @@ class LlamaCpp:
 
         def run(prompt: list[int]) -> dict[str, float]:
             options = {"ignore_eos": True, "cache_prompt": False}
-            timings: dict[str, float] = _complete(self._served, prompt, n_tokens, **options)[
-                "timings"
-            ]
+            answer = _complete(self._served, prompt, n_tokens + 1, **options)
+            timings: dict[str, float] = answer["timings"]
             return timings
 
         with ThreadPoolExecutor(batch_size) as threads:
             timings = list(threads.map(run, prompts))
         return {
             "prefill": max(timing["prompt_ms"] for timing in timings) / 1000,
-            "decode": max(timing["predicted_per_token_ms"] for timing in timings) / 1000,
+            "decode": max(timing["predicted_ms"] for timing in timings) / 1000 / n_tokens,
         }
 
     def _tokenized(self, text: str) -> list[int]:

@@ -83,15 +83,15 @@ class Model:
         return float(sum(n_bytes / cache.num_blocks / each for each in tokens))
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> dict[str, float]:
-        """By vLLM's own clock; the first of the ``n_tokens`` comes with the prompt."""
+        """By vLLM's own clock; one token more comes with the prompt."""
         n_words = self._llm.llm_engine.model_config.get_vocab_size()
         drawn = random.Random(0)  # noqa: S311 - prompts, not secrets
         prompts = [[drawn.randrange(n_words) for _ in range(context)] for _ in range(batch_size)]
-        stats = [output.metrics for output in self._run(prompts, n_tokens)]
+        stats = [output.metrics for output in self._run(prompts, n_tokens + 1)]
         start = min(each.scheduled_ts for each in stats)
         first = max(each.first_token_ts for each in stats)
         last = max(each.last_token_ts for each in stats)
-        return {"prefill": first - start, "decode": (last - first) / max(n_tokens - 1, 1)}
+        return {"prefill": first - start, "decode": (last - first) / n_tokens}
 
     def _run(self, tokens: list[list[int]], n_tokens: int, **options: Any) -> list[Any]:
         from vllm import SamplingParams
