@@ -134,7 +134,8 @@ def compare(subject: Subject, mask: str, kv_heads: KVHeads, engine: str, written
             kv_heads, subject.loaded, folder, format=written, options=_float32(written)
         )
         model = next(iter(folder.glob("*.gguf")), folder)
-        with Engine(engine, Settings(str(model), max_tokens=256, n_threads=2)) as running:
+        settings = Settings(str(model), max_tokens=256, n_threads=2, trust_remote_code=True)
+        with Engine(engine, settings) as running:
             version = running.version
             log_probs = running.log_probs(subject.prompts)
             continued = running.generate(subject.prompts, N_TOKENS)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,13 +60,12 @@ def latency(
     """Measure prefill, decoding, KV cache and peak memory against the number of MQA layers."""
     contexts = _numbers("--context", context)
 
-    from mqasearch.cli.tables import print_json, print_rows
     from mqasearch.models import load_model
     from mqasearch.serving.latency import measure
     from mqasearch.serving.latency_engines import check_engine, default_batch_sizes
     from mqasearch.serving.latency_figure import check_figure_path, write_figure
-    from mqasearch.serving.latency_workload import Workload, shares_of_layers
-    from mqasearch.serving.mask_json import check_model, read_mask
+    from mqasearch.serving.latency_workload import Workload
+    from mqasearch.serving.mask_json import read_mask
 
     batch_sizes = (
         default_batch_sizes(engine) if batch_size is None else _numbers("--batch-size", batch_size)
@@ -83,11 +82,7 @@ def latency(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    if document is None:
-        variants = shares_of_layers(loaded.shape)
-    else:
-        check_model(document, loaded.shape, loaded.fingerprint)
-        variants = {"original": loaded.shape.original, "mask": tuple(document["kv_heads"])}
+    variants = _variants(loaded, document)
     with _Progress() as progress:
         report = measure(
             loaded,
@@ -98,15 +93,32 @@ def latency(
             engine_python=engine_python,
             progress=progress.update,
         )
-    if format is Format.JSON:
-        print_json(report.document())
-    else:
-        headers, rows = _table(report)
-        print_rows(headers, rows, format)
-        print(_legend(report))
-        print(f"{report.pays}.")
+    _print(report, format)
     if output is not None:
         write_figure(report, output)
+
+
+def _variants(loaded: Any, document: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Name → KV heads: shares of the layers, or the original and the mask."""
+    from mqasearch.serving.latency_workload import shares_of_layers
+    from mqasearch.serving.mask_json import check_model
+
+    if document is None:
+        return shares_of_layers(loaded.shape)
+    check_model(document, loaded.shape, loaded.fingerprint)
+    return {"original": loaded.shape.original, "mask": tuple(document["kv_heads"])}
+
+
+def _print(report: Any, format: Format) -> None:
+    from mqasearch.cli.tables import print_json, print_rows
+
+    if format is Format.JSON:
+        print_json(report.document())
+        return
+    headers, rows = _table(report)
+    print_rows(headers, rows, format)
+    print(_legend(report))
+    print(f"{report.pays}.")
 
 
 def _table(report: Any) -> tuple[list[str], list[list[str | None]]]:

@@ -12,7 +12,7 @@ a ``Runner``: transformers in this process, or a stock engine in processes of it
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,22 +71,16 @@ def measure(
     kv_counts = {name: KVCount(shape, kv_heads, config) for name, kv_heads in variants.items()}
     load = load_average()
     _warn_if_busy(loaded.device, load)
-    runner: Runner
-    if engine == TRANSFORMERS:
-        runner = TransformersRunner(convertible, variants, kv_counts, workload)
-    else:
-        runner = EngineRunner(
-            loaded, convertible, variants, kv_counts, workload, engine, engine_python
-        )
+    runner: Runner = (
+        TransformersRunner(convertible, variants, kv_counts, workload)
+        if engine == TRANSFORMERS
+        else EngineRunner(loaded, convertible, variants, kv_counts, workload, engine, engine_python)
+    )
     with runner:
         weights = {name: runner.weights(name) for name in variants}
         bandwidth = Bandwidth(loaded.device, loaded.dtype, next(iter(weights.values())).read)
         session = _Session(runner, bandwidth)
-        turns = workload.turns(list(variants), together=runner.together)
-        for done, turn in enumerate(turns, 1):
-            session.take(turn)
-            if progress is not None:
-                progress(done, len(turns))
+        session.take_all(workload.turns(list(variants), together=runner.together), progress)
     table = _Rows(session, list(variants), weights, kv_counts, workload.n_tokens)
     return Report(
         model=loaded.name,
@@ -122,8 +116,14 @@ class _Session:
         self.growth: dict[tuple[Setting, str], int | None] = {}
         self._runner = runner
 
-    def take(self, turn: Turn) -> None:
-        """Run once."""
+    def take_all(self, turns: Sequence[Turn], progress: Callable[[int, int], None] | None) -> None:
+        """Run every turn; ``progress`` is called with (done, total) after each."""
+        for done, turn in enumerate(turns, 1):
+            self._take(turn)
+            if progress is not None:
+                progress(done, len(turns))
+
+    def _take(self, turn: Turn) -> None:
         place = turn.setting, turn.variant
         if turn.opens_round:
             self.bandwidth.sample()

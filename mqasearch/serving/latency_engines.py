@@ -210,6 +210,7 @@ class EngineRunner(Runner):
             max_tokens=sequence_tokens(self._workload),
             batch_size=self._workload.largest.batch_size,
             n_threads=torch.get_num_threads(),  # those that the bandwidth is measured with
+            trust_remote_code=True,  # what it trusts was written just now, by ``convert``
         )
 
     def _fit_together(self, device: torch.device, kv_counts: Mapping[str, KVCount]) -> bool:

@@ -1,13 +1,5 @@
 """The model that ``mqasearch convert`` would write, in memory, round the original's weights."""
 
-import importlib
-import sys
-import tempfile
-from collections.abc import Mapping
-from functools import cache
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +9,7 @@ from transformers import PreTrainedModel
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.mask import KVHeads
 from mqasearch.serving.formats import CompactHF, format_of
+from mqasearch.serving.own_code import compact_classes
 
 
 class CompactModels:
@@ -51,11 +44,11 @@ class CompactModels:
         if kv_heads == self._convertible.shape.original:
             return original
         settings = self._format.config(original, kv_heads)
-        kinds = _classes(self._model_type)
-        config = kinds["AutoConfig"].from_dict(settings)
+        config_class, model_class = compact_classes(self._model_type)
+        config: Any = config_class.from_dict(settings)
         config._attn_implementation = original.config._attn_implementation
         with torch.device("meta"):  # sizes only: every tensor is put in below
-            compact = kinds["AutoModelForCausalLM"](config).requires_grad_(False).eval()
+            compact = model_class(config).requires_grad_(False).eval()
         compact.load_state_dict(self._state(kv_heads), assign=True)
         _share_buffers(compact, original)
         assert isinstance(compact, PreTrainedModel)
@@ -99,21 +92,3 @@ def _share_buffers(compact: nn.Module, original: nn.Module) -> None:
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             compact.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
-
-
-@cache
-def _classes(model_type: str) -> Mapping[str, Any]:
-    """The checkpoint's own classes, by the name of transformers' auto class.
-
-    Its files refer to each other, so they are imported as a package, from a folder that is gone
-    afterwards.
-    """
-    package = f"mqasearch_compact_{model_type}"
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in CompactHF().code(model_type).items():
-            Path(folder, name).write_text(text, encoding="utf-8")
-        spec = ModuleSpec(package, None, is_package=True)
-        spec.submodule_search_locations = [folder]
-        sys.modules[package] = module_from_spec(spec)
-        modeling = importlib.import_module(f"{package}.modeling_mqa")
-    return {"AutoConfig": modeling.MqaConfig, "AutoModelForCausalLM": modeling.MqaForCausalLM}

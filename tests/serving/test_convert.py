@@ -18,7 +18,6 @@ from mqasearch.families import family_of
 from mqasearch.mask import KVHeads
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.serving import formats
-from mqasearch.serving.card import model_card
 from mqasearch.serving.convert import convert_checkpoint
 from mqasearch.serving.formats import Options
 from mqasearch.serving.mask_json import read_mask
@@ -197,65 +196,6 @@ def test_everything_goes_along(tmp_path: Path) -> None:
     assert "base_model: tiny/llama" in card
     assert "trust_remote_code=True" in card
     assert str(tmp_path) not in card
-
-
-def test_a_card_names_no_path(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.save_pretrained(tmp_path / "original")
-    of_folder = LoadedModel(
-        model, tokenizer(), str(tmp_path / "original"), "0" * 64, torch.device("cpu"), model.dtype
-    )
-    convert_checkpoint(KV_HEADS, of_folder, tmp_path / "out", format="expanded")
-    for file in ("README.md", "config.json", "tokenizer_config.json", "generation_config.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / file).read_text()
-    assert "saves no memory" in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("source", "base"),
-    [
-        ("owner/name", "base_model: owner/name\n"),
-        ("gpt2", "base_model: gpt2\n"),
-        ("smollm2-135m", ""),
-        ("/models/of mine/tiny", ""),
-        ("../tiny", ""),
-        ("tiny.gguf", ""),
-    ],
-)
-def test_a_card_names_the_base_model_where_others_can_find_it(
-    source: str, base: str, mask: dict[str, Any]
-) -> None:
-    mask["model"]["id"] = source
-    shape = loaded(tiny_model("llama")).shape
-    card = model_card(mask, shape, formats.FORMATS["hf"], "llama")
-    assert card.count("base_model") == bool(base)
-    assert base in card
-    assert "of mine" not in card
-    assert "models/" not in card
-    assert f"# {source.split('/')[-1] if not base else source} with" in card
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("hf", ", trust_remote_code=True"), ("expanded", "")]
-)
-def test_a_card_says_how_to_load_the_tokenizer_too(
-    name: str, options: str, mask: dict[str, Any]
-) -> None:
-    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS[name], "llama")
-    for kind in ("AutoModelForCausalLM", "AutoTokenizer"):
-        assert f"= {kind}.from_pretrained(FOLDER{options})\n" in card
-
-
-def test_a_card_says_what_is_saved_on_each_rank(mask: dict[str, Any]) -> None:
-    """4 KV heads of dimension 8 in float32, 3 layers with 1, 4 and 2 of them."""
-    card = model_card(mask, loaded(tiny_model("llama")).shape, formats.FORMATS["hf"], "llama")
-    assert "448 bytes in float32, 58% of the original's 768" in card
-    for row in ("| 1 | 448 | 58% |", "| 2 | 256 | 67% |", "| 4 | 192 | 100% |"):
-        assert row in card
-    whole = model_card(
-        mask, loaded(tiny_model("llama")).shape, formats.FORMATS["expanded"], "llama"
-    )
-    assert "ranks" not in whole
 
 
 def test_a_converted_folder_is_known_for_what_it_is(tmp_path: Path) -> None:

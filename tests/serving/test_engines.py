@@ -23,7 +23,14 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_questions_are_answered_though_the_engine_prints_junk() -> None:
-    settings = Settings("somewhere", dtype="bfloat16", max_tokens=7, batch_size=2, n_threads=3)
+    settings = Settings(
+        "somewhere",
+        dtype="bfloat16",
+        max_tokens=7,
+        batch_size=2,
+        n_threads=3,
+        trust_remote_code=True,
+    )
     with Engine("fake", settings) as engine:
         assert json.loads(engine.version)["settings"] == {
             "model": "somewhere",
@@ -31,6 +38,7 @@ def test_questions_are_answered_though_the_engine_prints_junk() -> None:
             "max_tokens": 7,
             "batch_size": 2,
             "n_threads": 3,
+            "trust_remote_code": True,
         }
         assert engine.log_probs(PROMPTS) == [[0.0, 0.0], [0.0]]
         assert engine.generate(PROMPTS, 2) == [[0, 0], [0, 0]]
@@ -82,9 +90,16 @@ def test_its_processes_end_with_the_block() -> None:
 
 
 def test_closing_twice_does_no_harm() -> None:
+    before = psutil.Process().children(recursive=True)
     engine = Engine("fake", Settings("somewhere"))
+    assert psutil.Process().children(recursive=True) != before
     engine.close()
     engine.close()
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_no_code_of_a_folder_is_trusted_unless_that_is_said() -> None:
+    assert not Settings("somewhere").trust_remote_code
 
 
 def test_an_unknown_engine_is_told_with_what_was_meant() -> None:

@@ -68,6 +68,7 @@ class Settings:
         max_tokens: of a sequence, prompt and continuation together.
         batch_size: sequences at a time, at most.
         n_threads: of the CPU; None = the engine's choice.
+        trust_remote_code: run Python code of the folder; for folders that ``convert`` just wrote.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Settings:
     max_tokens: int = 2048
     batch_size: int = 1
     n_threads: int | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

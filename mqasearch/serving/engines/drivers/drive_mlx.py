@@ -19,9 +19,11 @@ _PREFILL_STEP = 2048  # as mlx_lm.generate does
 class Model:
     """A loaded model. MLX chooses its own number of threads, and its caches grow as they must."""
 
-    def __init__(self, folder: str, dtype: str) -> None:
-        self.model, _ = load_model(Path(folder), trust_remote_code=True)
-        kind = getattr(mx, dtype)
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.model, _ = load_model(
+            Path(settings["model"]), trust_remote_code=settings["trust_remote_code"]
+        )
+        kind = getattr(mx, settings["dtype"])
         self.model.update(
             tree_map(
                 lambda p: p.astype(kind) if mx.issubdtype(p.dtype, mx.floating) else p,
@@ -84,7 +86,7 @@ class Model:
 
 
 def _load(settings: dict[str, Any]) -> tuple[str, Mapping[str, Callable[..., Any]]]:
-    model = Model(settings["model"], settings["dtype"])
+    model = Model(settings)
     known = (model.log_probs, model.generate, model.cache_bytes_per_token, model.time)
     return version("mlx-lm"), {each.__name__: each for each in known}
 

@@ -31,7 +31,7 @@ def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
     tokens, batch_size = settings["max_tokens"], settings["batch_size"]
     return {
         "model": settings["model"],
-        "trust_remote_code": True,  # folders of format hf bring their own
+        "trust_remote_code": settings["trust_remote_code"],
         "skip_tokenizer_init": True,
         "dtype": settings["dtype"],
         "max_model_len": tokens,
