@@ -159,8 +159,18 @@ def start_logging(log_format: LogFormat, *, verbose: bool) -> None:
         logging.captureWarnings(True)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
+    handler.addFilter(_is_no_interruption)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO)
+
+
+def _is_no_interruption(record: logging.LogRecord) -> bool:
+    """False of a library's cry that a signal came while it tidied up.
+
+    A signal interrupts at any instruction. SQLAlchemy's pool logs whatever comes while it takes a
+    connection back, and lets an interruption go on to where it is dealt with.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 _for_children: list[str] = []

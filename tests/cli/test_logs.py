@@ -221,3 +221,25 @@ def test_children_log_as_the_run_does(
     work_together(Database("postgresql://h/d"), "demo", "cpu", 1)
     command = list(children[0].command)
     assert command[3 : command.index("child")] == list(options)
+
+
+INTERRUPTED = (
+    "from sqlalchemy import create_engine, event\n"
+    "engine = create_engine('sqlite://')\n"
+    "def interrupt(*_):\n"
+    "    raise {kind}('a signal, or a fault')\n"
+    "event.listen(engine, 'reset', interrupt)\n"
+    "try:\n"
+    "    engine.connect().close()\n"
+    "except KeyboardInterrupt:\n"
+    "    log.warning('it went on')\n"
+)
+"""SQLAlchemy logs whatever comes while it takes a connection back."""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_signal_while_a_connection_is_given_back_leaves_no_traceback(log_format: str) -> None:
+    err = stderr_of(INTERRUPTED.format(kind="KeyboardInterrupt"), log_format)
+    assert "it went on" in err
+    assert len(err.splitlines()) == 1, err
+    assert "Traceback" in stderr_of(INTERRUPTED.format(kind="RuntimeError"), log_format)
