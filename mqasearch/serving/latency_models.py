@@ -48,7 +48,8 @@ class CompactModels:
         config: Any = config_class.from_dict(settings)
         config._attn_implementation = original.config._attn_implementation
         with torch.device("meta"):  # sizes only: every tensor is put in below
-            compact = model_class(config).requires_grad_(False).eval()
+            compact: Any = model_class(config).requires_grad_(False)
+        compact.eval()
         compact.load_state_dict(self._state(kv_heads), assign=True)
         _share_buffers(compact, original)
         assert isinstance(compact, PreTrainedModel)
