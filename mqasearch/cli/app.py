@@ -2,12 +2,10 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +14,7 @@ from mqasearch import __version__
 from mqasearch.cli import convert, latency, launch, listing, reproduce, run, serving, study
 from mqasearch.cli.logs import complain, start_logging, without_passwords
 from mqasearch.cli.options import ChosenLogFormat, LogFormat
+from mqasearch.cli.signals import Signals, Stopped
 from mqasearch.errors import MqasearchError, UserError
 
 
@@ -85,30 +84,6 @@ def _quiet_libraries() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal: the trial in hand is given back, then the process ends with 128 + its number."""
-
-
-class Signals:
-    """SIGINT and SIGTERM interrupt once; a second one ends the process at once."""
-
-    received: int | None = None
-
-    def install(self) -> None:
-        """Take over both signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-
-    def _stop(self, number: int, _: FrameType | None) -> NoReturn:
-        self.received = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        # Imported only where a database is open. Whoever cleans up must not wait for it for long.
-        if (patience := sys.modules.get("mqasearch.results.patience")) is not None:
-            patience.hurry()
-        raise Stopped
 
 
 def _usage(error: Any) -> str:
