@@ -10,7 +10,7 @@ import mqasearch
 
 ROOT = Path(mqasearch.__file__).parent
 FLOORS = (
-    ("errors",),
+    ("errors", "interruption"),
     (
         "mask",
         "budget",

@@ -3,10 +3,14 @@
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+
+from mqasearch.interruption import postpone, raise_postponed
+
+LATEST = 5.0
+"""Seconds after which a signal interrupts whatever is done: a database may be silent for long."""
 
 AGAIN_AFTER = 0.02
-"""Seconds until an interruption that nobody saw is raised again."""
+"""Seconds until an interruption that Python has dropped is raised again."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -16,9 +20,10 @@ class Stopped(KeyboardInterrupt):
 class Signals:
     """SIGINT and SIGTERM interrupt once; a second one ends the process at once.
 
-    Python raises the interruption at whatever instruction the main thread has reached. If that is
-    a finalizer, or the callback of a weak reference, Python drops the exception and only reports
-    it to ``sys.unraisablehook``. Therefore that hook raises it again, a moment later.
+    The interruption is raised in the main thread, unless that is :func:`undisturbed
+    <mqasearch.interruption.undisturbed>`. If it has just reached a finalizer, or the callback of a
+    weak reference, Python drops the exception and only reports it to ``sys.unraisablehook``.
+    Therefore that hook has it raised again, a moment later.
     """
 
     received: int | None = None
@@ -29,14 +34,22 @@ class Signals:
             signal.signal(number, self._stop)
         sys.unraisablehook = _raise_again
 
-    def _stop(self, number: int, _: FrameType | None) -> NoReturn:
+    def _stop(self, number: int, _: FrameType | None) -> None:
         self.received = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
         # Imported only if a database is open. Whoever cleans up must not wait for it for long.
         if (patience := sys.modules.get("mqasearch.results.patience")) is not None:
             patience.hurry()
-        raise Stopped
+        _interrupt()
+
+
+def _interrupt(*_: object) -> None:
+    stopped = Stopped()
+    if not postpone(stopped):
+        raise stopped
+    signal.signal(signal.SIGALRM, lambda *_: raise_postponed())
+    signal.setitimer(signal.ITIMER_REAL, LATEST)
 
 
 def _raise_again(dropped: "sys.UnraisableHookArgs") -> None:
@@ -45,7 +58,3 @@ def _raise_again(dropped: "sys.UnraisableHookArgs") -> None:
         return
     signal.signal(signal.SIGALRM, _interrupt)
     signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER)
-
-
-def _interrupt(_: int, __: FrameType | None) -> NoReturn:
-    raise Stopped

@@ -16,6 +16,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity import wait_random_exponential as random_exponential
 
 from mqasearch.errors import StorageError
+from mqasearch.interruption import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,11 @@ def hurry() -> None:
     _hurried.set()
 
 
+def _attempt(operation: Callable[[], Answer]) -> Answer:
+    with undisturbed():
+        return operation()
+
+
 class Patience:
     """Tries again while the fault may pass.
 
@@ -90,7 +96,7 @@ class Patience:
         """What ``operation`` returns, tried until it succeeds.
 
         ``operation`` must be idempotent: an attempt whose commit reached the database and whose
-        answer was lost is made again.
+        answer was lost is made again. A signal waits until the attempt has ended.
 
         Raises:
             StorageError: the database stayed away.
@@ -103,7 +109,7 @@ class Patience:
             reraise=True,
         )
         try:
-            answer = attempts(operation)
+            answer: Answer = attempts(_attempt, operation)
         except Exception as error:
             if not is_passing(error):
                 raise

@@ -16,6 +16,7 @@ from typing import cast
 from sqlalchemy import Connection, Engine, Table, and_, delete, or_, select, update
 
 from mqasearch.errors import StorageError
+from mqasearch.interruption import interruptible
 from mqasearch.results import Patience, ScoreStore
 from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
@@ -75,7 +76,8 @@ class Claims:
                 return score, False
             if self.claim(key.digest()):
                 return self._score(key, compute)
-            time.sleep(pause)
+            with interruptible():
+                time.sleep(pause)
             pause = min(2 * pause, LONGEST_WAIT)
 
     def _score(self, key: ScoreKey, compute: Callable[[], Score]) -> tuple[Score, bool]:
@@ -84,7 +86,9 @@ class Claims:
             try:
                 score = self.store.get(key)  # written between our look at it and our claim
                 if score is None:
-                    return self.store.put(key, compute()), True  # which ends the claim
+                    with interruptible():
+                        score = compute()
+                    return self.store.put(key, score), True  # which ends the claim
             except BaseException:
                 self.release(digest)
                 raise

@@ -18,6 +18,7 @@ from typing import Self
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from mqasearch.interruption import interruptible
 from mqasearch.search.claims import Claims
 from mqasearch.search.storage import Storage
 
@@ -52,7 +53,8 @@ class Turn:
             return self
         pause = SHORTEST_WAIT
         while not self._claims.claim(self._name, LEASE_SECONDS):
-            time.sleep(pause)
+            with interruptible():
+                time.sleep(pause)
             pause = min(2 * pause, LONGEST_WAIT)
         self._claimed = True
         return self

@@ -9,6 +9,7 @@ import time
 
 import optuna
 
+from mqasearch.interruption import interruptible
 from mqasearch.samplers import INVALID_KEY
 
 ATTEMPTS = 3
@@ -43,7 +44,8 @@ def lacks_memory(fault: str) -> bool:
 
 def pause_before(trial: optuna.Trial) -> None:
     """Give other processes time to let go of memory, if the mask ran out of it before."""
-    time.sleep(PAUSE_SECONDS * _n_failed(trial) ** 2)
+    with interruptible():
+        time.sleep(PAUSE_SECONDS * _n_failed(trial) ** 2)
 
 
 def _n_failed(trial: optuna.Trial) -> int:

@@ -7,6 +7,7 @@ import optuna
 
 from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
+from mqasearch.interruption import undisturbed
 from mqasearch.results import ScoreStore
 from mqasearch.samplers import Outlook
 from mqasearch.search.agreement import task_versions
@@ -152,7 +153,7 @@ def work_with(
     for selection in selections:
         selection.sampler.prefer = evaluator.cheapest
     worker = Worker(selections, evaluator, turn_in, presence, watcher.on_trial, watcher.on_start)
-    with presence:
+    with undisturbed(), presence:
         take_over(storage, selections, presence.worker)
         done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
         _confirm_ended(selections, evaluator, spec, watcher)

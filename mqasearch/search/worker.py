@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from mqasearch.errors import ScoreError, StorageError
 from mqasearch.evaluation.memory import ran_out_of_memory
+from mqasearch.interruption import interruptible, raise_postponed
 from mqasearch.samplers import Outlook
 from mqasearch.search.claims_turn import Turn
 from mqasearch.search.evaluator import Evaluator
@@ -70,6 +71,7 @@ class Worker:
         """
         started = busy = time.monotonic()
         while n_trials is None or self.n_done < n_trials:
+            raise_postponed()
             now = time.monotonic()
             for selection in self.selections:  # while all wait for a worker that died, nobody asks
                 fail_stale_trials(selection.study)
@@ -85,7 +87,8 @@ class Worker:
             elif idle_timeout is not None and now - busy >= idle_timeout:
                 break
             else:
-                time.sleep(POLL_SECONDS)
+                with interruptible():
+                    time.sleep(POLL_SECONDS)
         return self.n_done
 
     def _round(self) -> Outlook:

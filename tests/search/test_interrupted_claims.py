@@ -1,0 +1,78 @@
+"""A signal may arrive at any line of ours or of SQLAlchemy's: no lock and no connection stays held."""
+
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.pool import QueuePool
+
+from mqasearch.interruption import postpone
+from mqasearch.results import Patience, ScoreStore
+from mqasearch.search.claims import Claims
+from mqasearch.search.storage import open_storage
+
+STRIDE = 13
+
+
+class Stop(KeyboardInterrupt):
+    """What a signal's handler raises."""
+
+
+def interrupted(operation: Callable[[], object], at: int) -> tuple[int, BaseException | None]:
+    """Interrupt an operation at its line number ``at``; how many there were, and what it raised."""
+    n_lines = 0
+
+    def trace(_frame: object, _event: str, _argument: object) -> Any:
+        nonlocal n_lines
+        n_lines += 1
+        if n_lines == at and not postpone(stop := Stop()):
+            sys.settrace(None)
+            raise stop
+        return trace
+
+    try:
+        sys.settrace(trace)
+        operation()
+    except BaseException as error:
+        return n_lines, error
+    finally:
+        sys.settrace(None)
+    return n_lines, None
+
+
+def is_locked(file: Path) -> bool:
+    connection = sqlite3.connect(file, timeout=0, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        connection.close()
+    return False
+
+
+def test_an_interrupted_claim_leaves_nothing_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqasearch.search.storage_engine.SQLITE_BUSY_SECONDS", 0.1)
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    claims = Claims(storage.engine, ScoreStore(storage.engine), Patience(0.1))
+
+    def operation() -> None:
+        claims.claim("digest")
+        claims.release("digest")
+
+    pool = storage.engine.pool
+    assert isinstance(pool, QueuePool)
+    operation()
+    n_lines, _ = interrupted(operation, at=0)
+    assert n_lines > 1000
+    for at in range(1, n_lines, STRIDE):
+        _, error = interrupted(operation, at)
+        assert isinstance(error, Stop), at
+        assert pool.checkedout() == 0, at
+        assert not is_locked(tmp_path / "study.db"), at
+    storage.close()
