@@ -1,4 +1,4 @@
-"""A signal may arrive at any line of ours or of SQLAlchemy's: no lock and no connection stays held."""
+"""A signal may come at any line of ours or of SQLAlchemy: no lock, no connection stays held."""
 
 import sqlite3
 import sys
