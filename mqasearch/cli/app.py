@@ -123,4 +123,5 @@ def main() -> None:
             raise
         logging.getLogger("mqasearch").debug("while stopping", exc_info=True)
         code = 1
+    signals.end()
     sys.exit(128 + signals.received if signals.received else code or 0)

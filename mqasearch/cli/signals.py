@@ -34,6 +34,10 @@ class Signals:
             signal.signal(number, self._stop)
         sys.unraisablehook = _raise_again
 
+    def end(self) -> None:
+        """No interruption is to come any more: one that comes while Python ends would kill it."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.received = number
         for each in (signal.SIGINT, signal.SIGTERM):

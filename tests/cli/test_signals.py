@@ -9,6 +9,8 @@ import pytest
 START = """
 import gc, os, signal, sys, time, weakref
 from mqasearch.cli.signals import Signals, Stopped
+from mqasearch.interruption import undisturbed
+module = sys.modules[Signals.__module__]
 
 def tell(*_):
     gc.callbacks.clear()  # a second signal would end the process at once
@@ -38,6 +40,8 @@ PLACES = {
     "anywhere": "tell()",
     "callback of a weak reference": "it = Thing(); ref = weakref.ref(it, tell); del it",
     "finalizer": "it = Finalized(); del it",
+    "undisturbed block": "with undisturbed(): tell(); written = True",
+    "endless block": "module.LATEST = 0.1\n    with undisturbed(): tell(); time.sleep(30)",
     "garbage collector": "gc.callbacks.append(tell); gc.collect()",
 }
 
