@@ -1,5 +1,6 @@
 """A signal may come at any line of ours or of SQLAlchemy: no lock, no connection stays held."""
 
+import gc
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def interrupted(operation: Callable[[], object], at: int) -> tuple[int, BaseExce
             raise stop
         return trace
 
+    gc.disable()  # Python drops what is raised in a finalizer of some earlier test's garbage
     try:
         sys.settrace(trace)
         operation()
@@ -40,6 +42,7 @@ def interrupted(operation: Callable[[], object], at: int) -> tuple[int, BaseExce
         return n_lines, error
     finally:
         sys.settrace(None)
+        gc.enable()
     return n_lines, None
 
 
@@ -71,8 +74,8 @@ def test_an_interrupted_claim_leaves_nothing_held(
     n_lines, _ = interrupted(operation, at=0)
     assert n_lines > 1000
     for at in range(1, n_lines, STRIDE):
-        _, error = interrupted(operation, at)
-        assert isinstance(error, Stop), at
+        reached, error = interrupted(operation, at)
+        assert isinstance(error, Stop) or reached < at, at
         assert pool.checkedout() == 0, at
         assert not is_locked(tmp_path / "study.db"), at
     storage.close()
