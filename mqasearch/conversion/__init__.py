@@ -3,7 +3,7 @@
 from mqasearch.conversion.calibration import calibrate
 from mqasearch.conversion.convertible import ConvertibleModel, divisors
 from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.registry import MERGES, merge_of
+from mqasearch.conversion.registry import MERGES, merge_of, stored_merge
 from mqasearch.conversion.statistics import LayerStatistics, Place, Statistics, threads
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "calibrate",
     "divisors",
     "merge_of",
+    "stored_merge",
     "threads",
 ]

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from mqasearch.conversion.refit import (
     run_base,
 )
 from mqasearch.conversion.statistics import LayerStatistics, Place, Statistics, threads
+from mqasearch.conversion.tuning import tune_layers
 from mqasearch.errors import AssetError, UserError
-from mqasearch.families import Family
+from mqasearch.families import AttentionWeights, Family
 from mqasearch.source_code import code_digest
 
 logger = logging.getLogger(__name__)
@@ -96,31 +97,32 @@ def calibrate(
     again: Mapping[str, Place] | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """All that ``merge`` reads, from one pass of the original model, and one per target to refit.
+    """All that ``merge`` reads, from one pass of the original model, and its fits to each target.
 
-    Memory holds one [D, D] matrix a layer, in the second pass also one [n_q · d, n_q · d + D].
+    Memory holds one [D, D] matrix a layer, in the refit also one [n_q · d, n_q · d + D]; what the
+    tuning holds is said in ``tune_layers``.
 
     Args:
         model: the original, nothing converted; the same when this returns.
         family: of the model.
         sequences: token ids of calibration texts.
-        merge: decides whether there is a second pass.
-        targets: numbers of KV heads to refit for.
+        merge: decides which fits there are.
+        targets: numbers of KV heads to fit layers to.
         fingerprint: of the weights. None = nothing is read from or written to the cache.
         again: ``Statistics.places`` of an earlier call, to be repeated bit for bit: each part is
             computed with as many threads, without the cache.
         progress: called with (tokens done, tokens in all) in every pass.
 
     Raises:
-        UserError: no text, or too little for the refit.
+        UserError: no text, or too little for a fit.
         ModelError: NaN or infinity in a layer.
         AssetError: the cache cannot be written.
     """
     if not any(sequences):
         raise UserError("there is no calibration text: set documents.calibration_tokens above 0")
     weights = family.read(family.attention(family.blocks(model)[0]))
-    if merge.refit:
-        check_tokens(sequences, weights)
+    if merge.is_fitted:
+        check_tokens(sequences, weights, "refit" if merge.refit else "tune")
     digest = _sha256({"method": METHOD, "model": fingerprint, "text": [*map(list, sequences)]})
     is_on = fingerprint is not None and again is None
     kept = _Cache(digest, str(weights.q.dtype), model.device.type, is_on, again or {})
@@ -131,19 +133,13 @@ def calibrate(
         "calibration statistics",
     )
     statistics = Statistics(_unpacked_moments(tensors), digest, {"moments": place})
-    if not merge.refit:
+    if not merge.is_fitted:
         return statistics
     layers, places = list(statistics.layers), dict(statistics.places)
     for target in sorted(set(targets)):
-        part = f"fitted to {target}"
-        fitted, places[part] = kept.get(
-            part,
-            {"kind": "refit", "merge": merge.digest, "target": target},
-            lambda target=target: _fit(  # type: ignore[misc]
-                model, family, sequences, merge, statistics, target, progress
-            ),
-            f"layers refitted to {target} KV heads",
-        )
+        fits = _Fits(model, family, sequences, merge, statistics, target, progress)
+        fitted, places_of_target = fits.cached(kept)
+        places |= places_of_target
         layers = [
             replace(layer, fitted={**layer.fitted, target: _of_layer(fitted, index)})
             for index, layer in enumerate(layers)
@@ -211,23 +207,60 @@ class _Moments:
         return LayerStatistics(n_later, later / n_later, n_first, first / n_first)
 
 
-def _fit(
-    model: PreTrainedModel,
-    family: Family,
-    sequences: Sequence[Sequence[int]],
-    merge: Merge,
-    statistics: Statistics,
-    target: int,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    without: Merge = replace(merge, refit=False)
-    convertible = ConvertibleModel(model, family, without, statistics)
-    n_layers = convertible.shape.n_layers
-    merged = [convertible.merged(layer, target) for layer in range(n_layers)]
-    refitted = refit_layers(model, family, merged, sequences, progress=progress)
+_Fit = Callable[..., list[AttentionWeights]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fits:
+    """The fits of one merge to one number of KV heads, each from where the one before ended."""
+
+    model: PreTrainedModel
+    family: Family
+    sequences: Sequence[Sequence[int]]
+    merge: Merge
+    statistics: Statistics
+    target: int
+    progress: Progress | None
+
+    def cached(self, kept: _Cache) -> tuple[Mapping[str, Tensor], dict[str, Place]]:
+        """The fitted layers, and the places of all fits."""
+        fits: list[tuple[str, Merge, _Fit]] = []
+        if self.merge.refit:
+            fits.append(("fitted", replace(self.merge, tune=False), refit_layers))
+        if self.merge.tune:
+            fits.append(("tuned", self.merge, tune_layers))
+        fitted: Mapping[str, Tensor] = {}
+        places = {}
+        for kind, merge, fit in fits:
+            part = f"{kind} to {self.target}"
+            fitted, places[part] = kept.get(
+                part,
+                {"kind": kind, "merge": merge.digest, "target": self.target},
+                partial(self._fit, fit, fitted),
+                f"layers {kind} to {self.target} KV heads",
+            )
+        return fitted, places
+
+    def _fit(self, fit: _Fit, before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        without: Merge = replace(self.merge, refit=False, tune=False)
+        convertible = ConvertibleModel(self.model, self.family, without, self.statistics)
+        layers = range(convertible.shape.n_layers)
+        merged = [convertible.merged(layer, self.target) for layer in layers]
+        if before:
+            merged = [_with(weights, before, layer) for layer, weights in enumerate(merged)]
+        fitted = fit(self.model, self.family, merged, self.sequences, progress=self.progress)
+        return _packed(fitted, merged[0].q.dtype)
+
+
+def _with(weights: AttentionWeights, packed: Mapping[str, Tensor], layer: int) -> AttentionWeights:
+    tensors: dict[str, Any] = _of_layer(packed, layer)
+    return replace(weights, **tensors)
+
+
+def _packed(layers: Sequence[AttentionWeights], dtype: torch.dtype) -> dict[str, Tensor]:
     return {
-        f"{layer}.{name}": tensor.to(device="cpu", dtype=merged[0].q.dtype)
-        for layer, weights in enumerate(refitted)
+        f"{layer}.{name}": tensor.to(device="cpu", dtype=dtype)
+        for layer, weights in enumerate(layers)
         for name, tensor in weights.tensors().items()
     }
 
@@ -276,7 +309,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Place]:
 @cache
 def _code_digest() -> str:
     """Of the code that decides what is cached, so that no change of it is forgotten."""
-    return code_digest(("conversion", "families"), ("torch", "transformers"))
+    parts = ("conversion", "families", "models/resuming.py")
+    return code_digest(parts, ("torch", "transformers"))
 
 
 def _sha256(parts: Mapping[str, Any]) -> str:

@@ -135,13 +135,13 @@ class ConvertibleModel:
     def merged(self, layer: int, target: int) -> AttentionWeights:
         """The weights of one layer with ``target`` KV heads, not replicated: what exports write.
 
-        In the model's dtype, on the CPU. Computed afresh, but for a merge with a refit, whose
-        calibration holds the layer as it was fitted.
+        In the model's dtype, on the CPU. Computed afresh, but for a merge with a refit or a
+        tuning, whose calibration holds the layer as it was fitted.
 
         Raises:
             MaskError: ``target`` does not divide.
             ModelError: the merge gave NaN or infinity.
-            ValueError: the calibration did not refit for ``target``.
+            ValueError: the calibration fitted no layer to ``target`` KV heads.
         """
         self._check_heads(target)
         original = self._weights[layer]
@@ -150,7 +150,7 @@ class ConvertibleModel:
         if target == self.shape.n_kv_heads:
             return original
         statistics = None if self._statistics is None else self._statistics.layers[layer]
-        if self.merge.refit:
+        if self.merge.is_fitted:
             merged = _fitted(original, target, statistics).to(dtype=dtype)
         else:
             merged = self.merge.merge(original, target, statistics).to(dtype=dtype)
@@ -196,7 +196,7 @@ def _fitted(
     original: AttentionWeights, target: int, statistics: LayerStatistics | None
 ) -> AttentionWeights:
     if statistics is None or target not in statistics.fitted:
-        raise ValueError(f"the calibration did not refit for {target} KV heads")
+        raise ValueError(f"the calibration fitted no layer to {target} KV heads")
     tensors: dict[str, Any] = dict(statistics.fitted[target])
     return replace(original, **tensors)
 

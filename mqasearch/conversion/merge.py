@@ -21,8 +21,11 @@ class Merge(ABC):
         name: what a study file calls it.
         needs_statistics: it cannot work without calibration.
         reads_statistics: its result depends on the calibration where there is one.
-        refit: the output projection is fitted to the original layer's outputs after merging. The
-            fit is part of the calibration (``LayerStatistics.fitted``), not of ``merge``.
+        refit: the output projection is fitted to the original layer's outputs after merging, in
+            closed form.
+        tune: all four projections are fitted to them afterwards, by gradients.
+
+    Both fits are part of the calibration (``LayerStatistics.fitted``), not of ``merge``.
     """
 
     name: ClassVar[str]
@@ -30,16 +33,22 @@ class Merge(ABC):
     reads_statistics: ClassVar[bool] = False
 
     refit: bool = False
+    tune: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """The calibration holds the layers as they were fitted after merging."""
+        return self.refit or self.tune
 
     @property
     def needs_calibration(self) -> bool:
-        """It cannot work without calibration, or its refit cannot."""
-        return self.needs_statistics or self.refit
+        """It cannot work without calibration, or its fit cannot."""
+        return self.needs_statistics or self.is_fitted
 
     @property
     def reads_calibration(self) -> bool:
         """What becomes of a layer depends on the calibration where there is one."""
-        return self.reads_statistics or self.refit
+        return self.reads_statistics or self.is_fitted
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def refit_layers(
         UserError: fewer than four tokens per input of the output projection.
         ModelError: NaN or infinity on the way.
     """
-    check_tokens(sequences, merged[0])
+    check_tokens(sequences, merged[0], "refit")
     attentions = [family.attention(block) for block in family.blocks(model)]
     taps = [_Tap(family, attention, w) for attention, w in zip(attentions, merged, strict=True)]
     sums = [NormalEquations(weights) for weights in merged]
@@ -103,7 +103,7 @@ def refit_sequential(
 
     for layer in sorted(merged):
         weights = merged[layer]
-        check_tokens(sequences, weights)
+        check_tokens(sequences, weights, "refit")
         attention = attentions[layer]
         n_kv_heads = family.read(attention).n_kv_heads
         converted = family.stock_parameters(weights, n_kv_heads, originals[layer])
@@ -124,12 +124,17 @@ def refit_sequential(
 
 
 def least_tokens(n_heads: int, head_dim: int) -> int:
-    """Calibration tokens that a refit takes at least."""
+    """Calibration tokens that a fit of a layer takes at least."""
     return TOKENS_PER_INPUT * n_heads * head_dim
 
 
-def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights) -> None:
+def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights, fit: str) -> None:
     """Refuse to fit more numbers than the text determines.
+
+    Args:
+        sequences: token ids of calibration texts.
+        weights: of a merged layer.
+        fit: the parameter of the merge that asks for it, for the message.
 
     Raises:
         UserError: how many tokens are needed, and which key sets their number.
@@ -138,19 +143,22 @@ def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights) 
     need = least_tokens(weights.n_heads, weights.head_dim)
     if have < need:
         raise UserError(
-            f"refit needs at least {need:,} calibration tokens and the tasks give {have:,}: set "
+            f"{fit} needs at least {need:,} calibration tokens and the tasks give {have:,}: set "
             f"documents.calibration_tokens to {need} or more, add a task, or give the merge "
-            "refit: false"
+            f"{fit}: false"
         )
 
 
 def calibration_batches(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], progress: Progress | None
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    progress: Progress | None,
+    max_tokens: int = BATCH_TOKENS,
 ) -> Iterator[TokenBatch]:
     """Batches on the model's device, none longer than the model has positions for."""
     longest = min(getattr(model.config, "max_position_embeddings", _LONGEST), _LONGEST)
     total, done = sum(map(len, sequences)), 0
-    for batch in token_batches(sequences, BATCH_TOKENS, longest):
+    for batch in token_batches(sequences, max_tokens, longest):
         yield batch.to(model.device)
         done += int(batch.real.sum())
         if progress is not None:

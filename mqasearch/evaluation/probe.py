@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mqasearch.evaluation.batches import TokenPair, plan_of
-from mqasearch.evaluation.resuming import ResumableModel
+from mqasearch.models.resuming import ResumableModel
 
 _CLOSE = 0.1
 """Relative distance of logits. In bfloat16 two ways to batch differ by a hundredth or two; a model

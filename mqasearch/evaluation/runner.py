@@ -17,9 +17,9 @@ from mqasearch.evaluation.likelihoods import (
     normalised,
 )
 from mqasearch.evaluation.reference import Kind, Reference, ReferenceStore
-from mqasearch.evaluation.resuming import ResumableModel
 from mqasearch.evaluation.states import StateStore
 from mqasearch.mask import KVHeads
+from mqasearch.models.resuming import ResumableModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ from mqasearch.evaluation.metrics import Responses, score_of
 from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask, TaskLibrary
 from mqasearch.evaluation.probe import resumes, takes_trees
 from mqasearch.evaluation.reference import ReferenceStore
-from mqasearch.evaluation.resuming import ResumableModel
 from mqasearch.evaluation.runner import PlanAnswers, PlanRunner
 from mqasearch.evaluation.states import StateStore
 from mqasearch.evaluation.trees import ROW_TOKENS
 from mqasearch.mask import KVHeads
+from mqasearch.models.resuming import ResumableModel
 from mqasearch.score import Documents, Score, TaskSpec
 
 _T = TypeVar("_T")

@@ -119,11 +119,12 @@ def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
     """A worker would find out too, when the study is there and cannot be changed any more."""
     merge = merge_of(spec.merge.name, **spec.merge.parameters)
     need, have = least_tokens(shape.n_heads, shape.head_dim), spec.documents.calibration_tokens
-    if not merge.refit or have >= need:
+    if not merge.is_fitted or have >= need:
         return []
+    fit = "refit" if merge.refit else "tune"
     return [
-        f"documents.calibration_tokens: {have} are too few for the refit of this model; give "
-        f"{need} or more, or the merge refit: false"
+        f"documents.calibration_tokens: {have} are too few for the {fit} of this model; give "
+        f"{need} or more, or the merge {fit}: false"
     ]
 
 

@@ -15,6 +15,7 @@ from mqasearch.conversion import (
     Statistics,
     calibrate,
     merge_of,
+    stored_merge,
 )
 from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import MaskError, ModelError
@@ -186,7 +187,7 @@ def calibrate_for_mask(
         MaskError: the merge needs a calibration that the mask does not describe.
         ModelError, UserError, AssetError: as ``open_scoring``.
     """
-    merge = merge_of(**document["merge"])
+    merge = stored_merge(document["merge"])
     described = document.get("calibration") or {}
     if not merge.reads_calibration or (not described and not merge.needs_calibration):
         return None
@@ -252,7 +253,7 @@ def _fitted_in_turn(
 ) -> Statistics:
     """The calibration whose fitted layers are those of the sequential refit, for one mask only."""
     model, family = loaded.model, family_of(loaded.model.config.model_type)
-    without: Merge = replace(merge, refit=False)
+    without: Merge = replace(merge, refit=False, tune=False)
     statistics = _calibrated(loaded, without, sequences, (), again)
     convertible = ConvertibleModel(model, family, without, statistics)
     merged = {

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mqasearch.conversion import ConvertibleModel, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel, Statistics, merge_of, stored_merge
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads
@@ -94,7 +94,7 @@ def apply_document(
     _check_free(model)
     family = family_of(model.config.model_type)
     check_model(document, shape_of(model, model.dtype), document["model"]["fingerprint"] or "")
-    merge = merge_of(**document["merge"])
+    merge = stored_merge(document["merge"])
     statistics = None
     if merge.reads_calibration:
         # whatever it lacks is said before the calibration, not after it

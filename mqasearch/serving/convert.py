@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mqasearch import __version__
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of, stored_merge
 from mqasearch.errors import UnknownNameError
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
@@ -109,7 +109,8 @@ def convert_checkpoint(
 def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
     """The mask JSON for the same heads, merged with another refit.
 
-    Its scores stay only where the refit is the one that it names already.
+    Its scores stay only where the refit is the one that it names already; another one is not
+    tuned.
 
     Args:
         document: as ``read_mask`` returns it.
@@ -125,7 +126,7 @@ def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
     present = document.get("refit", "parallel") if merge.refit else "none"
     if refit == present:
         return dict(document)
-    merge = replace(merge, refit=refit != "none")
+    merge = replace(merge, refit=refit != "none", tune=False)
     changed = without_evidence(document) | {"merge": {"name": merge.name, **merge.parameters}}
     changed.pop("refit", None)
     return changed | ({"refit": refit} if refit == "sequential" else {})
@@ -180,7 +181,7 @@ def _checked(
 
 
 def _merge_of(mask: Mapping[str, Any] | KVHeads) -> Merge:
-    return merge_of(**mask["merge"]) if isinstance(mask, Mapping) else merge_of("mean")
+    return stored_merge(mask["merge"]) if isinstance(mask, Mapping) else merge_of("mean")
 
 
 def _document(

@@ -60,7 +60,31 @@ class ResumableModel:
             hidden: the states there, unless ``start`` is 0.
             wanted: boundaries after ``start``; the last one is always returned.
         """
-        if start == self.n_layers:
+        return self.run(
+            tokens,
+            positions=positions,
+            visible=visible,
+            start=start,
+            hidden=hidden,
+            wanted={*wanted, self.n_layers},
+        )
+
+    def run(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        wanted: Collection[int],
+    ) -> States:
+        """``states`` at the wanted boundaries alone; gradients are kept if they are on.
+
+        Blocks behind the last wanted boundary are not run.
+        """
+        end = max(wanted)
+        if start == end:
             assert hidden is not None
             return {start: hidden}
         found: States = {}
@@ -70,19 +94,23 @@ class ResumableModel:
             bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             inputs["attention_mask"] = bias.masked_fill_(~visible, torch.finfo(dtype).min)
             inputs["position_ids"] = positions
-        with _replaced(self.blocks, start, hidden, {*wanted, self.n_layers}, found):
+        with _replaced(self.blocks, start, end, hidden, wanted, found):
             self.model.base_model(**inputs)
-        self.layer_tokens += tokens.numel() * (self.n_layers - start)
+        self.layer_tokens += tokens.numel() * (end - start)
         return found
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
+        """``head`` without gradients."""
+        return self.head(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
         """Final norm and head on single tokens: [n, hidden] after the last block → [n, vocabulary].
 
         The model is shown n sequences of one token, and its blocks hand out what is given here.
         """
         tokens = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
-        with _replaced(self.blocks, self.n_layers, hidden[:, None], (), {}):
+        with _replaced(self.blocks, self.n_layers, self.n_layers, hidden[:, None], (), {}):
             logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits[:, 0]
         return logits
 
@@ -91,17 +119,23 @@ class ResumableModel:
 def _replaced(
     blocks: Sequence[nn.Module],
     start: int,
+    end: int,
     hidden: Tensor | None,
     wanted: Collection[int],
     found: States,
 ) -> Iterator[None]:
-    """Blocks before ``start`` hand out ``hidden``; those before a wanted boundary record it."""
+    """Blocks before ``start`` hand out ``hidden``; those before a wanted boundary record it.
+
+    Blocks from ``end`` on hand out what they are given.
+    """
     before = [block.__dict__.get("forward") for block in blocks]
     try:
         for number, block in enumerate(blocks):
             if number < start:
                 assert hidden is not None
                 block.forward = _handing_out(hidden)
+            elif number >= end:
+                block.forward = _passing_on
             elif number + 1 in wanted:
                 block.forward = _recording(block.forward, number + 1, found)
         yield
@@ -117,6 +151,10 @@ def _handing_out(hidden: Tensor) -> Callable[..., Tensor]:
         return hidden
 
     return forward
+
+
+def _passing_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden
 
 
 def _recording(
