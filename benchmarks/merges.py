@@ -38,19 +38,21 @@ MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "mean": ("mean", {}),
     "first": ("first", {}),
     "mean+refit": ("mean", {"refit": True}),
-    "aligned-refit": ("aligned", {"refit": False}),
-    "aligned": ("aligned", {}),
+    "aligned-refit": ("aligned", {"refit": False, "tune": False}),
+    "aligned": ("aligned", {"tune": False}),
+    "aligned+tune": ("aligned", {"tune": True}),
 }
 """What the command line calls a merge → its name and parameters."""
 
 LAYERS: tuple[tuple[int, ...], ...] = (
     *((layer,) for layer in (0, 1, 2, 10, 20, 25)),
+    (6, 7, 25, 28, 29),
     (21, 23, 25, 27, 29),
     (25, 26, 27, 28, 29),
     tuple(range(1, 30, 2)),
     tuple(range(30)),
 )
-"""Sets of layers that go to one KV head: those of the design's table, and those of issue 3."""
+"""Sets of layers that go to one KV head: single ones, the best five by KL, and more."""
 
 Conversion = Callable[[Sequence[int]], AbstractContextManager[object]]
 """Layers → the live model with them converted, for the length of a ``with`` block."""
@@ -265,6 +267,8 @@ def _name(layers: Sequence[int]) -> str:
     if len(layers) == 1:
         return str(layers[0])
     step = layers[1] - layers[0]
+    if layers != tuple(range(layers[0], layers[-1] + 1, step)):
+        return ", ".join(map(str, layers))
     if step == 1 and layers[0] == 0:
         return f"all {len(layers)}"
     between = "–" if step == 1 else f", {layers[1]}, …, "

@@ -27,6 +27,7 @@ FLOORS = (
     ("families", "models"),
     ("conversion", "samplers", "results"),
     ("evaluation",),
+    ("healing",),
     ("search",),
     ("dashboard", "launch", "report", "serving"),
     ("api",),

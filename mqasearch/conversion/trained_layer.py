@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from mqasearch.families import AttentionWeights, Family
 
 
+_WIDTH = 576
+"""SmolLM2-135M's, on which learning rates were chosen."""
+
+
 class TrainedLayer:
     """One attention layer of a live model, and the float32 weights that a fit changes.
 
@@ -122,6 +126,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def learning_rate(rate: float, hidden_size: int) -> float:
+    """Adam's learning rate for a model of this width, from a good one for 576 dimensions.
+
+    It falls with the number of inputs of a projection (Yang et al., "Tensor Programs V", 2022,
+    table 3), so that a step changes outputs equally in models of all widths.
+
+    Args:
+        rate: for 576 dimensions.
+        hidden_size: dimensions of the stream.
+    """
+    return min(rate * _WIDTH / hidden_size, 2 * rate)
 
 
 def rate_at(step: int, n_steps: int, n_warm: int) -> float:

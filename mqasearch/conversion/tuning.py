@@ -21,18 +21,19 @@ from transformers import PreTrainedModel
 from mqasearch.conversion.normal_equations import not_finite
 from mqasearch.conversion.refit import Progress, calibration_batches
 from mqasearch.conversion.token_batches import TokenBatch
-from mqasearch.conversion.trained_layer import TrainedLayer, frozen, rate_at
+from mqasearch.conversion.trained_layer import TrainedLayer, frozen, learning_rate, rate_at
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.models.resuming import ResumableModel
 
 PASSES = 12
-LEARNING_RATE = 2e-3
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 HELD_OUT = 6
 """One text of so many is held out."""
 
 _WARM_STEPS = 5
+_RATE = 5e-3
+"""Highest learning rate for a stream of 576 dimensions."""
 _BETAS = (0.9, 0.99)
 _FLOAT16_SCALE = 2.0**10
 """Of the loss in float16, whose smallest numbers gradients would fall below."""
@@ -163,7 +164,8 @@ class _Fit:
         self._examples = examples
         self._held_out = held_out
         self._size = max(_mean_square(examples), torch.finfo(torch.float32).tiny)
-        self._adam = torch.optim.Adam(layer.masters.values(), lr=LEARNING_RATE, betas=_BETAS)
+        self._rate = learning_rate(_RATE, layer.weights().hidden_size)
+        self._adam = torch.optim.Adam(layer.masters.values(), lr=self._rate, betas=_BETAS)
         self._step = 0
         self._best = layer.values()
         self._least = self._error()
@@ -176,7 +178,7 @@ class _Fit:
         n_steps = PASSES * len(order)
         with self._layer.installed():
             for index in order:
-                self._adam.param_groups[0]["lr"] = LEARNING_RATE * rate_at(
+                self._adam.param_groups[0]["lr"] = self._rate * rate_at(
                     self._step, n_steps, _WARM_STEPS
                 )
                 self._descend(self._examples[index])

@@ -1,0 +1,6 @@
+"""Healing: a short distillation of one chosen mask from the original model.
+
+Only the attention weights of converted layers are trained, on KL(original ‖ converted) over
+calibration text. It is training, so no search and no mask's score contains it: a healed model is
+another model, with scores of its own.
+"""

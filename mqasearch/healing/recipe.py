@@ -1,0 +1,49 @@
+"""What decides the healed weights, besides the mask, its merge and the text."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mqasearch.errors import UserError
+
+AUTO_STEPS = 480
+"""Of ``auto``: below half a million tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a mask is healed.
+
+    Attributes:
+        n_steps: of the optimiser; None = ``auto``: ``AUTO_STEPS``.
+        batch_tokens: of a step, padding included.
+        learning_rate: the highest of the schedule.
+        seed: of the order of the batches.
+    """
+
+    n_steps: int | None = None
+    batch_tokens: int = 1024
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, ``auto`` resolved."""
+        return AUTO_STEPS if self.n_steps is None else self.n_steps
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Plain data, from which ``Recipe(**parameters)`` is the same again."""
+        return asdict(self)
+
+
+def recipe_of(steps: str, seed: int = 0) -> Recipe:
+    """The recipe for ``auto`` or a number of steps, as the command line gives it.
+
+    Raises:
+        UserError: neither of both.
+    """
+    if steps == "auto":
+        return Recipe(seed=seed)
+    if steps.isdecimal() and steps.isascii() and len(steps) < 8:
+        return Recipe(n_steps=int(steps), seed=seed)
+    raise UserError(f"--heal {steps!r}: give a number of steps, as 100, or auto")

@@ -1,0 +1,53 @@
+"""What the original model says of the healing's text: run once, kept, used at every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mqasearch.conversion.token_batches import TokenBatch
+from mqasearch.models.resuming import ResumableModel
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One batch, and the original's states.
+
+    Attributes:
+        batch: the tokens.
+        before: [rows, length, D] before the first converted block, where converted and original
+            still agree; None if that is the first block of all.
+        behind: [rows, length, D] behind the last block.
+    """
+
+    batch: TokenBatch
+    before: Tensor | None
+    behind: Tensor
+
+    def part(self, rows: slice, device: torch.device) -> "Lesson":
+        """Some of its rows, on a device."""
+        batch = TokenBatch(self.batch.tokens[rows], self.batch.real[rows]).to(device)
+        before = None if self.before is None else self.before[rows].to(device)
+        return Lesson(batch, before, self.behind[rows].to(device))
+
+
+def lessons(
+    model: ResumableModel, batches: Sequence[TokenBatch], first: int, device: torch.device
+) -> list[Lesson]:
+    """Run the original on all batches; states are kept on the CPU.
+
+    Args:
+        model: with the original's weights.
+        batches: of text.
+        first: the first converted layer.
+        device: of the model.
+    """
+    taught = []
+    wanted = {model.n_layers, first} if first else {model.n_layers}
+    with torch.no_grad():
+        for batch in batches:
+            states = model.run(batch.tokens.to(device), wanted=wanted)
+            before = states[first].cpu() if first else None
+            taught.append(Lesson(batch, before, states[model.n_layers].cpu()))
+    return taught
