@@ -8,13 +8,17 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.errors import UserError
+from mqasearch.healing.progress import Watch
+from mqasearch.healing.recipe import recipe_of
 from mqasearch.mask import KVHeads
 from mqasearch.search.scoring import calibrate_for_mask
 from mqasearch.serving.applied import Applied, apply_document, apply_heads
+from mqasearch.serving.confirmation import confirm_conversion, with_confirmation
 from mqasearch.serving.convert import Checkpoint, check_request, convert_checkpoint, with_refit
 from mqasearch.serving.folder import check_output
 from mqasearch.serving.formats import Options
 from mqasearch.serving.formats.base import MAX_SHARD_BYTES
+from mqasearch.serving.healed import heal_for_mask, with_heal
 from mqasearch.serving.loading import load_converted
 from mqasearch.serving.mask_json import checked_mask, read_mask
 from mqasearch.serving.original import load_original
@@ -106,10 +110,14 @@ def convert(
     device: str = "cpu",
     selector: str | None = None,
     refit: str | None = None,
+    heal: int | str | None = None,
+    heal_tokens: int | None = None,
+    confirm: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    watch_heal: Watch | None = None,
 ) -> Checkpoint:
     """Write the converted model as a checkpoint that serves: what ``mqasearch convert`` does.
 
@@ -131,10 +139,16 @@ def convert(
         device: that a calibration runs on: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
         selector: whose mask, of several in a file; None = the best.
         refit: ``parallel``, ``sequential`` or ``none``; None = the mask's own.
+        heal: steps of distillation from the original, or ``auto``; None = as the mask says, which
+            is not at all unless it was healed before; 0 = not at all.
+        heal_tokens: of different calibration text to heal on; None = as many as the steps see.
+        confirm: held-out documents per task to score the original, the mask and the healed mask
+            on; 0 = all there are, None = no confirmation.
         revision: of a hub id; None = the mask's own.
         trust_remote_code: run Python code that comes with the original.
         max_shard_bytes: size of the largest weights file.
         progress: called with (bytes written, bytes in all) after every tensor.
+        watch_heal: called after every step of a healing.
 
     Raises:
         MaskError: a broken mask, or one of another model.
@@ -145,6 +159,7 @@ def convert(
     check_output(out_dir, 0)
     moved_to = None if model is None else os.fspath(model)
     document = _of_model(_document(mask, selector), moved_to, refit, revision)
+    document = _to_heal(document, heal, heal_tokens, is_confirmed=confirm is not None)
     of_mask = document["model"] if isinstance(document, Mapping) else {"id": moved_to}
     loaded = load_original(
         of_mask,
@@ -155,7 +170,14 @@ def convert(
         trust_remote_code=trust_remote_code,
     )
     check_request(document, loaded, out_dir, format, options)
-    statistics = calibrate_for_mask(loaded, document) if isinstance(document, Mapping) else None
+    statistics = healed = confirmation = None
+    if isinstance(document, Mapping):
+        statistics = calibrate_for_mask(loaded, document)
+        healed = heal_for_mask(loaded, document, statistics, watch=watch_heal)
+        if confirm is not None:
+            layers = None if healed is None else healed.layers
+            confirmation = confirm_conversion(loaded, document, statistics, layers, confirm or None)
+            document = with_confirmation(document, confirmation)
     return convert_checkpoint(
         document,
         loaded,
@@ -163,6 +185,8 @@ def convert(
         format=format,
         options=options,
         statistics=statistics,
+        healed=healed,
+        confirmation=confirmation,
         progress=progress,
     )
 
@@ -183,6 +207,26 @@ def _of_model(
     if revision is not None and moved_to is None:
         document["model"]["revision"] = revision
     return document
+
+
+def _to_heal(
+    document: dict[str, Any] | KVHeads,
+    heal: int | str | None,
+    n_tokens: int | None,
+    *,
+    is_confirmed: bool,
+) -> dict[str, Any] | KVHeads:
+    """The mask with the healing that was asked for."""
+    if not isinstance(document, Mapping):
+        if heal is not None or is_confirmed:
+            raise UserError("KV heads name no task to heal or to confirm on: give a mask JSON")
+        return document
+    if heal is None:
+        if n_tokens is not None:
+            raise UserError("heal tokens are for a healing: give heal (--heal) too")
+        return document
+    recipe = recipe_of(heal)
+    return with_heal(document, recipe if recipe.steps else None, n_tokens)
 
 
 def _document(mask: Mask, selector: str | None) -> dict[str, Any] | KVHeads:

@@ -110,6 +110,10 @@ class MergeEntry(_NamedParameters):
         return self
 
 
+DEFAULT_MERGE = MergeEntry.model_validate({"name": "aligned", "tune": True})
+"""The one that loses least (benchmarks/merges.md)."""
+
+
 class SelectorEntry(_NamedParameters):
     """One competitor: a sampler, the number of its trials, its parameters."""
 
@@ -199,7 +203,7 @@ class StudySpec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     model: Annotated[ModelEntry, _named()]
-    merge: Annotated[MergeEntry, _named()] = MergeEntry(name="aligned")
+    merge: Annotated[MergeEntry, _named()] = DEFAULT_MERGE
     target_kv_heads: int = Field(default=1, ge=1)
     budget: Annotated[list[OneBudget], BeforeValidator(budgets_door)]
     tasks: list[OneTask] = Field(min_length=1)

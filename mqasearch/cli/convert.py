@@ -37,6 +37,29 @@ Dtype = Annotated[
 ]
 
 
+Heal = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEPS|auto",
+        help="Train the converted layers' attention to predict as the original does, on "
+        "calibration text: so many steps, or auto; 0 = not, though the mask says so.",
+    ),
+]
+HealTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of different calibration text to heal on; as many as steps see."),
+]
+Confirm = Annotated[
+    bool,
+    typer.Option(
+        "--confirm", help="Score original, mask and healed mask on held-out documents first."
+    ),
+]
+Confirmation = Annotated[
+    str, typer.Option(metavar="N|all", help="Held-out documents per task for --confirm.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(convert)
@@ -52,6 +75,10 @@ def convert(
     ] = None,
     refit: Refit = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Same as --refit none.")] = False,
+    heal: Heal = None,
+    heal_tokens: HealTokens = None,
+    confirm: Confirm = False,
+    confirmation: Confirmation = "400",
     model: Annotated[
         str | None, typer.Option(help="Where the original model is now, if it moved.")
     ] = None,
@@ -64,10 +91,12 @@ def convert(
 ) -> None:
     """Write the converted model as a checkpoint folder, with tokenizer, mask and model card."""
     chosen = _refit(refit, no_refit=no_refit)
+    n_docs = _documents(confirmation)
 
     from mqasearch.api import convert as write
+    from mqasearch.cli.healing import HealingBar, print_confirmation
 
-    with bytes_bar("writing") as progress:
+    with HealingBar() as healing, bytes_bar("writing") as progress:
         checkpoint = write(
             mask,
             out_dir,
@@ -78,11 +107,26 @@ def convert(
             device=device,
             selector=selector,
             refit=chosen,
+            heal=heal,
+            heal_tokens=heal_tokens,
+            confirm=n_docs if confirm else None,
             revision=revision,
             trust_remote_code=trust_remote_code,
             progress=progress,
+            watch_heal=healing.show,
         )
+    if checkpoint.confirmation is not None:
+        print_confirmation(checkpoint.confirmation)
     print(f"{checkpoint.folder}: {checkpoint.format}, {checkpoint.weight_bytes / 1e6:.0f} MB")
+
+
+def _documents(given: str) -> int:
+    """``--confirmation``; 0 for all."""
+    if given == "all":
+        return 0
+    if given.isdecimal() and given.isascii() and int(given) > 1:
+        return int(given)
+    raise UserError(f"--confirmation {given!r}: give a number of documents, 2 or more, or all")
 
 
 def _refit(refit: str | None, *, no_refit: bool) -> str | None:

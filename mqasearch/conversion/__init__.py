@@ -1,14 +1,15 @@
 """Fewer KV heads without training: merges, the statistics they read, the convertible model."""
 
 from mqasearch.conversion.calibration import calibrate
-from mqasearch.conversion.convertible import ConvertibleModel, divisors
+from mqasearch.conversion.convertible import ConvertibleModel, HealedLayers, divisors
 from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.registry import MERGES, merge_of, stored_merge
+from mqasearch.conversion.registry import MERGES, merge_of
 from mqasearch.conversion.statistics import LayerStatistics, Place, Statistics, threads
 
 __all__ = [
     "MERGES",
     "ConvertibleModel",
+    "HealedLayers",
     "LayerStatistics",
     "Merge",
     "Place",
@@ -16,6 +17,5 @@ __all__ = [
     "calibrate",
     "divisors",
     "merge_of",
-    "stored_merge",
     "threads",
 ]

@@ -1,8 +1,8 @@
 """A live model whose layers can be given fewer KV heads and get them back, in no time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,30 @@ from mqasearch.families import AttentionWeights, Family
 from mqasearch.mask import KVHeads, ModelShape
 
 Parameters = dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HealedLayers:
+    """The converted layers of one mask after healing.
+
+    Attributes:
+        layers: converted layer → weights in the model's dtype, on the CPU.
+        how: what decided them, canonical: part of the key of their scores.
+    """
+
+    layers: Mapping[int, AttentionWeights]
+    how: str
+
+    def layer(self, layer: int, target: int) -> AttentionWeights:
+        """One layer.
+
+        Raises:
+            ValueError: it was not healed with ``target`` KV heads.
+        """
+        found = self.layers.get(layer)
+        if found is None or found.n_kv_heads != target:
+            raise ValueError(f"layer {layer} was not healed with {target} KV heads")
+        return found
 
 
 class ConvertibleModel:
@@ -42,8 +66,14 @@ class ConvertibleModel:
         family: Family,
         merge: Merge,
         statistics: Statistics | None = None,
+        healed: HealedLayers | None = None,
     ) -> None:
         """Take hold of a model; nothing is converted yet.
+
+        Args:
+            model, family, merge: see the attributes.
+            statistics: calibration, for a merge that reads any.
+            healed: layers to take in place of merged ones, for the one mask they belong to.
 
         Raises:
             ModelError: there are no KV heads to merge (already multi-query), layers differ in
@@ -62,6 +92,7 @@ class ConvertibleModel:
                 f"statistics of {len(statistics.layers)} layers for {self.shape.n_layers}"
             )
         self._statistics = statistics
+        self._healed = healed
         self._originals = [family.parameters(attention) for attention in self._attentions]
         self._weights = [family.read(attention) for attention in self._attentions]
         self._replacements: dict[tuple[int, int], Parameters] = {}
@@ -69,8 +100,10 @@ class ConvertibleModel:
 
     @property
     def merge_name(self) -> str:
-        """Name and parameters of the merge, canonical."""
-        return self.merge.digest
+        """Name and parameters of the merge, and how layers were healed; canonical."""
+        return (
+            self.merge.digest if self._healed is None else f"{self.merge.digest} {self._healed.how}"
+        )
 
     @property
     def calibration(self) -> str:
@@ -141,7 +174,8 @@ class ConvertibleModel:
         Raises:
             MaskError: ``target`` does not divide.
             ModelError: the merge gave NaN or infinity.
-            ValueError: the calibration fitted no layer to ``target`` KV heads.
+            ValueError: the calibration fitted no layer to ``target`` KV heads, or no such layer was
+                healed.
         """
         self._check_heads(target)
         original = self._weights[layer]
@@ -149,6 +183,8 @@ class ConvertibleModel:
         original = original.to(device="cpu")
         if target == self.shape.n_kv_heads:
             return original
+        if self._healed is not None:
+            return self._healed.layer(layer, target)
         statistics = None if self._statistics is None else self._statistics.layers[layer]
         if self.merge.is_fitted:
             merged = _fitted(original, target, statistics).to(dtype=dtype)

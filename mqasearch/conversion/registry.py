@@ -35,18 +35,6 @@ def merge_of(name: str, **parameters: object) -> Merge:
     return kind(**given)
 
 
-def stored_merge(written: Mapping[str, Any]) -> Merge:
-    """The merge that a mask JSON names.
-
-    All that is on is written there, so that ``tune`` is off where it is not named: the mask was
-    made before there was such a thing.
-
-    Raises:
-        UnknownNameError, UserError: as ``merge_of``.
-    """
-    return merge_of(**{"tune": False, **written})
-
-
 def _typed(value: object, expected: type, where: str) -> object:
     if expected is float and type(value) is int:
         return float(value)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mqasearch.families import AttentionWeights, Family
 
-
 _WIDTH = 576
 """SmolLM2-135M's, on which learning rates were chosen."""
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mqasearch.assets import build_once, cache_dir
-from mqasearch.conversion import ConvertibleModel, Place, threads
+from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, threads
 from mqasearch.errors import AssetError
 from mqasearch.families import AttentionWeights
 from mqasearch.healing.memory import need, wants_checkpointing
@@ -38,13 +38,12 @@ class Healed:
     """A mask's converted layers after healing.
 
     Attributes:
-        layers: converted layer → weights in the model's dtype, on the CPU; empty if the mask
-            converts nothing.
+        layers: for ``ConvertibleModel``; none if the mask converts nothing.
         facts: how it went; None if there was nothing to heal.
         place: where it was computed.
     """
 
-    layers: Mapping[int, AttentionWeights]
+    layers: HealedLayers
     facts: Facts | None
     place: Place
 
@@ -82,7 +81,7 @@ def heal(
     original = convertible.shape.n_kv_heads
     converted = {layer: heads for layer, heads in enumerate(kv_heads) if heads < original}
     if not converted:
-        return Healed({}, None, _here(convertible))
+        return Healed(HealedLayers({}, ""), None, _here(convertible))
     longest = getattr(convertible.model.config, "max_position_embeddings", _LONGEST)
     text = healing_text(sequences, recipe.batch_tokens, min(longest, _LONGEST))
     work = _Work(convertible, converted, text, recipe, watch)
@@ -109,7 +108,7 @@ def heal(
 
     folder = build_once(cache_dir() / "healed" / key, fill, "healed layers")
     shutil.rmtree(state, ignore_errors=True)
-    return _load(folder / _FILE, work.merged())
+    return _load(folder / _FILE, work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +120,12 @@ class _Work:
     text: HealingText
     recipe: Recipe
     watch: Watch | None
+
+    @property
+    def how(self) -> str:
+        """Recipe and text, canonical."""
+        text = _sha256({"text": [batch.tokens.tolist() for batch in self.text.training]})
+        return f"healed({json.dumps(self.recipe.parameters, sort_keys=True)}, {text[:16]})"
 
     def merged(self) -> dict[int, AttentionWeights]:
         return {
@@ -148,7 +153,8 @@ class _Work:
         healed = {
             layer: weights.to(dtype=model.dtype) for layer, weights in healing.healed().items()
         }
-        return Healed(healed, healing.facts(), _here(self.convertible))
+        layers = HealedLayers(healed, self.how)
+        return Healed(layers, healing.facts(), _here(self.convertible))
 
 
 def _here(convertible: ConvertibleModel) -> Place:
@@ -175,14 +181,14 @@ def _save(healed: Healed, path: Path) -> None:
     assert healed.facts is not None
     tensors = {
         f"{layer}.{name}": tensor.contiguous()
-        for layer, weights in healed.layers.items()
+        for layer, weights in healed.layers.layers.items()
         for name, tensor in weights.tensors().items()
     }
     told = {"facts": asdict(healed.facts), "place": asdict(healed.place)}
     save_file(tensors, path, metadata={name: json.dumps(each) for name, each in told.items()})
 
 
-def _load(path: Path, merged: Mapping[int, AttentionWeights]) -> Healed:
+def _load(path: Path, work: _Work) -> Healed:
     try:
         tensors, metadata = _read(path)
     except (OSError, SafetensorError) as error:
@@ -190,11 +196,13 @@ def _load(path: Path, merged: Mapping[int, AttentionWeights]) -> Healed:
             f"healed layers in the cache cannot be read ({error}): delete the folder {path.parent}"
         ) from error
     layers = {}
-    for layer, weights in merged.items():
+    for layer, weights in work.merged().items():
         found: dict[str, Any] = {name: tensors[f"{layer}.{name}"] for name in weights.tensors()}
         layers[layer] = replace(weights, **found)
     return Healed(
-        layers, Facts(**json.loads(metadata["facts"])), Place(**json.loads(metadata["place"]))
+        HealedLayers(layers, work.how),
+        Facts(**json.loads(metadata["facts"])),
+        Place(**json.loads(metadata["place"])),
     )
 
 

@@ -16,7 +16,8 @@ class Recipe:
     Attributes:
         n_steps: of the optimiser; None = ``auto``: ``AUTO_STEPS``.
         batch_tokens: of a step, padding included.
-        learning_rate: the highest of the schedule.
+        learning_rate: of Adam, the highest of the schedule, for a stream of 576 dimensions; scaled
+            as ``conversion.trained_layer.learning_rate`` does.
         seed: of the order of the batches.
     """
 
@@ -36,14 +37,15 @@ class Recipe:
         return asdict(self)
 
 
-def recipe_of(steps: str, seed: int = 0) -> Recipe:
-    """The recipe for ``auto`` or a number of steps, as the command line gives it.
+def recipe_of(steps: int | str) -> Recipe:
+    """The recipe for ``auto`` or a number of steps.
 
     Raises:
         UserError: neither of both.
     """
     if steps == "auto":
-        return Recipe(seed=seed)
-    if steps.isdecimal() and steps.isascii() and len(steps) < 8:
-        return Recipe(n_steps=int(steps), seed=seed)
-    raise UserError(f"--heal {steps!r}: give a number of steps, as 100, or auto")
+        return Recipe()
+    text = str(steps)
+    if text.isdecimal() and text.isascii() and len(text) < 8:
+        return Recipe(n_steps=int(text))
+    raise UserError(f"heal {text!r}: give a number of steps, as 100, or auto")

@@ -13,7 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mqasearch.conversion.token_batches import TokenBatch
-from mqasearch.conversion.trained_layer import TrainedLayer, all_installed, frozen, rate_at
+from mqasearch.conversion.trained_layer import (
+    TrainedLayer,
+    all_installed,
+    frozen,
+    learning_rate,
+    rate_at,
+)
 from mqasearch.evaluation.memory import ran_out_of_memory
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.healing.checkpointing import checkpointed
@@ -106,7 +112,9 @@ class Healing:
             for layer, each in self._layers.items()
             for name, master in each.masters.items()
         }
-        self._adam = torch.optim.Adam(self._masters.values(), lr=recipe.learning_rate, betas=_BETAS)
+        hidden_size = next(iter(merged.values())).hidden_size
+        self._rate = learning_rate(recipe.learning_rate, hidden_size)
+        self._adam = torch.optim.Adam(self._masters.values(), lr=self._rate, betas=_BETAS)
         self._best = self._values()
         self.course = Course()
 
@@ -222,7 +230,7 @@ class Healing:
             self._scale /= 2
             return self._step(lesson)
         rate = rate_at(self.course.step, self._recipe.steps, min(10, self._recipe.steps // 10))
-        self._adam.param_groups[0]["lr"] = self._recipe.learning_rate * rate
+        self._adam.param_groups[0]["lr"] = self._rate * rate
         torch.nn.utils.clip_grad_norm_(self._masters.values(), _LARGEST_GRADIENT)
         self._adam.step()
         for layer in self._layers.values():

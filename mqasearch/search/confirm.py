@@ -70,7 +70,7 @@ def confirm(
             whose = "the original model" if converted is original else "its best mask"
             set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
             continue
-        tasks = {task: _against(task, converted[task], original[task]) for task in converted}
+        tasks = {task: against(task, converted[task], original[task]) for task in converted}
         set_confirmation(selection.study, {**wanted, "tasks": tasks})
 
 
@@ -86,7 +86,8 @@ def _scores(evaluator: Evaluator, mask: LayerMask, limit: int | None) -> Mapping
         return str(error)
 
 
-def _against(task: str, converted: Score, original: Score) -> dict[str, Any]:
+def against(task: str, converted: Score, original: Score) -> dict[str, Any]:
+    """One task's row of a confirmation: metric → values of both, and their difference."""
     rows: dict[str, Any] = {}
     of_converted, of_original = stderrs(converted), stderrs(original)
     for metric, value in converted.values.items():

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -15,7 +15,6 @@ from mqasearch.conversion import (
     Statistics,
     calibrate,
     merge_of,
-    stored_merge,
 )
 from mqasearch.conversion.refit import refit_sequential
 from mqasearch.errors import MaskError, ModelError
@@ -166,6 +165,25 @@ class CalibrationText:
     n_tokens: int
     seed: int
 
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Self:
+        """As a mask JSON describes it: ``{tasks: [{name, num_fewshot}], n_tokens, seed}``."""
+        tasks = tuple(
+            TaskSpec(task["name"], num_fewshot=task["num_fewshot"]) for task in described["tasks"]
+        )
+        return cls(tasks, described["n_tokens"], described["seed"])
+
+
+def mask_text(loaded: LoadedModel, text: CalibrationText) -> list[list[int]]:
+    """Token ids of each document.
+
+    Raises:
+        UserError, AssetError: no such task, or its data cannot be fetched.
+    """
+    return calibration_tokens(
+        loaded.tokenizer, text.tasks, text.n_tokens, seed=text.seed, library=TaskLibrary()
+    )
+
 
 def calibrate_for_mask(
     loaded: LoadedModel,
@@ -187,7 +205,7 @@ def calibrate_for_mask(
         MaskError: the merge needs a calibration that the mask does not describe.
         ModelError, UserError, AssetError: as ``open_scoring``.
     """
-    merge = stored_merge(document["merge"])
+    merge = merge_of(**document["merge"])
     described = document.get("calibration") or {}
     if not merge.reads_calibration or (not described and not merge.needs_calibration):
         return None
@@ -197,14 +215,7 @@ def calibrate_for_mask(
             f"{missing[0]!r}; export the mask from its study again, or give calibration "
             "{digest, tasks, n_tokens, seed}"
         )
-    text = CalibrationText(
-        tuple(
-            TaskSpec(task["name"], num_fewshot=task["num_fewshot"]) for task in described["tasks"]
-        ),
-        described["n_tokens"],
-        described["seed"],
-    )
-    sequences = _sequences(loaded, text, TaskLibrary())
+    sequences = _sequences(loaded, CalibrationText.of(described), TaskLibrary())
     if merge.refit and document.get("refit") == "sequential":
         statistics = _fitted_in_turn(loaded, merge, sequences, document["kv_heads"], again)
     else:

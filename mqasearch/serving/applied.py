@@ -9,12 +9,14 @@ from weakref import WeakSet
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mqasearch.conversion import ConvertibleModel, Statistics, merge_of, stored_merge
+from mqasearch.conversion import ConvertibleModel, Statistics, merge_of
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
+from mqasearch.healing.healed import Healed
 from mqasearch.mask import KVHeads
 from mqasearch.models import LoadedModel, shape_of
 from mqasearch.search.scoring import calibrate_for_mask
+from mqasearch.serving.healed import heal_for_mask
 from mqasearch.serving.mask_json import check_model
 
 _CONVERTED: WeakSet[PreTrainedModel] = WeakSet()
@@ -78,7 +80,7 @@ def apply_document(
     document: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Applied:
-    """Apply a mask JSON, calibrating first if its merge reads that.
+    """Apply a mask JSON, calibrating first if its merge reads that, and healing if it says so.
 
     Args:
         model: of the mask's sizes; its weights, which may be others than the mask was found on,
@@ -94,13 +96,14 @@ def apply_document(
     _check_free(model)
     family = family_of(model.config.model_type)
     check_model(document, shape_of(model, model.dtype), document["model"]["fingerprint"] or "")
-    merge = stored_merge(document["merge"])
-    statistics = None
-    if merge.reads_calibration:
+    merge = merge_of(**document["merge"])
+    statistics = healed = None
+    if merge.reads_calibration or "healed" in document:
         # whatever it lacks is said before the calibration, not after it
         ConvertibleModel(model, family, merge_of("mean")).check(tuple(document["kv_heads"]))
-        statistics = _calibrated(model, document, tokenizer)
-    convertible = ConvertibleModel(model, family, merge, statistics)
+        statistics, healed = _calibrated(model, document, tokenizer)
+    layers = None if healed is None else healed.layers
+    convertible = ConvertibleModel(model, family, merge, statistics, layers)
     return Applied(convertible, tuple(document["kv_heads"]))
 
 
@@ -113,7 +116,7 @@ def _check_free(model: PreTrainedModel) -> None:
 
 def _calibrated(
     model: PreTrainedModel, document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
-) -> Statistics | None:
+) -> tuple[Statistics | None, Healed | None]:
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer or _tokenizer_of(model, document["merge"]["name"]),
@@ -125,13 +128,14 @@ def _calibrated(
     is_training = model.training
     model.train(False)  # dropout would be calibrated on
     try:
-        return calibrate_for_mask(loaded, document)
+        statistics = calibrate_for_mask(loaded, document)
+        return statistics, heal_for_mask(loaded, document, statistics)
     finally:
         model.train(is_training)
 
 
 def _tokenizer_of(model: PreTrainedModel, merge: str) -> PreTrainedTokenizerBase:
-    why = f"merge {merge!r} is calibrated on text, and the model's tokenizer"
+    why = f"the mask, merged by {merge!r}, is fitted to text, and the model's tokenizer"
     if not model.name_or_path:
         raise UserError(f"{why} is not known: give tokenizer=")
     try:

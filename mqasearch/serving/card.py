@@ -33,8 +33,10 @@ def model_card(
         f"---\n{library}{base}tags:\n- mqasearch\n- multi-query-attention\n---",
         f"# {name} with fewer KV heads",
         f"{len(document['mqa_layers'])} of {shape.n_layers} attention layers of {name} have fewer "
-        f"KV heads than the original's {shape.n_kv_heads}. They were converted without training by "
-        "mqasearch; `mask.json` says how the layers were chosen and what was measured.",
+        f"KV heads than the original's {shape.n_kv_heads}. "
+        f"They were converted {_how(document)} by mqasearch; "
+        "`mask.json` says how the layers were chosen and what was measured.",
+        _healing(document),
         _table(document["kv_heads"], shape),
         _saved(document, shape, written),
         _scores(document),
@@ -43,6 +45,29 @@ def model_card(
         "The weights are derived from the original's, whose license applies to them.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _how(document: Mapping[str, Any]) -> str:
+    if document.get("healed", {}).get("best_step"):
+        return "and healed"
+    return "without training"
+
+
+def _healing(document: Mapping[str, Any]) -> str:
+    """What the healing trained, on what, and what it did."""
+    healed = document.get("healed")
+    if not healed or "steps" not in healed:
+        return ""
+    tasks = ", ".join(task["name"] for task in healed["text"]["tasks"])
+    before, after = healed["kl"]["before"], healed["kl"]["after"]
+    lost = "" if before is None else f" from {before:.3f} to {after:.3f}"
+    return (
+        f"Healed: the attention weights of the converted layers were trained for "
+        f"{healed['steps']} steps ({healed['n_tokens']:,} tokens, {healed['n_text_tokens']:,} of "
+        f"them different, of the calibration documents of {tasks}) to predict as the original does. "
+        f"The KL divergence from the original on calibration text that was held out fell{lost}; "
+        f"the weights of step {healed['best_step']} were kept. Nothing else was changed."
+    )
 
 
 def _how_to_serve(written: Format, model_type: str) -> str:

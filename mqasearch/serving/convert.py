@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mqasearch import __version__
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of, stored_merge
+from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
 from mqasearch.errors import UnknownNameError
 from mqasearch.families import family_of
+from mqasearch.healing.healed import Healed
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, is_remote
 from mqasearch.serving.card import model_card
+from mqasearch.serving.confirmation import Confirmation
 from mqasearch.serving.converted import Converted
 from mqasearch.serving.folder import check_output, whole_folder
 from mqasearch.serving.formats import (
@@ -24,6 +26,7 @@ from mqasearch.serving.formats import (
     check_outtype,
     format_of,
 )
+from mqasearch.serving.healed import PLACE, told
 from mqasearch.serving.mask_json import SCHEMA_VERSION, check_model, without_evidence, write_masks
 from mqasearch.serving.record import write_record
 
@@ -43,12 +46,14 @@ class Checkpoint:
         format: in which format.
         kv_heads: per layer, layer 0 first.
         weight_bytes: of all tensors.
+        confirmation: held-out results, if they were asked for.
     """
 
     folder: Path
     format: str
     kv_heads: KVHeads
     weight_bytes: int
+    confirmation: Confirmation | None = None
 
 
 def convert_checkpoint(
@@ -60,6 +65,8 @@ def convert_checkpoint(
     options: Options = DEFAULTS,
     merge: Merge | None = None,
     statistics: Statistics | None = None,
+    healed: Healed | None = None,
+    confirmation: Confirmation | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Write the converted model, its tokenizer, mask JSON, model card and ``reproduce.json``.
@@ -77,6 +84,8 @@ def convert_checkpoint(
         merge: None = the mask JSON's; ``mean`` for bare KV heads.
         statistics: calibration of ``loaded``, for merges that read it; for a mask JSON as
             ``calibrate_for_mask`` gives it.
+        healed: as ``heal_for_mask`` gives it.
+        confirmation: that ``mask`` holds already, to be returned.
         progress: called with (bytes written, bytes in all) after every tensor.
 
     Raises:
@@ -87,10 +96,16 @@ def convert_checkpoint(
     """
     model_type = loaded.model.config.model_type
     family = family_of(model_type)
-    convertible = ConvertibleModel(loaded.model, family, merge or _merge_of(mask), statistics)
+    convertible = ConvertibleModel(
+        loaded.model,
+        family,
+        merge or _merge_of(mask),
+        statistics,
+        None if healed is None else healed.layers,
+    )
     written = format_of(format, model_type)
     converted = _checked(mask, loaded, out_dir, written, options, convertible)
-    document = _document(mask, loaded, convertible)
+    document = told(_document(mask, loaded, convertible), healed)
     _warn_of_remote_code(loaded)
     total = written.n_bytes(converted, options)
     with whole_folder(out_dir) as folder:
@@ -102,8 +117,11 @@ def convert_checkpoint(
         write_masks(document, folder / "mask.json")
         card = model_card(document, convertible.shape, written, converted.model_type)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_record(folder, document, loaded, written, options, statistics)
-    return Checkpoint(out_dir, written.name, converted.kv_heads, total)
+        places = {} if statistics is None else dict(statistics.places)
+        if healed is not None:
+            places[PLACE] = healed.place
+        write_record(folder, document, loaded, written, options, places)
+    return Checkpoint(out_dir, written.name, converted.kv_heads, total, confirmation)
 
 
 def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
@@ -181,7 +199,7 @@ def _checked(
 
 
 def _merge_of(mask: Mapping[str, Any] | KVHeads) -> Merge:
-    return stored_merge(mask["merge"]) if isinstance(mask, Mapping) else merge_of("mean")
+    return merge_of(**mask["merge"]) if isinstance(mask, Mapping) else merge_of("mean")
 
 
 def _document(
@@ -197,7 +215,7 @@ def _document(
     dtype = str(loaded.dtype).removeprefix("torch.")
     if isinstance(mask, Mapping):
         described = mask.get("calibration") or {}
-        same = _merge_of(mask).digest == convertible.merge_name
+        same = _merge_of(mask).digest == convertible.merge.digest
         if same and described.get("digest", "") == digest and _scored_in(mask, dtype):
             return dict(mask)
         calibration = {**described, "digest": digest} if digest else None

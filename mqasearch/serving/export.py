@@ -21,6 +21,7 @@ from mqasearch.search.best import front, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, finished
 from mqasearch.search.verdict import Verdict
 from mqasearch.search.verdict_words import as_data
+from mqasearch.serving.evidence import evidence
 from mqasearch.serving.mask_json import SCHEMA_VERSION
 from mqasearch.serving.multiplicity import corrected
 from mqasearch.spec import StudySpec
@@ -180,26 +181,7 @@ def _held_out(
     held_out = confirmation(study.user_attrs)
     if held_out is None or held_out["trial_number"] != best.number:
         return None
-    scores, baseline, delta = {}, {}, {}
-    for task, metrics in held_out["tasks"].items():
-        common = {
-            metric: {"n_docs": row["n_docs"], "split": "confirmation"}
-            for metric, row in metrics.items()
-        }
-        scores[task] = {
-            metric: {"value": row["value"], "stderr": row["stderr"], **common[metric]}
-            for metric, row in metrics.items()
-        }
-        baseline[task] = {
-            metric: {
-                "value": row["original"],
-                "stderr": row.get("original_stderr"),
-                **common[metric],
-            }
-            for metric, row in metrics.items()
-        }
-        delta[task] = {metric: row["delta"] for metric, row in metrics.items() if "delta" in row}
-    return scores, baseline, delta
+    return evidence(held_out["tasks"])
 
 
 def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, Any]]:

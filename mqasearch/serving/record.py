@@ -16,7 +16,7 @@ from jsonschema.exceptions import best_match
 from transformers.utils.hub import extract_commit_hash
 
 from mqasearch import __version__
-from mqasearch.conversion import Statistics
+from mqasearch.conversion import Place
 from mqasearch.errors import UserError
 from mqasearch.evaluation.identity import tokenizer_digest
 from mqasearch.models import LoadedModel, is_hub_id
@@ -28,7 +28,7 @@ FILE = "reproduce.json"
 SCHEMA_VERSION = 1
 MAX_RECORD_BYTES = 20_000_000
 _CARD = "README.md"
-_DECIDES = ("kv_heads", "dtype", "merge", "refit", "calibration")
+_DECIDES = ("kv_heads", "dtype", "merge", "refit", "calibration", "healed")
 """Of a mask JSON; the rest is evidence."""
 _PACKAGES = (
     "gguf",
@@ -45,6 +45,7 @@ _CODE = {
     "families": ("families", "mask.py"),
     "merges and calibration": ("conversion", "search/scoring.py"),
     "calibration texts": ("evaluation",),
+    "healing": ("healing", "serving/healed.py"),
     "formats": (
         "serving/convert.py",
         "serving/converted.py",
@@ -62,7 +63,7 @@ def write_record(
     loaded: LoadedModel,
     written: Format,
     options: Options,
-    statistics: Statistics | None,
+    places: Mapping[str, Place],
 ) -> None:
     """Write ``reproduce.json`` into a folder whose other files are all there.
 
@@ -72,7 +73,7 @@ def write_record(
         loaded: the original.
         written: the format of the checkpoint.
         options: that it was written with.
-        statistics: the calibration, if the merge read any.
+        places: part of the calibration, or the healing → where it was computed.
     """
     of_mask = document["model"]
     # of a hub model that was fetched, its id rather than where the mask once found it
@@ -94,7 +95,7 @@ def write_record(
         "computed": {
             "processor": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
-            "calibration": _places(statistics),
+            "calibration": {part: asdict(place) for part, place in sorted(places.items())},
         },
         "versions": {
             "mqasearch": __version__,
@@ -116,11 +117,6 @@ def _commit(loaded: LoadedModel) -> str | None:
     file = str(loaded.folder / "config.json")
     commit: str | None = extract_commit_hash(file, None)
     return commit
-
-
-def _places(statistics: Statistics | None) -> dict[str, Any]:
-    places = {} if statistics is None else statistics.places
-    return {part: asdict(place) for part, place in sorted(places.items())}
 
 
 def _names(folder: Path) -> list[str]:
@@ -203,6 +199,8 @@ def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
     source, mask = record["source"], record["mask"]
     kept["source"] = {key: source[key] for key in ("fingerprint", "tokenizer")}
     kept["mask"] = {key: mask[key] for key in _DECIDES if key in mask}
+    if "healed" in mask:  # without how it went
+        kept["mask"]["healed"] = {key: mask["healed"][key] for key in ("recipe", "text")}
     return kept
 
 

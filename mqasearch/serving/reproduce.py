@@ -14,6 +14,7 @@ from mqasearch.search.scoring import calibrate_for_mask
 from mqasearch.serving.convert import check_request, convert_checkpoint
 from mqasearch.serving.folder import check_output, temporary_folder
 from mqasearch.serving.formats import Options
+from mqasearch.serving.healed import heal_for_mask
 from mqasearch.serving.original import load_original
 from mqasearch.serving.record import FILE, described, differing_inputs, read_record
 
@@ -162,6 +163,7 @@ def _build(
     check_request(mask, loaded, folder, format, options)
     places = {part: Place(**row) for part, row in record["computed"]["calibration"].items()}
     statistics = calibrate_for_mask(loaded, mask, again=places)
+    healed = heal_for_mask(loaded, mask, statistics, again=places)
     convert_checkpoint(
         mask,
         loaded,
@@ -169,5 +171,6 @@ def _build(
         format=format,
         options=options,
         statistics=statistics,
+        healed=healed,
         progress=progress,
     )
