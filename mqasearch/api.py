@@ -13,7 +13,7 @@ from mqasearch.healing.recipe import recipe_of
 from mqasearch.mask import KVHeads
 from mqasearch.search.scoring import calibrate_for_mask
 from mqasearch.serving.applied import Applied, apply_document, apply_heads
-from mqasearch.serving.confirmation import confirm_conversion, with_confirmation
+from mqasearch.serving.confirmation import confirm_conversion
 from mqasearch.serving.convert import Checkpoint, check_request, convert_checkpoint, with_refit
 from mqasearch.serving.folder import check_output
 from mqasearch.serving.formats import Options
@@ -177,7 +177,6 @@ def convert(
         if confirm is not None:
             layers = None if healed is None else healed.layers
             confirmation = confirm_conversion(loaded, document, statistics, layers, confirm or None)
-            document = with_confirmation(document, confirmation)
     return convert_checkpoint(
         document,
         loaded,

@@ -10,7 +10,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 @contextmanager
 def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Called with (bytes written, bytes in all), it shows them on stderr, if that is a terminal."""
+    """Called with (bytes written, bytes in all), it shows them on stderr, if that is a terminal.
+
+    Nothing is shown before the first call, so that another bar may be there until then.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -18,10 +21,14 @@ def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None, visible=False)
+    bar = Progress(*columns, console=console, disable=not sys.stderr.isatty())
+    task = bar.add_task(what, total=None)
 
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
+    def show(done: int, total: int) -> None:
+        bar.start()  # once is enough, more does no harm
+        bar.update(task, completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        bar.stop()

@@ -96,7 +96,12 @@ def convert(
     from mqasearch.api import convert as write
     from mqasearch.cli.healing import HealingBar, print_confirmation
 
-    with HealingBar() as healing, bytes_bar("writing") as progress:
+    with HealingBar() as healing, bytes_bar("writing") as bar:
+
+        def progress(done: int, total: int) -> None:
+            healing.stop()
+            bar(done, total)
+
         checkpoint = write(
             mask,
             out_dir,

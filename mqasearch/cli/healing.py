@@ -43,12 +43,15 @@ class HealingBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the last state on the terminal."""
         self._bar.stop()
 
     def show(self, step: Step) -> None:
         """Called after every step."""
-        if not self._bar.live.is_started:
-            self._bar.start()
+        self._bar.start()
         note = (
             f"KL {step.loss:.3f}, held out {step.held_out:.3f}, {step.seconds:.2g} s a step, "
             f"{_left(step.seconds_left)} left"
@@ -60,8 +63,6 @@ class HealingBar:
             step.step == step.n_steps or step.step % max(1, step.n_steps // _LINES) == 0
         ):
             log.info("healing, step %d of %d: %s", step.step, step.n_steps, note)
-        if step.step == step.n_steps:
-            self._bar.stop()
 
 
 def _left(seconds: float) -> str:

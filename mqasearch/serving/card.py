@@ -64,7 +64,8 @@ def _healing(document: Mapping[str, Any]) -> str:
     return (
         f"Healed: the attention weights of the converted layers were trained for "
         f"{healed['steps']} steps ({healed['n_tokens']:,} tokens, {healed['n_text_tokens']:,} of "
-        f"them different, of the calibration documents of {tasks}) to predict as the original does. "
+        f"them different, of the calibration documents of {tasks}) to predict as the original "
+        "does. "
         f"The KL divergence from the original on calibration text that was held out fell{lost}; "
         f"the weights of step {healed['best_step']} were kept. Nothing else was changed."
     )

@@ -1,5 +1,6 @@
 """A conversion confirmed: original, mask and healed mask on documents that no search has seen."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,4 +103,5 @@ def with_confirmation(document: Mapping[str, Any], confirmation: Confirmation) -
             "unhealed": {"scores": before, "delta": delta_before},
             "gained": gained,
         }
-    return confirmed
+    plain: dict[str, Any] = json.loads(json.dumps(confirmed))  # JSON has no tuples
+    return plain

@@ -15,7 +15,7 @@ from mqasearch.healing.healed import Healed
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, is_remote
 from mqasearch.serving.card import model_card
-from mqasearch.serving.confirmation import Confirmation
+from mqasearch.serving.confirmation import Confirmation, with_confirmation
 from mqasearch.serving.converted import Converted
 from mqasearch.serving.folder import check_output, whole_folder
 from mqasearch.serving.formats import (
@@ -85,7 +85,7 @@ def convert_checkpoint(
         statistics: calibration of ``loaded``, for merges that read it; for a mask JSON as
             ``calibrate_for_mask`` gives it.
         healed: as ``heal_for_mask`` gives it.
-        confirmation: that ``mask`` holds already, to be returned.
+        confirmation: held-out results of these very weights.
         progress: called with (bytes written, bytes in all) after every tensor.
 
     Raises:
@@ -106,6 +106,8 @@ def convert_checkpoint(
     written = format_of(format, model_type)
     converted = _checked(mask, loaded, out_dir, written, options, convertible)
     document = told(_document(mask, loaded, convertible), healed)
+    if confirmation is not None:
+        document = with_confirmation(document, confirmation)
     _warn_of_remote_code(loaded)
     total = written.n_bytes(converted, options)
     with whole_folder(out_dir) as folder:

@@ -122,10 +122,17 @@ def _finite(value: float) -> float | None:
 
 
 def told(document: Mapping[str, Any], healed: Healed | None) -> dict[str, Any]:
-    """The mask JSON with how its healing went."""
+    """The mask JSON with how its healing went.
+
+    Raises:
+        ValueError: there are healed layers, and the mask JSON asks for none.
+    """
     if healed is None or healed.facts is None:
         return dict(document)
+    if "healed" not in document:
+        raise ValueError("healed layers for a mask JSON that does not ask for them")
     facts = asdict(healed.facts)
+    del facts["seconds"]  # the same healing has the same mask JSON, whenever it runs
     kl = {name: _finite(facts.pop(name)) for name in ("before", "after")}
     told: dict[str, Any] = {**document["healed"], **facts, "kl": kl, "device": healed.place.device}
     return {**document, "healed": told}

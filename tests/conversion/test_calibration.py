@@ -198,5 +198,5 @@ def test_a_target_that_was_not_fitted_is_a_mistake_of_the_caller() -> None:
     statistics = calibrated(model, ENOUGH, REFITTED, targets=(2,))
     convertible = ConvertibleModel(model, family_of("llama"), REFITTED, statistics)
     convertible.apply((2, 2, 2))
-    with pytest.raises(ValueError, match="did not refit for 1 KV heads"):
+    with pytest.raises(ValueError, match="fitted no layer to 1 KV heads"):
         convertible.apply((1, 2, 2))
