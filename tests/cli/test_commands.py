@@ -219,6 +219,7 @@ def write_real_mask(path: Path) -> None:
             "n_kv_heads": 3,
         },
         "merge": {"name": "mean"},
+        "scores": {"hellaswag": {"kl": {"value": 0.1, "split": "search"}}},
         "mask": [int(layer in layers) for layer in range(30)],
         "mqa_layers": layers,
         "kv_heads": [1 if layer in layers else 3 for layer in range(30)],
@@ -251,6 +252,7 @@ def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
             continue  # served for real in tests/dashboard
         if line.startswith("convert"):
             write_real_mask(folder / "masks.json")
+            line = line.replace("--heal auto", "--heal 2 --heal-tokens 2048 --confirmation 4")
         code, _, err = mqasearch(line)
         assert code == 0, f"{command}: {err}"
 
