@@ -86,7 +86,7 @@ def main() -> None:
         )
         for n_tokens in options.calibration_tokens
     }
-    text = _held_out_text(loaded, library, options)
+    text = held_out_text(loaded, library, options.task, options.tokens, options.seed)
     facts = {
         "model": loaded.name,
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -96,10 +96,7 @@ def main() -> None:
         "held_out_tokens": sum(map(len, text)),
     }
     print(json.dumps(facts), file=sys.stderr, flush=True)
-    held_out = [
-        HeldOut(batch, _log_probs(loaded, batch), _following(batch))
-        for batch in token_batches(text, BATCH_TOKENS, MAX_LENGTH)
-    ]
+    held_out = batches_of(loaded, text)
     rows: list[dict[str, Any]] = []
     columns: list[dict[str, Any]] = []
     for n_tokens, calibration in calibrations.items():
@@ -152,17 +149,25 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _held_out_text(
-    loaded: LoadedModel, library: TaskLibrary, options: argparse.Namespace
+def held_out_text(
+    loaded: LoadedModel, library: TaskLibrary, task: str, n_tokens: int, seed: int
 ) -> list[list[int]]:
     """Whole documents of the confirmation split, with the right answer, at least so many tokens."""
-    documents = Documents("confirmation", seed=options.seed)
+    documents = Documents("confirmation", seed=seed)
     sequences: list[list[int]] = []
-    for document in library.task(TaskSpec(options.task), documents).in_order(documents):
+    for document in library.task(TaskSpec(task), documents).in_order(documents):
         sequences.append(list(loaded.tokenizer.encode(right_text(document))))
-        if sum(map(len, sequences)) >= options.tokens:
+        if sum(map(len, sequences)) >= n_tokens:
             break
     return sequences
+
+
+def batches_of(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> list[HeldOut]:
+    """The text, and what the model, nothing converted, says of it."""
+    return [
+        HeldOut(batch, log_probs_of(loaded, batch), next_tokens(batch))
+        for batch in token_batches(text, BATCH_TOKENS, MAX_LENGTH)
+    ]
 
 
 def _column(
@@ -181,7 +186,7 @@ def _column(
         converted = conversion(layers)
         seconds += time.perf_counter() - began
         with converted:
-            kl, nll = _measured(loaded, held_out)
+            kl, nll = measured(loaded, held_out)
         rows.append(
             {
                 "layers": list(layers),
@@ -191,7 +196,7 @@ def _column(
                 "calibration_tokens": n_tokens,
             }
         )
-        print(f"{label:14} {n_tokens:6} {_name(layers):24} {kl:.4f}", file=sys.stderr, flush=True)
+        print(f"{label:14} {n_tokens:6} {name_of(layers):24} {kl:.4f}", file=sys.stderr, flush=True)
     return {"merge": label, "calibration_tokens": n_tokens, "seconds": seconds}, rows
 
 
@@ -235,7 +240,7 @@ def _sets(n_layers: int) -> list[tuple[int, ...]]:
     return [layers for layers in LAYERS if max(layers) < n_layers]
 
 
-def _log_probs(loaded: LoadedModel, batch: TokenBatch) -> Tensor:
+def log_probs_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor:
     batch = batch.to(loaded.device)
     with torch.inference_mode():
         logits = loaded.model(input_ids=batch.tokens, use_cache=False).logits[batch.real]
@@ -243,18 +248,18 @@ def _log_probs(loaded: LoadedModel, batch: TokenBatch) -> Tensor:
     return log_probs
 
 
-def _following(batch: TokenBatch) -> Tensor:
+def next_tokens(batch: TokenBatch) -> Tensor:
     following = torch.full_like(batch.tokens, -100)
     following[:, :-1] = batch.tokens[:, 1:].masked_fill(~batch.real[:, 1:], -100)
     return following[batch.real]
 
 
-def _measured(loaded: LoadedModel, held_out: Sequence[HeldOut]) -> tuple[float, float]:
+def measured(loaded: LoadedModel, held_out: Sequence[HeldOut]) -> tuple[float, float]:
     """Mean KL and mean negative log-likelihood over the held-out tokens, in nats."""
     kl = nll = 0.0
     tokens = predicted = 0
     for each in held_out:
-        log_probs = _log_probs(loaded, each.batch)
+        log_probs = log_probs_of(loaded, each.batch)
         kl += float(kl_div(log_probs, each.log_probs, reduction="sum", log_target=True))
         following = each.following.to(log_probs.device)
         nll += float(cross_entropy(log_probs, following, reduction="sum"))
@@ -263,7 +268,7 @@ def _measured(loaded: LoadedModel, held_out: Sequence[HeldOut]) -> tuple[float, 
     return kl / tokens, nll / predicted
 
 
-def _name(layers: Sequence[int]) -> str:
+def name_of(layers: Sequence[int]) -> str:
     if len(layers) == 1:
         return str(layers[0])
     step = layers[1] - layers[0]
@@ -299,7 +304,7 @@ def _table(result: Mapping[str, Any]) -> str:
         found = [kl.get((layers, *column)) for column in columns]
         cells = ["–" if each is None else f"{each:.4f}" for each in found]
         if any(each is not None for each in found):
-            lines.append(f"| {_name(layers)} | {' | '.join(cells)} |")
+            lines.append(f"| {name_of(layers)} | {' | '.join(cells)} |")
     times = " | ".join(f"{column['seconds']:.0f}" for column in result["columns"])
     lines.append(f"| seconds to convert | {times} |")
     return "\n".join(lines)

@@ -106,6 +106,12 @@ def heal_for_mask(
     family = family_of(model.config.model_type)
     convertible = ConvertibleModel(model, family, merge_of(**document["merge"]), statistics)
     sequences = mask_text(loaded, CalibrationText.of(wanted["text"]))
+    logger.info(
+        "healing %d layers on %s tokens of calibration text, at most %d steps",
+        len(document["mqa_layers"]),
+        f"{sum(map(len, sequences)):,}",
+        wanted["recipe"]["n_steps"],
+    )
     return heal(
         convertible,
         tuple(document["kv_heads"]),
