@@ -47,12 +47,14 @@ class _Example:
         args, keywords: of the attention's forward.
         wanted: [rows, length, D], what the original layer says.
         real: [rows, length] bool.
+        n_tokens: that are real.
     """
 
     args: tuple[Any, ...]
     keywords: dict[str, Any]
     wanted: Tensor
     real: Tensor
+    n_tokens: int
 
 
 def tune_layers(
@@ -136,7 +138,8 @@ class _Stream:
             wanted = output[0] if isinstance(output, tuple) else output
             if not bool(torch.isfinite(wanted[batch.real]).all()):
                 raise not_finite(f"layer {layer}")
-            examples.append(_Example(args, dict(keywords), wanted, batch.real))
+            n_tokens = int(batch.real.sum())
+            examples.append(_Example(args, dict(keywords), wanted, batch.real, n_tokens))
 
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
@@ -165,7 +168,9 @@ class _Fit:
         self._held_out = held_out
         self._size = max(_mean_square(examples), torch.finfo(torch.float32).tiny)
         self._rate = learning_rate(_RATE, layer.weights().hidden_size)
-        self._adam = torch.optim.Adam(layer.masters.values(), lr=self._rate, betas=_BETAS)
+        self._adam = torch.optim.Adam(
+            layer.masters.values(), lr=self._rate, betas=_BETAS, fused=True
+        )
         self._step = 0
         self._best = layer.values()
         self._least = self._error()
@@ -195,7 +200,8 @@ class _Fit:
     def _descend(self, example: _Example) -> None:
         scale = _FLOAT16_SCALE if example.wanted.dtype == torch.float16 else 1.0
         apart = self._apart(example)
-        loss = apart.square().sum() / (apart.numel() * self._size)
+        n_numbers = example.n_tokens * apart.shape[-1]
+        loss = apart.square().sum() / (n_numbers * self._size)
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         self._layer.take_gradients(scale)
         self._adam.step()
@@ -208,11 +214,11 @@ class _Fit:
             return sum(float(self._apart(each).square().sum()) for each in self._held_out)
 
     def _apart(self, example: _Example) -> Tensor:
-        """[real tokens, D] float32: the fitted layer's output minus the original's."""
+        """[rows, length, D] float32: fitted minus original output; 0 where a row is padded."""
         # not attention(…): hooks are for the model's own runs
         output = self._attention.forward(*example.args, **example.keywords)
         found = output[0] if isinstance(output, tuple) else output
-        apart: Tensor = (found - example.wanted)[example.real].float()
+        apart: Tensor = (found - example.wanted).float() * example.real[..., None]
         return apart
 
 

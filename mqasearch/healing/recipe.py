@@ -23,7 +23,7 @@ class Recipe:
 
     n_steps: int | None = None
     batch_tokens: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     seed: int = 0
 
     @property
