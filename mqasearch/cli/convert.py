@@ -97,11 +97,6 @@ def convert(
     from mqasearch.cli.healing import HealingBar, print_confirmation
 
     with HealingBar() as healing, bytes_bar("writing") as bar:
-
-        def progress(done: int, total: int) -> None:
-            healing.stop()
-            bar(done, total)
-
         checkpoint = write(
             mask,
             out_dir,
@@ -117,7 +112,7 @@ def convert(
             confirm=n_docs if confirm else None,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            progress=progress,
+            progress=healing.before(bar),
             watch_heal=healing.show,
         )
     if checkpoint.confirmation is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,11 +44,16 @@ class HealingBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Leave the last state on the terminal."""
         self._bar.stop()
+
+    def before(self, other: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """``other``, which takes the terminal over at its first call."""
+
+        def show(done: int, total: int) -> None:
+            self._bar.stop()
+            other(done, total)
+
+        return show
 
     def show(self, step: Step) -> None:
         """Called after every step."""

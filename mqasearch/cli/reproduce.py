@@ -34,16 +34,18 @@ def reproduce(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Build a converted checkpoint again from the original, and compare it bit for bit."""
+    from mqasearch.cli.healing import HealingBar
     from mqasearch.serving.reproduce import reproduce as build_again
 
-    with bytes_bar("building it again") as progress:
+    with HealingBar() as healing, bytes_bar("building it again") as bar:
         found = build_again(
             path,
             model=model,
             output_dir=output_dir,
             device=device,
             trust_remote_code=trust_remote_code,
-            progress=progress,
+            progress=healing.before(bar),
+            watch_heal=healing.show,
         )
     print("\n".join(_lines(found, is_built=not found.changed or output_dir is not None)))
     if not found.identical:

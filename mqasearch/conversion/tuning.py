@@ -218,7 +218,7 @@ class _Fit:
         # not attention(…): hooks are for the model's own runs
         output = self._attention.forward(*example.args, **example.keywords)
         found = output[0] if isinstance(output, tuple) else output
-        apart: Tensor = (found - example.wanted).float() * example.real[..., None]
+        apart: Tensor = (found.float() - example.wanted.float()) * example.real[..., None]
         return apart
 
 

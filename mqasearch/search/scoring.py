@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -252,7 +253,29 @@ def _calibrated(
         targets=targets,
         fingerprint=loaded.fingerprint,
         again=again,
+        progress=_Told(),
     )
+
+
+class _Told:
+    """Log lines, one in a while, of how far a calibration or a fit is; each begins at 0."""
+
+    _SECONDS = 20.0
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < self._done:  # the next pass over the text
+            self._began = self._told = now
+        self._done = done
+        if now - self._told >= self._SECONDS and done < total:
+            self._told = now
+            left = (now - self._began) * (total - done) / done
+            said = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+            logger.info("calibrating: %d %%, about %s left", 100 * done // total, said)
 
 
 def _fitted_in_turn(

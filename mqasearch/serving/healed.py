@@ -63,8 +63,9 @@ def tasks_of(document: Mapping[str, Any], why: str) -> tuple[list[dict[str, Any]
         MaskError: it names none; ``why`` says what they are needed for.
     """
     calibration = document.get("calibration") or {}
-    if calibration.get("tasks"):
-        return calibration["tasks"], calibration["seed"]
+    for described in (calibration, (document.get("healed") or {}).get("text") or {}):
+        if described.get("tasks"):
+            return described["tasks"], described.get("seed", 0)
     scored = document.get("scores") or document.get("search_scores") or {}
     if not scored:
         raise MaskError(

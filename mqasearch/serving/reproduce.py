@@ -9,6 +9,7 @@ from typing import Any
 
 from mqasearch.conversion import Place, threads
 from mqasearch.errors import UserError
+from mqasearch.healing.progress import Watch
 from mqasearch.models import LoadedModel
 from mqasearch.search.scoring import calibrate_for_mask
 from mqasearch.serving.convert import check_request, convert_checkpoint
@@ -52,6 +53,7 @@ def reproduce(
     device: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    watch_heal: Watch | None = None,
 ) -> Reproduction:
     """Build a converted folder, or one file of it, again, and compare digests.
 
@@ -67,6 +69,7 @@ def reproduce(
         device: that the calibration runs on; None = as the first time.
         trust_remote_code: run code that comes with the original.
         progress: called with (bytes written, bytes in all) after every tensor.
+        watch_heal: called after every step of a healing.
 
     Raises:
         UserError: no conversion of ours, or without a valid ``reproduce.json``; an original that
@@ -82,7 +85,7 @@ def reproduce(
         check_output(output_dir, 0)
     with _place(folder, output_dir) as built, threads(record["computed"]["threads"]):
         loaded = _source(record, model, device, trust_remote_code=trust_remote_code)
-        _build(record, loaded, built, progress)
+        _build(record, loaded, built, progress, watch_heal)
         now = read_record(built)
     differing = tuple(name for name in names if record["files"][name] != now["files"].get(name))
     inputs = differing_inputs(record, now) if differing else []
@@ -157,13 +160,14 @@ def _build(
     loaded: LoadedModel,
     folder: Path,
     progress: Callable[[int, int], None] | None,
+    watch_heal: Watch | None,
 ) -> None:
     options = Options(outtype=record["outtype"], max_shard_bytes=record["max_shard_bytes"])
     mask, format = record["mask"], record["format"]
     check_request(mask, loaded, folder, format, options)
     places = {part: Place(**row) for part, row in record["computed"]["calibration"].items()}
     statistics = calibrate_for_mask(loaded, mask, again=places)
-    healed = heal_for_mask(loaded, mask, statistics, again=places)
+    healed = heal_for_mask(loaded, mask, statistics, again=places, watch=watch_heal)
     convert_checkpoint(
         mask,
         loaded,

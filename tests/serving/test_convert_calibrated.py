@@ -233,6 +233,10 @@ def test_a_refit_that_changes_nothing_keeps_the_scores(mask: Path) -> None:
     assert with_refit(sequential, "sequential") == sequential
     bare = document | {"merge": {"name": "mean"}}
     assert with_refit(bare, "none") == bare
+    tuned = document | {"merge": {"name": "aligned", "tune": True}}
+    assert with_refit(tuned, "parallel") == tuned
+    for other in ("sequential", "none"):  # only the parallel refit is tuned
+        assert "tune" not in with_refit(tuned, other)["merge"]
     back = with_refit(sequential, "parallel")
     assert "refit" not in back
     assert merge_of(**back["merge"]) == ALIGNED

@@ -195,8 +195,9 @@ def test_confirmed_on_held_out_documents(mqasearch: Command, folder: Path) -> No
 def test_a_mask_that_was_only_averaged_can_be_healed(folder: Path) -> None:
     scored = {"scores": {"choice": {"acc": {"value": 0.5, "split": "search"}}}}
     mask = mask_for(folder / "model", folder / "mean.json", {"name": "mean"}, **scored)
-    api.convert(mask, "out", heal=12)
+    api.convert(mask, "out", heal=12, confirm=20)
     document = read_mask(folder / "out" / "mask.json")
+    assert list(document["scores"]) == ["choice"]
     assert document["healed"]["text"]["tasks"] == [{"name": "choice", "num_fewshot": 0}]
     assert document["merge"] == {"name": "mean"}
 
