@@ -88,19 +88,7 @@ def heal(
     if fingerprint is None or again is not None:
         with threads(None if again is None else again.threads):
             return work.run(None)
-    key = _sha256(
-        {
-            "model": fingerprint,
-            "dtype": str(convertible.model.dtype),
-            "device": convertible.model.device.type,
-            "merge": convertible.merge_name,
-            "calibration": convertible.calibration,
-            "kv_heads": [*kv_heads],
-            "text": [*map(list, sequences)],
-            "recipe": recipe.parameters,
-            "code": _code_digest(),
-        }
-    )[:32]
+    key = _key(convertible, kv_heads, sequences, recipe, fingerprint)
     state = cache_dir() / "healing" / key
 
     def fill(partial: Path) -> None:
@@ -109,6 +97,28 @@ def heal(
     folder = build_once(cache_dir() / "healed" / key, fill, "healed layers")
     shutil.rmtree(state, ignore_errors=True)
     return _load(folder / _FILE, work)
+
+
+def _key(
+    convertible: ConvertibleModel,
+    kv_heads: KVHeads,
+    sequences: Sequence[Sequence[int]],
+    recipe: Recipe,
+    fingerprint: str,
+) -> str:
+    """Of everything that decides the healed weights."""
+    parts = {
+        "model": fingerprint,
+        "dtype": str(convertible.model.dtype),
+        "device": convertible.model.device.type,
+        "merge": convertible.merge_name,
+        "calibration": convertible.calibration,
+        "kv_heads": [*kv_heads],
+        "text": [*map(list, sequences)],
+        "recipe": recipe.parameters,
+        "code": _code_digest(),
+    }
+    return _sha256(parts)[:32]
 
 
 @dataclass(frozen=True, slots=True)
