@@ -67,7 +67,7 @@ def main() -> None:
             with plain.converted(kv_heads):
                 before = measured(loaded, held_out)
             found = heal(plain, kv_heads, text, options.recipe, watch=_watch(mask))
-            healed = ConvertibleModel(loaded.model, family, merge, statistics, found.layers)
+            healed = plain.with_healed(found.layers)
             with healed.converted(kv_heads):
                 after = measured(loaded, held_out)
             assert found.facts is not None

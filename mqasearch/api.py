@@ -225,7 +225,7 @@ def _to_heal(
             raise UserError("heal tokens are for a healing: give heal (--heal) too")
         return document
     recipe = recipe_of(heal)
-    return with_heal(document, recipe if recipe.steps else None, n_tokens)
+    return with_heal(document, recipe if recipe.n_steps else None, n_tokens)
 
 
 def _document(mask: Mask, selector: str | None) -> dict[str, Any] | KVHeads:

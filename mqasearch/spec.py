@@ -169,6 +169,21 @@ class DocumentsEntry(_Strict):
         return self.search != "full" and self.confirmation != 0
 
 
+class HealEntry(_Strict):
+    """The best mask of each selector is healed, and confirmed once more.
+
+    ``steps`` of distillation from the original, at most; ``tokens`` of different calibration text,
+    None = as many as the steps see.
+    """
+
+    steps: Annotated[int, Field(ge=1, lt=10**7)] | Literal["auto"] = "auto"
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+def _heal_door(value: object) -> object:
+    return {"steps": value} if isinstance(value, str | int) and value is not True else value
+
+
 _PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}
 """What a study file may say → the pruner that it means."""
 
@@ -212,6 +227,7 @@ class StudySpec(_Strict):
     enqueue: dict[str, list[int]] = Field(default={})
     tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list)] = []
     pruner: Annotated[PrunerEntry, _named()] | None = None
+    heal: Annotated[HealEntry | None, BeforeValidator(_heal_door)] = None
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
 
@@ -242,6 +258,10 @@ class StudySpec(_Strict):
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what}: {', '.join(twice)} given twice")
+        if self.heal is not None and not self.documents.hold_out:
+            raise ValueError("heal: nothing is held out to confirm healed masks on")
+        if self.heal is not None and not self.selectors:
+            raise ValueError("heal: masks enqueued by name are not healed; name a selector")
         if self.pruner is not None and len(self.tasks) > 1:
             raise ValueError("pruner: masks are compared on one task; name one, or leave it out")
         if isinstance(info.context, KnownNames):
@@ -368,6 +388,7 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
     "documents": DocumentsEntry,
     "budget": BudgetEntry,
     "pruner": PrunerEntry,
+    "heal": HealEntry,
     "tolerance": ToleranceEntry,
 }
 

@@ -57,6 +57,7 @@ def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
         *_searched(rows),
         *_held_out(rows),
         *_headlines(rows),
+        *_after_healing(rows),
         Column("trials", [str(row.n_trials) for row in rows]),
         Column("scored", [str(row.n_scored) for row in rows]),
         Column("seconds", [f"{row.seconds:.0f}" for row in rows]),
@@ -123,13 +124,28 @@ def _held_out(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
 
 def _headlines(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
     """Of every task the held-out accuracy, and its paired difference to the original's."""
-    for task in dict.fromkeys(task for row in rows for task in row.confirmed):
-        of_task = [row.confirmed.get(task) or {} for row in rows]
+    return _accuracies([row.confirmed for row in rows], "held out")
+
+
+def _after_healing(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
+    """The same of the healed masks, if there are any; first the search's metric."""
+    if not any(row.healed for row in rows):
+        return
+    found = [row.healed_held_out for row in rows]
+    values = [None if each is None else Estimate(each.value, each.stderr) for each in found]
+    counts = [None if each is None else sum(each.n_docs.values()) for each in found]
+    yield _estimates(_metric(rows), "healed", values, counts)
+    yield from _accuracies([row.healed for row in rows], "healed")
+
+
+def _accuracies(confirmed: Sequence[dict[str, dict[str, Any]]], documents: str) -> Iterator[Column]:
+    for task in dict.fromkeys(task for each in confirmed for task in each):
+        of_task = [each.get(task) or {} for each in confirmed]
         name = next((headline(metrics) for metrics in of_task if metrics), "")
         found = [metrics.get(name) for metrics in of_task]
         values = [each and Estimate(each["value"], each["stderr"]) for each in found]
         counts = [each and each["n_docs"] for each in found]
-        yield _estimates(f"{task} {name}", "held out", values, counts)
+        yield _estimates(f"{task} {name}", documents, values, counts)
         yield Column("Δ original\n[95 % CI]", [_interval(each) for each in found])
 
 

@@ -98,6 +98,10 @@ class ConvertibleModel:
         self._replacements: dict[tuple[int, int], Parameters] = {}
         self._kv_heads = self.shape.original
 
+    def with_healed(self, layers: HealedLayers) -> "ConvertibleModel":
+        """The same model with these layers in place of merged ones; nothing may be applied."""
+        return ConvertibleModel(self.model, self.family, self.merge, self._statistics, layers)
+
     @property
     def merge_name(self) -> str:
         """Name and parameters of the merge, and how layers were healed; canonical."""

@@ -22,6 +22,7 @@ class Confirmed:
         high: upper end.
         stderr: standard error of ``value``; None where it is unknown.
         n_docs: documents; None where it is unknown.
+        is_healed: the mask was healed before it was scored.
     """
 
     task: str
@@ -34,15 +35,21 @@ class Confirmed:
     high: float | None
     stderr: float | None = None
     n_docs: int | None = None
+    is_healed: bool = False
 
 
 def read_confirmed(attribute: object) -> tuple[Confirmed, ...]:
-    """The held-out results that have a value of the mask and one of the original."""
+    """The held-out results that have a value of the mask and one of the original.
+
+    First those of the mask as it is, then those of the healed one, if there are any.
+    """
     confirmation = mapping(attribute)
     mask = str(confirmation.get("mask", ""))
+    healed = mapping(confirmation.get("healed"))
     found = [
-        _confirmed(task, metric, mask, row)
-        for task, metrics in mapping(confirmation.get("tasks")).items()
+        _confirmed(task, metric, mask, row, is_healed=is_healed)
+        for tasks, is_healed in ((confirmation.get("tasks"), False), (healed.get("tasks"), True))
+        for task, metrics in mapping(tasks).items()
         for metric, row in mapping(metrics).items()
     ]
     return tuple(row for row in found if row is not None)
@@ -57,7 +64,9 @@ def by_task(rows: Iterable[Confirmed]) -> dict[str, dict[str, dict[str, float | 
     return found
 
 
-def _confirmed(task: str, metric: str, mask: str, attribute: object) -> Confirmed | None:
+def _confirmed(
+    task: str, metric: str, mask: str, attribute: object, *, is_healed: bool
+) -> Confirmed | None:
     row = mapping(attribute)
     value, original = number(row.get("value")), number(row.get("original"))
     if value is None or original is None:
@@ -68,4 +77,6 @@ def _confirmed(task: str, metric: str, mask: str, attribute: object) -> Confirme
     known = [end for end in map(number, interval) if end is not None]
     delta, low, high = known if len(known) == 3 else (None, None, None)
     stderr, n_docs = number(row.get("stderr")), count(row.get("n_docs"))
-    return Confirmed(task, metric, mask, value, original, delta, low, high, stderr, n_docs)
+    return Confirmed(
+        task, metric, mask, value, original, delta, low, high, stderr, n_docs, is_healed
+    )

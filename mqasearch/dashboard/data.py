@@ -153,13 +153,30 @@ class StudyRows:
     @property
     def best_confirmed(self) -> tuple[Confirmed, ...]:
         """The held-out results of the mask that is best now."""
+        return self._of_best(is_healed=False)
+
+    @property
+    def best_healed(self) -> tuple[Confirmed, ...]:
+        """Those of the same mask after healing."""
+        return self._of_best(is_healed=True)
+
+    def _of_best(self, *, is_healed: bool) -> tuple[Confirmed, ...]:
         chosen = self.best
-        return tuple(row for row in self.confirmed if chosen and row.mask == chosen.mask)
+        return tuple(
+            row
+            for row in self.confirmed
+            if chosen and row.mask == chosen.mask and row.is_healed == is_healed
+        )
 
     @property
     def held_out(self) -> HeldOut | None:
         """The objective of the best mask on documents that the search never saw."""
         return held_out(self.parts, by_task(self.best_confirmed))
+
+    @property
+    def healed_held_out(self) -> HeldOut | None:
+        """The same of that mask after healing."""
+        return held_out(self.parts, by_task(self.best_healed))
 
     @property
     def improvements(self) -> list[TrialRow]:

@@ -14,6 +14,7 @@ from mqasearch.dashboard.style import format_bytes
 from mqasearch.dashboard.verdicts import verdict_section
 from mqasearch.estimate import Estimate
 from mqasearch.search.best import ranked
+from mqasearch.search.held_out import HeldOut
 from mqasearch.search.verdict import Verdict
 
 MAX_TABLE_ROWS = 200
@@ -47,7 +48,7 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
                 _progress(comparison.studies),
                 _value(best),
                 _delta(study, best),
-                _held_out(study) if best else "",
+                _held_out(study.held_out) if best else "",
                 f"{_layers(best)} ({study.selector})" if best else "",
             )
         )
@@ -127,6 +128,7 @@ def _header() -> Html:
 
 def _selectors(comparison: Comparison) -> Html:
     rows: list[tuple[str, ...]] = []
+    heals = any(study.best_healed for study in comparison.studies)
     for study in comparison.studies:
         best = study.best
         rows.append(
@@ -135,17 +137,24 @@ def _selectors(comparison: Comparison) -> Html:
                 _progress([study]),
                 _value(best),
                 _delta(study, best),
-                _held_out(study),
+                _held_out(study.held_out),
                 _layers(best),
                 format_bytes(best.kv_bytes) if best and best.kv_bytes is not None else "",
-                _accuracy(study),
+                _accuracy(study.best_confirmed),
+                *(
+                    (_held_out(study.healed_held_out), _accuracy(study.best_healed))
+                    if heals
+                    else ()
+                ),
                 f"{sum(row.seconds or 0 for row in study.trials):,.0f}",
             )
         )
     head = (
         *("selector", "scored", f"best{_on(comparison)}", f"to original{_on(comparison)}"),
         *("held out", "layers", "KV per token"),
-        *("held-out accuracy, to original [95 %]", "seconds"),
+        "held-out accuracy, to original [95 %]",
+        *(("healed, held out", "healed, accuracy, to original [95 %]") if heals else ()),
+        "seconds",
     )
     return table(head, rows)
 
@@ -238,17 +247,16 @@ def _layers(row: TrialRow | None) -> str:
     return "" if row is None else ", ".join(map(str, row.layers)) or "none"
 
 
-def _held_out(study: StudyRows) -> str:
-    """The objective on documents that the search never saw, of the mask that is best now."""
-    found = study.held_out
+def _held_out(found: HeldOut | None) -> str:
+    """The objective on documents that the search never saw."""
     if found is None:
         return ""
     return f"{Estimate(found.value, found.stderr)} (n={sum(found.n_docs.values())})"
 
 
-def _accuracy(study: StudyRows) -> str:
-    """Accuracy on documents that the search never saw, of the mask that is best now."""
-    return "; ".join(_interval(row) for row in _accuracies(study.best_confirmed))
+def _accuracy(confirmed: Sequence[Confirmed]) -> str:
+    """Accuracy on documents that the search never saw."""
+    return "; ".join(_interval(row) for row in _accuracies(confirmed))
 
 
 def _accuracies(rows: Sequence[Confirmed]) -> list[Confirmed]:

@@ -47,6 +47,7 @@ class FakeScorer:
         noise: float = 0.5,
         seconds: float = 0.0,
         diverging: tuple[int, ...] = (),
+        is_healed: bool = False,
     ) -> None:
         """
         Args:
@@ -56,7 +57,9 @@ class FakeScorer:
             noise: standard deviation of a document's own reaction, as a share of the mask's loss.
             seconds: to sleep at every score.
             diverging: layers whose conversion gives NaN.
+            is_healed: every loss is half of what it would be.
         """
+        self._arguments = (n_layers, n_kv_heads, seed, noise, seconds, diverging)
         self.shape = ModelShape(n_layers, 2 * n_kv_heads, n_kv_heads, 16, 32 * n_kv_heads, 2)
         self.model = f"fake:{n_layers}:{n_kv_heads}:{seed}:{noise}:{diverging}"
         self.tokenizer = ""
@@ -68,8 +71,23 @@ class FakeScorer:
         rng = np.random.default_rng([seed, n_layers])
         self._single = rng.lognormal(mean=-3.0, sigma=1.0, size=n_layers)
         pairs = rng.normal(scale=0.2, size=(n_layers, n_layers))
+        if is_healed:
+            self._single /= 2
         scale = np.sqrt(np.outer(self._single, self._single))
         self._pairs = np.triu(pairs * scale, k=1)
+
+    def healed(self) -> "FakeScorer":
+        """A scorer of the same model after healing, whatever the mask."""
+        n_layers, n_kv_heads, seed, noise, seconds, diverging = self._arguments
+        return FakeScorer(
+            n_layers,
+            n_kv_heads=n_kv_heads,
+            seed=seed,
+            noise=noise,
+            seconds=seconds,
+            diverging=diverging,
+            is_healed=True,
+        )
 
     def loss(self, kv_heads: KVHeads) -> float:
         """True expected loss over the original, in bits per byte, without noise.

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mqasearch.assets import build_once, cache_dir
 from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, threads
@@ -82,9 +83,9 @@ def heal(
     converted = {layer: heads for layer, heads in enumerate(kv_heads) if heads < original}
     if not converted:
         return Healed(HealedLayers({}, ""), None, _here(convertible))
-    longest = getattr(convertible.model.config, "max_position_embeddings", _LONGEST)
-    text = healing_text(sequences, recipe.batch_tokens, min(longest, _LONGEST))
-    work = _Work(convertible, converted, text, recipe, watch)
+    text = text_for(convertible.model, sequences, recipe)
+    how = how_healed(sequences, recipe)
+    work = _Work(convertible, converted, text, recipe, how, watch)
     if fingerprint is None or again is not None:
         with threads(None if again is None else again.threads):
             return work.run(None)
@@ -129,13 +130,8 @@ class _Work:
     converted: Mapping[int, int]
     text: HealingText
     recipe: Recipe
+    how: str
     watch: Watch | None
-
-    @property
-    def how(self) -> str:
-        """Recipe and text, canonical."""
-        text = _sha256({"text": [batch.tokens.tolist() for batch in self.text.training]})
-        return f"healed({json.dumps(self.recipe.parameters, sort_keys=True)}, {text[:16]})"
 
     def merged(self) -> dict[int, AttentionWeights]:
         return {
@@ -165,6 +161,24 @@ class _Work:
         }
         layers = HealedLayers(healed, self.how)
         return Healed(layers, healing.facts(), _here(self.convertible))
+
+
+def how_healed(sequences: Sequence[Sequence[int]], recipe: Recipe) -> str:
+    """What decides healed weights besides the mask, its merge and the model; canonical."""
+    text = _sha256({"text": [*map(list, sequences)]})
+    return f"healed({json.dumps(recipe.parameters, sort_keys=True)}, {text[:16]})"
+
+
+def text_for(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], recipe: Recipe
+) -> HealingText:
+    """The batches of a healing.
+
+    Raises:
+        UserError: too little text.
+    """
+    longest = getattr(model.config, "max_position_embeddings", _LONGEST)
+    return healing_text(sequences, recipe.batch_tokens, min(longest, _LONGEST))
 
 
 def _here(convertible: ConvertibleModel) -> Place:

@@ -14,27 +14,31 @@ class Recipe:
     """How a mask is healed.
 
     Attributes:
-        n_steps: of the optimiser; None = ``auto``: ``AUTO_STEPS``.
+        n_steps: of the optimiser, at most.
         batch_tokens: of a step, padding included.
         learning_rate: of Adam, the highest of the schedule, for a stream of 576 dimensions; scaled
             as ``conversion.trained_layer.learning_rate`` does.
         seed: of the order of the batches.
     """
 
-    n_steps: int | None = None
+    n_steps: int = AUTO_STEPS
     batch_tokens: int = 1024
     learning_rate: float = 3e-4
     seed: int = 0
 
     @property
-    def steps(self) -> int:
-        """The number of steps, ``auto`` resolved."""
-        return AUTO_STEPS if self.n_steps is None else self.n_steps
-
-    @property
     def parameters(self) -> dict[str, Any]:
         """Plain data, from which ``Recipe(**parameters)`` is the same again."""
         return asdict(self)
+
+
+MOST_TEXT_TOKENS = 2**18
+"""Different ones that a healing takes by default."""
+
+
+def most_text_tokens(recipe: Recipe) -> int:
+    """Different tokens to heal on: as many as the steps see and a held-out sixth, up to a limit."""
+    return max(1, min(recipe.n_steps * recipe.batch_tokens * 6 // 5, MOST_TEXT_TOKENS))
 
 
 def recipe_of(steps: int | str) -> Recipe:

@@ -126,7 +126,7 @@ class Healing:
 
         The first thing is such a look, so that the start counts as the best state.
         """
-        n_steps, course = self._recipe.steps, self.course
+        n_steps, course = self._recipe.n_steps, self.course
         interval = max(1, n_steps // EVALUATIONS)
         if not course.held_out:
             course.held_out.append(self._error())
@@ -150,9 +150,9 @@ class Healing:
         seen = self.course.held_out
         if not all(map(math.isfinite, seen)):
             return "diverged"
-        if self.course.step >= self._recipe.steps:
+        if self.course.step >= self._recipe.n_steps:
             return "all steps done"
-        is_late = 2 * self.course.step >= self._recipe.steps
+        is_late = 2 * self.course.step >= self._recipe.n_steps
         if is_late and len(seen) > PATIENCE and min(seen[-PATIENCE:]) >= min(seen[:-PATIENCE]):
             return "held-out text got no better"
         return None
@@ -233,7 +233,7 @@ class Healing:
                 return math.nan
             self._scale /= 2
             return self._step(lesson)
-        rate = rate_at(self.course.step, self._recipe.steps, min(10, self._recipe.steps // 10))
+        rate = rate_at(self.course.step, self._recipe.n_steps, min(10, self._recipe.n_steps // 10))
         self._adam.param_groups[0]["lr"] = self._rate * rate
         torch.nn.utils.clip_grad_norm_(self._masters.values(), _LARGEST_GRADIENT)
         self._adam.step()

@@ -71,6 +71,9 @@ class ComparisonRow:
         delta_stderr: that of ``delta``, paired by document.
         n_docs: task → documents that chose the mask.
         held_out: the objective on documents that the search never saw; None before confirmation.
+        healed: task → metric → held-out result of the mask after healing, against the original;
+            empty if the study does not heal, or before confirmation.
+        healed_held_out: the objective of the healed mask.
     """
 
     comparison: str
@@ -92,6 +95,8 @@ class ComparisonRow:
     delta_stderr: float | None = None
     n_docs: dict[str, int] = field(default_factory=dict)
     held_out: HeldOut | None = None
+    healed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    healed_held_out: HeldOut | None = None
 
 
 def best_trial(study: optuna.Study) -> FinishedTrial | None:
@@ -176,8 +181,15 @@ def _row(study: optuna.Study) -> ComparisonRow:
     confirmed = confirmation(study.user_attrs)
     is_current = confirmed is not None and confirmed["trial_number"] == chosen.number
     tasks = confirmed["tasks"] if confirmed is not None and is_current else {}
-    row = _with_best(row, chosen)
-    return replace(row, confirmed=tasks, held_out=held_out(parts_of(facts.spec), tasks))
+    healed = confirmed.get("healed", {}).get("tasks", {}) if confirmed and is_current else {}
+    parts = parts_of(facts.spec)
+    return replace(
+        _with_best(row, chosen),
+        confirmed=tasks,
+        held_out=held_out(parts, tasks),
+        healed=healed,
+        healed_held_out=held_out(parts, healed),
+    )
 
 
 def _with_best(row: ComparisonRow, chosen: FinishedTrial) -> ComparisonRow:

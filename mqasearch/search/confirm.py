@@ -22,6 +22,7 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.compare import best_trial
 from mqasearch.search.evaluator import Evaluator
+from mqasearch.search.healing import Healer
 from mqasearch.search.selection import Selection
 from mqasearch.search.uncertainty import stderrs
 
@@ -35,6 +36,7 @@ def confirm(
     evaluator: Evaluator,
     limit: int | None,
     on_confirm: Callable[[Selection], None] = lambda _: None,
+    healer: Healer | None = None,
 ) -> None:
     """Score each selection's best mask on held-out documents and record it in the study.
 
@@ -47,6 +49,9 @@ def confirm(
         evaluator: scores and keeps scores; equal masks are scored once.
         limit: confirmation documents per task; None = all.
         on_confirm: called before a mask is scored.
+        healer: heals each mask too, and the healed one is scored on the same documents: under
+            ``healed`` are recorded ``how``, ``facts``, its ``tasks`` against the original, and
+            what it ``gained`` against the mask before.
     """
     original: Mapping[str, Score] | str | None = None
     for selection in selections:
@@ -58,6 +63,7 @@ def confirm(
             "mask": best.facts.mask,
             "limit": limit,
             "statistics": STATISTICS,
+            **({} if healer is None else {"heal": healer.how}),
         }
         attributes = selection.study.user_attrs
         if _says(confirmation(attributes), wanted) or _says(unconfirmed(attributes), wanted):
@@ -70,8 +76,24 @@ def confirm(
             whose = "the original model" if converted is original else "its best mask"
             set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
             continue
-        tasks = {task: against(task, converted[task], original[task]) for task in converted}
-        set_confirmation(selection.study, {**wanted, "tasks": tasks})
+        row: dict[str, Any] = {**wanted, "tasks": _rows(converted, original)}
+        if healer is not None:
+            try:
+                healed, facts = evaluator.confirm_healed(mask, limit, healer)
+            except ScoreError as error:
+                fault = {**wanted, "whose": "its healed mask", "fault": str(error)}
+                set_unconfirmed(selection.study, fault)
+                continue
+            row["healed"] = {
+                "facts": dict(facts),
+                "tasks": _rows(healed, original),
+                "gained": _rows(healed, converted),
+            }
+        set_confirmation(selection.study, row)
+
+
+def _rows(scores: Mapping[str, Score], others: Mapping[str, Score]) -> dict[str, Any]:
+    return {task: against(task, score, others[task]) for task, score in scores.items()}
 
 
 def _says(row: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:

@@ -1,8 +1,9 @@
 """Scores of masks: from the database where anybody has them, from the scorer where nobody has."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mqasearch.errors import ScoreError, UserError
@@ -13,6 +14,7 @@ from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.score import Documents, Score, ScoreKey, Split, TaskSpec
 from mqasearch.search.ahead import Ahead
 from mqasearch.search.claims import Claims
+from mqasearch.search.healing import HEALING, Healer, healed_key
 from mqasearch.search.prefixes import KnownPrefixes
 from mqasearch.search.uncertainty import difference_stderr, given_up_stderr, objective
 
@@ -139,6 +141,41 @@ class Evaluator:
         """Score a mask on ``limit`` documents of every task that the search never sees."""
         documents = Documents("confirmation", limit, self.seed)
         return self._evaluate(mask, {task.name: documents for task in self.tasks})
+
+    def confirm_healed(
+        self, mask: LayerMask, limit: int | None, healer: Healer
+    ) -> tuple[Mapping[str, Score], Mapping[str, float]]:
+        """Heal a mask, and score the healed model on the documents of ``confirm``.
+
+        One worker heals and scores it on every task, whoever else asks meanwhile.
+
+        Returns:
+            Task name → score, and how the healing went (``healing.NUMBERS``).
+
+        Raises:
+            ScoreError: a score, or the loss that the healing began with, is NaN or infinite.
+        """
+        kv_heads = self._kv_heads(mask)
+        documents = Documents("confirmation", limit, self.seed)
+        keys = {
+            task.name: healed_key(self.scorer.key(kv_heads, task, documents), healer.how)
+            for task in self.tasks
+        }
+        store = self.claims.store
+
+        def compute() -> Score:
+            began = time.monotonic()
+            scorer, numbers = healer.healed(kv_heads)
+            for task in self.tasks:
+                if store.get(keys[task.name]) is None:
+                    score = scorer.score(kv_heads, task, documents)
+                    store.put(keys[task.name], _checked(mask, task, score))
+            return Score(numbers, {}, 1, time.monotonic() - began, {})
+
+        whole = replace(next(iter(keys.values())), task=HEALING)
+        told, _ = self.claims.get_or_score(whole, compute)
+        found = store.get_many(keys.values())
+        return {task: found[key] for task, key in keys.items()}, told.values
 
     def cheapest(self, masks: Sequence[LayerMask]) -> LayerMask:
         """The mask that costs this worker least; one that nobody else has in hand if there is any.

@@ -19,6 +19,7 @@ from mqasearch.search.create import create_studies, versions
 from mqasearch.search.ending import fault_of_original
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.extend import More, extend
+from mqasearch.search.healing import Healer
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
@@ -156,7 +157,7 @@ def work_with(
     with undisturbed(), presence:
         take_over(storage, selections, presence.worker)
         done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
-        _confirm_ended(selections, evaluator, spec, watcher)
+        _confirm_ended(selections, evaluator, spec, watcher, scoring.healer)
     return done
 
 
@@ -169,9 +170,13 @@ def stop_rule(spec: StudySpec) -> StopRule | None:
 
 
 def _confirm_ended(
-    selections: Sequence[Selection], evaluator: Evaluator, spec: StudySpec, watcher: Watcher
+    selections: Sequence[Selection],
+    evaluator: Evaluator,
+    spec: StudySpec,
+    watcher: Watcher,
+    healer: Healer | None,
 ) -> None:
     if not spec.documents.hold_out:
         return  # nothing is left to confirm on, or wanted
     ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
-    confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm)
+    confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm, healer)

@@ -25,9 +25,11 @@ from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
+from mqasearch.healing.recipe import most_text_tokens, recipe_of
 from mqasearch.mask import ModelShape
 from mqasearch.models import LoadedModel, check_name, load_model, load_shape
 from mqasearch.score import Split, TaskSpec
+from mqasearch.search.healing import FakeHealer, Healer, ModelHealer
 from mqasearch.spec import StudySpec
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Scoring:
         merge: name and parameters, canonical.
         calibration: digest of the statistics; empty where the merge needs none.
         device: that it computes on.
+        healer: of finalists, if the study asks for one.
     """
 
     scorer: Scorer
@@ -54,6 +57,7 @@ class Scoring:
     merge: str
     calibration: str
     device: str
+    healer: Healer | None = None
 
 
 def check_model_name(name: str) -> None:
@@ -111,7 +115,8 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         AssetError: offline data cannot be fetched.
     """
     if (fake := _fake(spec.model.name)) is not None:
-        return Scoring(fake, fake.model, "float32", spec.merge.name, "", "none")
+        fake_healer = None if spec.heal is None else FakeHealer(fake, recipe_of(spec.heal.steps))
+        return Scoring(fake, fake.model, "float32", spec.merge.name, "", "none", fake_healer)
     entry = spec.model
     loaded = load_model(
         entry.name,
@@ -131,13 +136,15 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
                 "merge %s is fitted to their right answers",
                 merge.name,
             )
-        text = CalibrationText(
-            tuple(TaskSpec(task.name, num_fewshot=task.num_fewshot) for task in spec.tasks),
-            spec.documents.calibration_tokens,
-            spec.documents.seed,
-        )
+        text = calibration_text(spec, spec.documents.calibration_tokens)
         sequences = _sequences(loaded, text, library)
         statistics = _calibrated(loaded, merge, sequences, (spec.target_kv_heads,))
+    healer = None
+    if spec.heal is not None:
+        recipe = recipe_of(spec.heal.steps)
+        text = calibration_text(spec, spec.heal.tokens or most_text_tokens(recipe))
+        sequences = _sequences(loaded, text, library)
+        healer = ModelHealer(loaded, merge, statistics, sequences, recipe, library)
     convertible = ConvertibleModel(loaded.model, family, merge, statistics)
     scorer = SharedPrefixScorer(
         convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype, library=library
@@ -149,6 +156,7 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
         merge=convertible.merge_name,
         calibration=convertible.calibration,
         device=str(loaded.device),
+        healer=healer,
     )
 
 
@@ -173,6 +181,12 @@ class CalibrationText:
             TaskSpec(task["name"], num_fewshot=task["num_fewshot"]) for task in described["tasks"]
         )
         return cls(tasks, described["n_tokens"], described["seed"])
+
+
+def calibration_text(spec: StudySpec, n_tokens: int) -> CalibrationText:
+    """Texts of a study's tasks."""
+    tasks = tuple(TaskSpec(task.name, num_fewshot=task.num_fewshot) for task in spec.tasks)
+    return CalibrationText(tasks, n_tokens, spec.documents.seed)
 
 
 def mask_text(loaded: LoadedModel, text: CalibrationText) -> list[list[int]]:

@@ -70,6 +70,7 @@ class Size:
         kv_bytes_saved: share of the KV cache that the mask saves.
         tests: of every tolerance on every task that has its metric.
         missing: metrics of tolerances that no task has, with a value for each document.
+        is_healed: the tests are of the mask after healing.
         result: ``not tested`` behind the first size that is not shown to be within the tolerance.
     """
 
@@ -83,6 +84,7 @@ class Size:
     tests: tuple[Outcome, ...]
     missing: tuple[str, ...] = ()
     result: Result = "not tested"
+    is_healed: bool = False
 
     @property
     def holds(self) -> bool:
@@ -167,11 +169,13 @@ def _size(
             continue
         if best is None or held_out is None or held_out["trial_number"] != best.number:
             return None
-        found.append((best, facts, held_out["tasks"]))
+        found.append((best, facts, held_out))
     if not found:
         return None
     sign = -1.0 if found[0][1].direction == "maximize" else 1.0
-    best, facts, tasks = min(found, key=lambda row: sign * row[0].facts.value)
+    best, facts, held_out = min(found, key=lambda row: sign * row[0].facts.value)
+    healed = held_out.get("healed")
+    tasks = held_out["tasks"] if healed is None else healed["tasks"]
     tests = tuple(
         _outcome(task, entry, metrics[entry.metric])
         for entry in tolerance
@@ -189,6 +193,7 @@ def _size(
         kv_bytes_saved=1 - best.facts.kv_bytes_per_token / facts.original_kv_bytes(best.facts),
         tests=tests,
         missing=tuple(entry.metric for entry in tolerance if entry not in tested),
+        is_healed=healed is not None,
     )
 
 

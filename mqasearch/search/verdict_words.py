@@ -80,6 +80,7 @@ def _size(size: Size) -> dict[str, Any]:
         "n_converted": size.n_converted,
         "n_layers": size.n_layers,
         "kv_bytes_saved": size.kv_bytes_saved,
+        "is_healed": size.is_healed,
         "result": size.result,
         "tests": [
             {
@@ -99,8 +100,9 @@ def _size(size: Size) -> dict[str, Any]:
 
 def _saved(size: Size) -> str:
     return (
-        f"{size.n_converted} of {size.n_layers} layers, {100 * size.kv_bytes_saved:.0f} % less "
-        "KV cache"
+        f"{size.n_converted} of {size.n_layers} layers, "
+        + ("healed, " if size.is_healed else "")
+        + f"{100 * size.kv_bytes_saved:.0f} % less KV cache"
     )
 
 

@@ -1,6 +1,6 @@
 """From the database to mask JSON: the best mask per selector, and the front over budgets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 
 from mqasearch.errors import NoMaskError
+from mqasearch.healing.recipe import most_text_tokens, recipe_of
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search.attributes import (
     ENQUEUED,
@@ -103,7 +104,16 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
     shape = ModelShape(**facts.shape)
     model = model_facts(study.user_attrs)
     searched = _search_scores(best.facts)
-    scores, baseline, delta = _held_out(best, study) or (searched, {}, {})
+    held_out = _held_out(best, study)
+    scores = searched
+    baseline: dict[str, Any] = {}
+    delta: dict[str, Any] = {}
+    healed: dict[str, Any] = {}
+    if held_out is not None:
+        scores, baseline, delta = evidence(held_out["tasks"])
+        if "healed" in held_out:
+            healed = {"healed": _healed(held_out["healed"], spec, scores, delta)}
+            scores, baseline, delta = evidence(held_out["healed"]["tasks"])
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {
@@ -117,6 +127,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         **({"dtype": model.dtype} if model else {}),
         "merge": spec.merge.model_dump(mode="json"),
         "calibration": _calibration(model.calibration if model else "", spec),
+        **healed,
         **_layers(best.facts, shape, spec.target_kv_heads),
         "budget": _budget(best, facts, spec),
         "kv_bytes_per_token": {
@@ -174,14 +185,33 @@ def _search_scores(facts: TrialFacts) -> dict[str, Any]:
     return scores
 
 
-def _held_out(
-    best: FinishedTrial, study: optuna.Study
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
-    """Scores, the original's, and the paired difference; None where the mask is not confirmed."""
+def _held_out(best: FinishedTrial, study: optuna.Study) -> dict[str, Any] | None:
+    """What was recorded of the mask on held-out documents; None if it is not confirmed."""
     held_out = confirmation(study.user_attrs)
-    if held_out is None or held_out["trial_number"] != best.number:
-        return None
-    return evidence(held_out["tasks"])
+    is_current = held_out is not None and held_out["trial_number"] == best.number
+    return held_out if is_current else None
+
+
+def _healed(
+    recorded: Mapping[str, Any], spec: StudySpec, scores: dict[str, Any], delta: dict[str, Any]
+) -> dict[str, Any]:
+    """How the mask was healed, so that ``convert`` heals it again; and its results before."""
+    assert spec.heal is not None
+    recipe, facts = recipe_of(spec.heal.steps), recorded["facts"]
+    *_, gained = evidence(recorded["gained"])
+    counted = ("steps", "best_step", "n_tokens", "n_text_tokens")
+    return {
+        "recipe": recipe.parameters,
+        "text": {
+            "tasks": [{"name": t.name, "num_fewshot": t.num_fewshot} for t in spec.tasks],
+            "n_tokens": spec.heal.tokens or most_text_tokens(recipe),
+            "seed": spec.documents.seed,
+        },
+        **{name: int(facts[name]) for name in counted if name in facts},
+        "kl": {"before": facts.get("before"), "after": facts.get("after")},
+        "unhealed": {"scores": scores, "delta": delta},
+        "gained": gained,
+    }
 
 
 def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, Any]]:

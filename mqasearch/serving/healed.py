@@ -11,15 +11,13 @@ from mqasearch.errors import MaskError
 from mqasearch.families import family_of
 from mqasearch.healing.healed import Healed, heal
 from mqasearch.healing.progress import Watch
-from mqasearch.healing.recipe import Recipe
+from mqasearch.healing.recipe import Recipe, most_text_tokens
 from mqasearch.models import LoadedModel
 from mqasearch.search.scoring import CalibrationText, mask_text
 from mqasearch.serving.mask_json import without_evidence
 
 logger = logging.getLogger(__name__)
 
-MOST_TEXT_TOKENS = 2**18
-"""Different ones that a healing takes by default."""
 PLACE = "healed"
 """Among the places of a calibration."""
 
@@ -44,11 +42,10 @@ def with_heal(
             return dict(document)
         return {k: v for k, v in without_evidence(document).items() if k != "healed"}
     tasks, seed = tasks_of(document, "whose calibration documents it could be healed on")
-    if n_tokens is None:
-        n_tokens = min(recipe.steps * recipe.batch_tokens * 6 // 5, MOST_TEXT_TOKENS)
+    n_tokens = n_tokens or most_text_tokens(recipe)
     wanted = {
-        "recipe": {**recipe.parameters, "n_steps": recipe.steps},
-        "text": {"tasks": tasks, "n_tokens": max(n_tokens, 1), "seed": seed},
+        "recipe": recipe.parameters,
+        "text": {"tasks": tasks, "n_tokens": n_tokens, "seed": seed},
     }
     present = document.get("healed") or {}
     if {key: present.get(key) for key in wanted} == wanted:

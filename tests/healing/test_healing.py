@@ -335,7 +335,7 @@ def test_too_little_text_is_refused() -> None:
 
 @pytest.mark.parametrize(("given", "steps"), [("auto", AUTO_STEPS), ("100", 100), (7, 7), ("0", 0)])
 def test_steps_are_a_number_or_auto(given: str | int, steps: int) -> None:
-    assert recipe_of(given).steps == steps
+    assert recipe_of(given).n_steps == steps
 
 
 @pytest.mark.parametrize("given", ["", "-1", "1.5", "many", "²", "12345678", -3])
