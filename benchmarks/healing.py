@@ -66,7 +66,14 @@ def main() -> None:
             kv_heads = mask.kv_heads(loaded.shape)
             with plain.converted(kv_heads):
                 before = measured(loaded, held_out)
-            found = heal(plain, kv_heads, text, options.recipe, watch=_watch(mask))
+            found = heal(
+                plain,
+                kv_heads,
+                text,
+                options.recipe,
+                fingerprint=loaded.fingerprint if options.keep else None,
+                watch=_watch(mask),
+            )
             healed = plain.with_healed(found.layers)
             with healed.converted(kv_heads):
                 after = measured(loaded, held_out)
@@ -100,6 +107,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--text-tokens", type=int, default=2**18, help="different ones to heal on")
     parser.add_argument("--tokens", type=int, default=3072, help="held out, to measure on")
+    parser.add_argument(
+        "--keep", action="store_true", help="results in the cache, to go on with if interrupted"
+    )
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
     options = parser.parse_args()
     recipe = recipe_of(options.steps)
