@@ -1,8 +1,10 @@
 """Finalists healed: a scorer of the model after distillation, and the key of its scores."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Protocol
 
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics
@@ -17,6 +19,7 @@ from mqasearch.healing.recipe import Recipe
 from mqasearch.mask import KVHeads
 from mqasearch.models import LoadedModel
 from mqasearch.score import ScoreKey
+from mqasearch.source_code import code_digest
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +131,17 @@ class FakeHealer:
         return scorer, dict(zip(NUMBERS, numbers, strict=True))
 
 
+HEALING_CODE = ("healing", "search/healing.py")
+"""What a healed score depends on besides the code of every score."""
+
+
+@cache
+def healing_code() -> str:
+    """SHA-256 (hex) of the code that heals, as it was when this process asked first."""
+    return code_digest(HEALING_CODE, ())
+
+
 def healed_key(key: ScoreKey, how: str) -> ScoreKey:
     """The key of a mask's score after healing, from that before."""
-    return replace(key, merge=f"{key.merge} {how}")
+    code = hashlib.sha256(f"{key.code} {healing_code()}".encode()).hexdigest()
+    return replace(key, merge=f"{key.merge} {how}", code=code)

@@ -2,7 +2,7 @@
 
 import ast
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.families import family_of
 from mqasearch.score import Documents, ScoreKey, TaskSpec
+from mqasearch.search import healing
+from mqasearch.search.healing import HEALING_CODE, healed_key, healing_code
 from mqasearch.source_code import code_digest
 
 PACKAGE = Path(mqasearch.__file__).parent
@@ -46,6 +48,7 @@ HARMLESS = {
     "budget.py": "how many layers to convert; which ones were is in the key",
     "errors.py": "messages",
     "score.py": "the key itself, and the type of a score",
+    "search/__init__.py": "a docstring",
     "source_code.py": "this digest",
     "spec.py": "what to score, each part of which is in the key",
     "spec_budget.py": "a part of the study file",
@@ -89,15 +92,34 @@ def reached() -> set[str]:
     return found
 
 
+def files_of(parts: Iterable[str]) -> set[str]:
+    return {name for part in parts for name, _ in source_code._sources(part, PACKAGE / part)}
+
+
 def counted() -> set[str]:
     """The files whose bytes the digest sees."""
-    rows = [row for part in COMPUTING for row in source_code._sources(part, PACKAGE / part)]
-    return {name for name, _ in rows} - set(DECIDING)
+    return files_of(COMPUTING) - set(DECIDING)
 
 
 def test_every_module_that_a_score_goes_through_is_in_its_identity() -> None:
     assert len(reached()) > 40
-    assert reached() - counted() == set(HARMLESS)
+    assert reached() - counted() - files_of(HEALING_CODE) == set(HARMLESS)
+    assert files_of(HEALING_CODE) <= reached()
+
+
+def test_a_change_of_the_healing_is_another_identity_of_healed_scores_alone(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert healing_code() == code_digest(HEALING_CODE, ())
+    key = key_of(FakeScorer(3, n_kv_heads=2))
+    seen = {key.digest(), healed_key(key, "how").digest(), healed_key(key, "else").digest()}
+    for file in sorted(files_of(HEALING_CODE)):
+        with (copied / file).open("a", encoding="utf-8") as opened:
+            opened.write("\n# changed\n")
+        monkeypatch.setattr(healing, "healing_code", lambda: code_digest(HEALING_CODE, ()))
+        assert now() == scoring_code()
+        seen.add(healed_key(key, "how").digest())
+    assert len(seen) == 3 + len(files_of(HEALING_CODE))
 
 
 def test_what_only_decides_is_not_reached_by_a_scorer() -> None:
