@@ -25,7 +25,8 @@ class TrainedLayer:
     """One attention layer of a live model, and the float32 weights that a fit changes.
 
     Attributes:
-        masters: field of ``AttentionWeights`` → float32 parameter, for torch's optimisers.
+        masters: field of ``AttentionWeights`` → float32 parameter, for torch's optimisers. They and
+            their gradients are contiguous: fused Adam pairs numbers by their place in memory.
     """
 
     def __init__(self, family: Family, attention: nn.Module, weights: AttentionWeights) -> None:
@@ -42,7 +43,8 @@ class TrainedLayer:
         device = next(iter(self._originals.values())).device
         self._weights = weights.to(dtype=torch.float32, device=device)
         self.masters = {
-            name: nn.Parameter(tensor.clone()) for name, tensor in self._weights.tensors().items()
+            name: nn.Parameter(tensor.clone(memory_format=torch.contiguous_format))
+            for name, tensor in self._weights.tensors().items()
         }
         packed = family.pack(self._weights.replicated(self._n_kv_heads))
         self._stock = {
@@ -68,7 +70,7 @@ class TrainedLayer:
             master = self.masters[name]
             if gradient.shape != master.shape:  # copies of a head
                 gradient = torch.unflatten(gradient.float(), 0, (len(master), -1)).sum(1)
-            master.grad = gradient.float().clone().div_(scale)
+            master.grad = gradient.float().clone(memory_format=torch.contiguous_format).div_(scale)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:

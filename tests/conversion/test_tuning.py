@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, calibrate, merge_of, tuning
+from mqasearch.conversion import ConvertibleModel, Merge, calibrate, merge_of, tuning
 from mqasearch.conversion.refit import calibration_batches
 from mqasearch.conversion.trained_layer import TrainedLayer, frozen, learning_rate, rate_at
 from mqasearch.conversion.tuning import tune_layers
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, family_of
-from tests.conversion.calibrated import texts
+from tests.conversion.calibrated import convertible_of, texts
 from tests.tiny import DEVICE, GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
 
 TEXTS = texts(240)
@@ -167,6 +167,26 @@ def test_gradients_reach_the_heads_through_every_layout(model_type: str, target:
         found = layer.masters[name].grad
         assert found is not None
         torch.testing.assert_close(found, 2 * gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("merge", [merge_of("mean"), merge_of("aligned", refit=False)])
+def test_fused_adam_steps_as_the_plain_one_does(model_type: str, merge: Merge) -> None:
+    """Fused Adam goes wrong, silently, if a tensor and its gradient differ in their layout."""
+    model, family = tiny_model(model_type), family_of(model_type)
+    attention = family.attention(family.blocks(model)[1])
+    weights = convertible_of(model, merge).merged(1, 1)
+    found = []
+    for is_fused in (False, True):
+        layer = TrainedLayer(family, attention, weights)
+        adam = torch.optim.Adam(layer.masters.values(), lr=1e-3, fused=is_fused)
+        with frozen(model), layer.installed():
+            _loss_of(model)(model).backward()
+            layer.take_gradients()
+        adam.step()
+        found.append(layer.values())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def _loss_of(model: PreTrainedModel) -> Callable[[Callable[[Tensor], Any]], Tensor]:
