@@ -3,12 +3,14 @@
 ::
 
     MqasearchError
+    ├── TransientError          may pass: the same command may succeed later; exit code 75
+    │   └── DatabaseAwayError   the database does not answer
     ├── UserError               bad input: one line, exit code 2
     │   ├── SpecError           a study file: every fault at once
     │   ├── UnknownNameError    with "did you mean"
     │   ├── ModelError          a model that cannot be loaded or converted
     │   ├── MaskError           a mask (or mask JSON) that does not fit
-    │   ├── StorageError        the database: unreachable, another schema
+    │   ├── StorageError        the database: not there, another schema
     │   │   ├── ReadOnlyError   the database may be read and not written
     │   │   └── NoMaskError     it holds no mask at the budget yet
     │   └── AssetError          offline data that cannot be fetched or unpacked
@@ -17,14 +19,29 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class MqasearchError(Exception):
     """Base class of all deliberate errors."""
 
+    exit_code: ClassVar[int] = 1
+
+
+class TransientError(MqasearchError):
+    """What may pass by itself: the same command may succeed later. The message is one line."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class DatabaseAwayError(TransientError):
+    """The database does not answer, for now."""
+
 
 class UserError(MqasearchError):
     """Bad input. The message is one line: what is wrong, where, and what to do instead."""
+
+    exit_code = 2
 
 
 class SpecError(UserError):

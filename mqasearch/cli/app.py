@@ -95,7 +95,10 @@ def _usage(error: Any) -> str:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input, 128 + n on signal n."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 bad input, 75 may succeed later, 128 + n on signal n.
+    """
     # Torch's threads wait for each other busily: beside any other process that makes them several
     # times slower than waiting passively does. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,12 +115,9 @@ def main() -> None:
         code = 2
     except (typer.Abort, Stopped):
         code = 1
-    except UserError as error:
-        complain(error)
-        code = 2
     except MqasearchError as error:
         complain(error)
-        code = 1
+        code = error.exit_code
     except Exception:
         if signals.received is None:
             raise

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mqasearch.errors import MqasearchError, UserError
+from mqasearch.errors import MqasearchError, TransientError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ STOP_SECONDS = 30.0
 READ_SECONDS = 5.0
 """For the last lines of a process that has ended; a process of its own may hold its output open."""
 
-BAD_INPUT = 2
+BAD_INPUT = UserError.exit_code
 STOPPED = (130, 143, -2, -15)
 """Exit codes of a worker that somebody stopped on purpose, by SIGINT or SIGTERM."""
 
@@ -167,6 +167,7 @@ def run_children(children: Sequence[Child]) -> None:
 
     Raises:
         UserError: all refused their input; they have said why.
+        TransientError: all met a fault that may pass, and were started again in vain.
         MqasearchError: none ended well.
     """
     with _stopped_at_the_end(children):
@@ -178,6 +179,8 @@ def run_children(children: Sequence[Child]) -> None:
         return  # a worker ends well only when nothing is left to do
     if codes == {BAD_INPUT}:
         raise UserError("no worker could start; each has said above why")
+    if codes == {TransientError.exit_code}:
+        raise TransientError("every worker ended before the study did; try again: see above why")
     raise MqasearchError("every worker ended before the study did; see above")
 
 

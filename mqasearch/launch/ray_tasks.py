@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from mqasearch.errors import MqasearchError, UserError
+from mqasearch.errors import MqasearchError, TransientError, UserError
 from mqasearch.launch.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 3
+PAUSE_SECONDS = 10.0
+"""Before a worker that met an outage tries again; twice as long before the next time."""
+
 STOP_SECONDS = 30.0
 """For workers to give back the trials in hand, before they are killed."""
 
@@ -38,7 +42,7 @@ class _Refusal:
     """A deliberate error of a worker; as words, since not every exception can be pickled."""
 
     words: str
-    bad_input: bool
+    kind: type[MqasearchError]
 
 
 def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
@@ -71,8 +75,8 @@ def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
             _cancel(tasks)
             raise
     if len(refusals) == len(tasks):
-        error = UserError if all(refusal.bad_input for refusal in refusals) else MqasearchError
-        raise error(refusals[0].words)
+        (kind, *others) = {refusal.kind for refusal in refusals}
+        raise (MqasearchError if others else kind)(refusals[0].words)
 
 
 def resources(fleet: Fleet) -> dict[str, int]:
@@ -84,10 +88,31 @@ def resources(fleet: Fleet) -> dict[str, int]:
 def _live(work: Work, url: str, fleet: Fleet) -> _Refusal | None:
     """In the task."""
     try:
-        work(url, fleet)
+        _until_it_passes(work, url, fleet)
     except MqasearchError as error:
-        return _Refusal(str(error), isinstance(error, UserError))
+        return _Refusal(str(error), _kind(error))
     return None
+
+
+def _until_it_passes(work: Work, url: str, fleet: Fleet) -> None:
+    """Work; what may pass, as an outage of the database, is met with patience and another try.
+
+    Raises:
+        TransientError: it did not pass.
+    """
+    for attempt in range(RESTARTS):
+        try:
+            return work(url, fleet)
+        except TransientError as error:
+            pause = PAUSE_SECONDS * 2**attempt
+            log.warning("%s; trying again in %.0f s", error, pause)
+            time.sleep(pause)
+    return work(url, fleet)
+
+
+def _kind(error: MqasearchError) -> type[MqasearchError]:
+    kinds = (UserError, TransientError)
+    return next((kind for kind in kinds if isinstance(error, kind)), MqasearchError)
 
 
 @contextmanager
@@ -146,7 +171,9 @@ def _results(tasks: Sequence[Any]) -> Iterator[_Refusal | None]:
         try:
             refusal: _Refusal | None = ray.get(done)
         except RayError as error:
-            refusal = _Refusal(f"a worker died: {str(error).strip().splitlines()[-1]}", False)
+            refusal = _Refusal(
+                f"a worker died: {str(error).strip().splitlines()[-1]}", MqasearchError
+            )
         if refusal is not None:
             log.warning("%s; %d worker(s) left", refusal.words, len(left))
         yield refusal

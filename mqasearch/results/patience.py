@@ -10,12 +10,13 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import exc
 from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity import wait_random_exponential as random_exponential
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.interruption import undisturbed
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ def is_passing(error: BaseException) -> bool:
         lost = cause.connection_invalidated
         return lost or isinstance(cause, exc.OperationalError | exc.InterfaceError)
     return isinstance(cause, exc.TimeoutError)  # no connection of the pool came free
+
+
+PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")
+"""What a server of PostgreSQL says when it takes no connection for a while."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a connection failed in a way that may pass: wrong passwords and names do not."""
+    said = one_line(error).lower()
+    is_refused = "fatal:" in said and not any(sign in said for sign in PASSING_REFUSALS)
+    return is_passing(error) and not is_refused and "unable to open" not in said
 
 
 def one_line(error: BaseException) -> str:
@@ -80,8 +92,9 @@ def _attempt(operation: Callable[[], Answer]) -> Answer:
 class Patience:
     """Tries again while the fault may pass.
 
-    Once patience has run out, operations are tried only once until one succeeds: whoever cleans
-    up after the first failure would otherwise wait as long again at each step.
+    Once a thread's patience has run out, it tries operations only once until one succeeds: if it
+    cleans up after the first failure, it would otherwise wait as long again at each step. Other
+    threads have waited for nothing yet, and may hold a result that must not be lost.
 
     Attributes:
         seconds: spent between the attempts at one operation, at most. An attempt itself counts
@@ -90,7 +103,7 @@ class Patience:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self._exhausted = False
+        self._exhausted: WeakSet[threading.Thread] = WeakSet()
 
     def __call__(self, operation: Callable[[], Answer]) -> Answer:
         """What ``operation`` returns, tried until it succeeds.
@@ -99,7 +112,7 @@ class Patience:
         answer was lost is made again. A signal waits until the attempt has ended.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         attempts = Retrying(
             retry=retry_if_exception(is_passing),
@@ -113,17 +126,17 @@ class Patience:
         except Exception as error:
             if not is_passing(error):
                 raise
-            self._exhausted = True
-            raise StorageError(
+            self._exhausted.add(threading.current_thread())
+            raise DatabaseAwayError(
                 f"the database did not answer for {self.seconds:.0f} s ({one_line(error)}); "
                 "start it again, then run the same command again: finished trials are kept"
             ) from error
-        self._exhausted = False
+        self._exhausted.discard(threading.current_thread())
         return answer
 
     def _is_over(self, state: RetryCallState) -> bool:
         seconds = min(self.seconds, HURRIED_SECONDS) if _hurried.is_set() else self.seconds
-        return self._exhausted or state.idle_for >= seconds
+        return threading.current_thread() in self._exhausted or state.idle_for >= seconds
 
     @staticmethod
     def _tell(state: RetryCallState) -> None:

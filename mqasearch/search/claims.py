@@ -15,7 +15,7 @@ from typing import cast
 
 from sqlalchemy import Connection, Engine, Table, and_, delete, or_, select, update
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.interruption import interruptible
 from mqasearch.results import Patience, ScoreStore
 from mqasearch.results.clock import seconds_now, seconds_started
@@ -67,7 +67,7 @@ class Claims:
 
         Raises:
             ScoreError: the computed score is not finite.
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         pause = SHORTEST_WAIT
         while True:
@@ -102,7 +102,7 @@ class Claims:
         The block should put their scores into the store; what it does not is given up.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         mine = [key for key in keys if self.claim(key.digest())]
         try:
@@ -157,7 +157,7 @@ class Claims:
             try:
                 # Those whose score was put meanwhile have no claim any more.
                 kept = [one for one in kept if self._transact(self._renew, one, self._lease)]
-            except StorageError:  # its own thread will meet the same fault, and tell
+            except DatabaseAwayError:  # its own thread will meet the same fault, and tell
                 return
             if not kept and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one scores its mask")

@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 
 from sqlalchemy import Connection, Engine, Table, delete, select, update
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.results import Patience
 from mqasearch.results.clock import seconds_now
 from mqasearch.results.insert import insert_if_absent
@@ -159,7 +159,7 @@ class Presence:
         while not self._stop.wait(self.beat_seconds):
             try:
                 self.patience(partial(self._transact, self._beat))
-            except StorageError:  # the worker's own thread meets the same fault, and tells
+            except DatabaseAwayError:  # the worker's own thread meets the same fault, and tells
                 return
 
     def _transact(self, action: Any) -> None:

@@ -11,9 +11,9 @@ from optuna.storages._rdb import models
 from sqlalchemy import URL, Engine, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 
-from mqasearch.errors import ReadOnlyError, StorageError
+from mqasearch.errors import DatabaseAwayError, ReadOnlyError, StorageError
 from mqasearch.results import Patience, schema
-from mqasearch.results.patience import one_line
+from mqasearch.results.patience import is_away, one_line
 from mqasearch.results.reading import reading
 from mqasearch.results.tables import ClaimRow
 from mqasearch.search.storage_engine import engine_settings
@@ -77,8 +77,9 @@ def open_storage(
         grace: seconds of silence after which a trial is failed and its mask queued again.
 
     Raises:
-        StorageError: the URL does not parse; the database is unreachable, read-only, or of
-            another schema. One line, without a password.
+        StorageError: the URL does not parse; the database refuses, is read-only, or of another
+            schema. One line, without a password.
+        DatabaseAwayError: it does not answer; one line likewise.
     """
     parsed = parse(url)
     shown = hidden(parsed)
@@ -103,7 +104,7 @@ def upgrade_storage(url: str) -> None:
     """Bring the tables of an older mqasearch and an older Optuna up to the installed versions.
 
     Raises:
-        StorageError: the URL does not parse; the database is unreachable or read-only.
+        StorageError, DatabaseAwayError: as ``open_storage``.
     """
     parsed = parse(url)
     shown = hidden(parsed)
@@ -226,6 +227,8 @@ def _faults_of(url: URL, shown: str) -> Iterator[None]:
         ) from None
     except (exc.SQLAlchemyError, StorageInternalError) as error:
         said = one_line(error)
+        if is_away(error):
+            raise DatabaseAwayError(f"{shown}: {said}; {_advice(url, said)}") from error
         kind = ReadOnlyError if _says_read_only(said) else StorageError
         raise kind(f"{shown}: {said}; {_advice(url, said)}") from error
 

@@ -51,7 +51,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.results import Patience
 from mqasearch.results.clock import seconds_now, seconds_started
 from mqasearch.results.insert import insert_if_absent
@@ -114,7 +114,7 @@ class SharedStorage(PatientStorage):
         try:
             self.flush()
             self.patience(lambda: RDBStorage.record_heartbeat(self, trial_id))
-        except StorageError:  # the trial's own thread meets it too; the next beat tries again
+        except DatabaseAwayError:  # the trial's own thread meets it too; the next beat tries again
             logger.debug("no heartbeat of trial %d: the database is away", trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -149,7 +149,7 @@ class SharedStorage(PatientStorage):
             for trial_id, parameters in pending.items():
                 try:
                     self.patience(partial(self._insert, trial_id, _rows(trial_id, parameters)))
-                except StorageError:
+                except DatabaseAwayError:
                     raise  # what is kept back stays so
                 except Exception:
                     self._drop(trial_id, parameters)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mqasearch.cli.launch import Database, work_together
-from mqasearch.errors import MqasearchError, UserError
+from mqasearch.errors import MqasearchError, TransientError, UserError
 from mqasearch.evaluation.memory import SHARERS_VARIABLE
 from mqasearch.launch import local
 from mqasearch.launch.local import Child, devices_for, run_children, threads_for
@@ -75,6 +75,16 @@ def test_deaths_far_apart_are_not_counted_together(
     counter = tmp_path / "n"
     run_children([child(ends(*[1] * (local.RESTARTS + 2), 0, counter=counter))])
     assert starts(counter) == local.RESTARTS + 3
+
+
+def test_an_outage_is_met_with_another_start(tmp_path: Path) -> None:
+    passing, lasting = tmp_path / "passing", tmp_path / "lasting"
+    run_children([child(ends(75, 0, counter=passing))])
+    assert starts(passing) == 2
+    with pytest.raises(TransientError) as raised:
+        run_children([child(ends(75, counter=lasting))])
+    assert starts(lasting) == 1 + local.RESTARTS
+    assert raised.value.exit_code == 75
 
 
 @pytest.mark.parametrize("code", [2, 143, -15, 130])

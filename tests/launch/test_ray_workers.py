@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 import ray
 from launching import STUDY, Mqasearch
 
-from mqasearch.errors import UserError
+from mqasearch.errors import DatabaseAwayError, TransientError, UserError
+from mqasearch.launch import ray_tasks
 from mqasearch.launch.fleet import Fleet
 from mqasearch.launch.ray_tasks import resources, run_on_ray
 from mqasearch.search.attributes import ModelFacts, agree_on_model
@@ -159,6 +160,27 @@ def test_an_interrupt_gives_trials_back(
     greedy, _ = rows_of(postgres_url)
     assert greedy["running"] == 0  # given back: nobody waits for a grace period
     assert greedy["waiting"] <= greedy["failed"] <= 1
+
+
+def test_an_outage_is_met_with_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_tasks, "PAUSE_SECONDS", 0.01)
+    calls = []
+
+    def work(passes_at: int) -> Callable[[str, Fleet], None]:
+        def once(url: str, fleet: Fleet) -> None:
+            calls.append(url)
+            if len(calls) < passes_at:
+                raise DatabaseAwayError("away")
+
+        return once
+
+    assert ray_tasks._live(work(3), "url", Fleet("demo", 1)) is None
+    assert len(calls) == 3
+    calls.clear()
+    refusal = ray_tasks._live(work(100), "url", Fleet("demo", 1))
+    assert len(calls) == 1 + ray_tasks.RESTARTS
+    assert refusal is not None
+    assert (refusal.words, refusal.kind) == ("away", TransientError)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", ""])

@@ -5,16 +5,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.results import Patience
 from mqasearch.results import patience as patience_module
-from mqasearch.results.patience import is_passing
+from mqasearch.results.patience import is_away, is_passing
 
 
 def from_sqlite(message: str) -> exc.OperationalError:
@@ -80,18 +81,50 @@ def test_patience_ends_and_then_nobody_waits_again_until_the_database_is_back() 
     patience = Patience(seconds=0.3)
     away, calls = failing(from_postgres("connection refused"), times=float("inf"))
     start = time.monotonic()
-    with pytest.raises(StorageError, match="connection refused") as caught:
+    with pytest.raises(DatabaseAwayError, match="connection refused") as caught:
         patience(away)
     assert 0.3 <= time.monotonic() - start < 10
     assert "\n" not in str(caught.value)
     before = len(calls)
-    with pytest.raises(StorageError):
+    with pytest.raises(DatabaseAwayError):
         patience(away)
     assert len(calls) == before + 1
     assert patience(lambda: "answer") == "answer"
-    with pytest.raises(StorageError):
+    with pytest.raises(DatabaseAwayError):
         patience(away)
     assert len(calls) > before + 2
+
+
+def test_a_thread_has_all_its_time_whatever_others_have_waited() -> None:
+    """A heartbeat may have given up while a mask was being scored: that score is not lost."""
+    patience = Patience(seconds=0.3)
+    away, _ = failing(from_postgres("connection refused"), times=float("inf"))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DatabaseAwayError):
+        pool.submit(patience, away).result()
+    soon, calls = failing(from_postgres("connection refused"), times=2)
+    assert patience(soon) == "answer"
+    assert len(calls) == 3
+
+
+AWAY = [
+    from_postgres("connection refused"),
+    from_postgres("FATAL:  the database system is starting up"),
+    from_postgres("FATAL:  sorry, too many clients already"),
+    from_sqlite("database is locked"),
+]
+REFUSED = [
+    from_postgres('FATAL:  password authentication failed for user "worker"'),
+    from_postgres('FATAL:  database "nowhere" does not exist'),
+    from_sqlite("unable to open database file"),
+    *LASTING,
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"), [*((each, True) for each in AWAY), *((each, False) for each in REFUSED)]
+)
+def test_a_database_that_is_away_is_not_one_that_refuses(error: Exception, passes: bool) -> None:
+    assert is_away(error) is passes
 
 
 def test_a_process_that_was_paused_in_the_middle_has_not_waited() -> None:
@@ -126,6 +159,6 @@ def test_a_process_that_was_told_to_stop_waits_a_few_seconds_only(
         raise sqlite3.OperationalError("database is locked")
 
     started = time.monotonic()
-    with pytest.raises(StorageError):
+    with pytest.raises(DatabaseAwayError):
         Patience(600)(away)
     assert time.monotonic() - started < 30

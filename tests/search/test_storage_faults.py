@@ -11,7 +11,7 @@ import pytest
 from postgres import Postgres
 from sqlalchemy import create_engine, text
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError, StorageError
 from mqasearch.results import schema
 from mqasearch.search.storage import open_storage, upgrade_storage
 from mqasearch.search.storage_engine import PatientConnection
@@ -19,9 +19,9 @@ from mqasearch.search.storage_engine import PatientConnection
 CANARY = "s3cr3t-canary"
 
 
-def fault(url: str, **settings: bool) -> str:
+def fault(url: str, kind: type[Exception] = StorageError, **settings: bool) -> str:
     start = time.monotonic()
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(kind) as caught:
         open_storage(url, **settings)
     assert time.monotonic() - start < 15
     message = str(caught.value)
@@ -34,7 +34,7 @@ def test_nobody_listens() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    message = fault(f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies")
+    message = fault(f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies", DatabaseAwayError)
     assert "refused" in message
     assert f"127.0.0.1:{port}" in message
 
@@ -42,7 +42,8 @@ def test_nobody_listens() -> None:
 def test_somebody_listens_and_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        assert "timeout" in fault(f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies")
+        url = f"postgresql://worker:{CANARY}@127.0.0.1:{port}/studies"
+        assert "timeout" in fault(url, DatabaseAwayError)
 
 
 def test_no_such_database(postgres_server: Postgres) -> None:

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event, text
 
-from mqasearch.errors import StorageError
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.mask import LayerMask
 from mqasearch.samplers import INVALID_KEY, MASK_KEY, mask_params
 from mqasearch.search.storage import Storage, open_storage
@@ -359,8 +359,8 @@ def test_parameters_that_could_not_be_written_are_written_later(
 ) -> None:
     study, trial = half_suggested(storage)
     with monkeypatch.context() as away:
-        away.setattr(storage.optuna, "_insert", lambda *_: raise_(StorageError("away")))
-        with pytest.raises(StorageError):
+        away.setattr(storage.optuna, "_insert", lambda *_: raise_(DatabaseAwayError("away")))
+        with pytest.raises(DatabaseAwayError):
             storage.optuna.flush()
     study.tell(trial, 1.0)
     assert study.trials[-1].params.keys() == {"layer_00"}
