@@ -105,6 +105,10 @@ class Patience:
         self.seconds = seconds
         self._exhausted: WeakSet[threading.Thread] = WeakSet()
 
+    def __reduce__(self) -> tuple[type["Patience"], tuple[float]]:
+        """A copy in another process has waited for nothing."""
+        return Patience, (self.seconds,)
+
     def __call__(self, operation: Callable[[], Answer]) -> Answer:
         """What ``operation`` returns, tried until it succeeds.
 

@@ -1,9 +1,10 @@
 """The door to the database: Optuna's tables and ours, opened together."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -89,14 +90,13 @@ def open_storage(
         first = _first_engine(parsed)
         _check_access(first, shown, read_only)
         patience = patience or Patience()
-        with _one_at_a_time(first):
-            if create and schema.current(first) is None:
-                models.BaseModel.metadata.create_all(first)
-                schema.upgrade(first)  # last: where there is ours, there is Optuna's
-            schema.check(first)
-            if not read_only:
-                _check_rights(first, shown)
-            shared = _shared_storage(parsed, patience, heartbeat, grace)
+        connect = partial(_shared_storage, parsed, patience, heartbeat, grace)
+        if create and schema.current(first) is None:
+            _make_tables(first, connect)
+        schema.check(first)
+        if not read_only:
+            _check_rights(first, shown)
+        shared = connect()
     return Storage(shared, shared.engine, patience, shown, heartbeat, grace)
 
 
@@ -113,7 +113,6 @@ def upgrade_storage(url: str) -> None:
         first = _first_engine(parsed)
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
-            schema.upgrade(first)
             with reading():  # see storage_patient._opening
                 shared = optuna.storages.RDBStorage(
                     for_optuna(parsed),
@@ -123,6 +122,21 @@ def upgrade_storage(url: str) -> None:
                 if shared.get_current_version() != shared.get_head_version():
                     shared.upgrade()
                 shared.engine.dispose()
+            schema.upgrade(first)  # last, as in _make_tables
+
+
+def _make_tables(engine: Engine, connect: Callable[[], SharedStorage]) -> None:
+    """Optuna's and ours, unless another process has made them meanwhile.
+
+    Ours are the last: whoever sees them, without a lock, may count on all others.
+    """
+    with _one_at_a_time(engine):
+        if schema.current(engine) is None:
+            models.BaseModel.metadata.create_all(engine)
+            shared = connect()  # in which Optuna notes its version
+            shared.remove_session()
+            shared.engine.dispose()
+            schema.upgrade(engine)
 
 
 def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) -> SharedStorage:

@@ -3,6 +3,7 @@
 import socket
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine, text
 
 from mqasearch.errors import DatabaseAwayError, StorageError
 from mqasearch.results import schema
+from mqasearch.search import storage as storage_module
 from mqasearch.search.storage import open_storage, upgrade_storage
 from mqasearch.search.storage_engine import PatientConnection
 
@@ -185,3 +187,23 @@ def test_an_interrupt_wherever_postgresql_is_waited_for_stays_one(
             n_waits(number)
         assert ask() == 1
     storage.close()
+
+
+def test_a_database_that_is_there_is_opened_without_a_lock(postgres_url: str) -> None:
+    """Workers that start at once do not wait for one another, however far the server is."""
+    open_storage(postgres_url).close()
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({storage_module.LOCK})"))
+        start = time.monotonic()
+        open_storage(postgres_url).close()
+        assert time.monotonic() - start < 10
+    engine.dispose()
+
+
+def test_openers_of_an_empty_database_make_it_once(postgres_url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: open_storage(postgres_url), range(8)))
+    for storage in opened:
+        assert schema.current(storage.engine) == schema.head()
+        storage.close()
