@@ -10,7 +10,8 @@
 --     CREATE ROLE viewer_1 LOGIN PASSWORD '…' IN ROLE mqasearch_dashboard;
 --
 -- The owner creates studies (`mqasearch create`) and upgrades the schema. A worker can do neither:
--- it runs trials, adds scores, and can change or delete nobody's score. A dashboard reads.
+-- it runs trials, adds scores, and can change or delete nobody's score, nor what a study is: its
+-- model, its tasks, its budget. A dashboard reads.
 
 DO $$
 BEGIN
@@ -42,6 +43,25 @@ GRANT INSERT, UPDATE ON
     study_system_attributes
 TO mqasearch_worker;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO mqasearch_worker;
+
+-- What a study is, its owner has written: a worker that runs it may not make it another one.
+CREATE OR REPLACE FUNCTION mqasearch_keep_study() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE')
+    THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only the owner may change a study';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE OR REPLACE TRIGGER mqasearch_make_study
+    BEFORE INSERT ON study_user_attributes FOR EACH ROW
+    WHEN (NEW.key IN ('mqasearch:study', 'mqasearch:tolerance'))
+    EXECUTE FUNCTION mqasearch_keep_study();
+CREATE OR REPLACE TRIGGER mqasearch_keep_study
+    BEFORE UPDATE ON study_user_attributes FOR EACH ROW
+    WHEN ('mqasearch:study' IN (OLD.key, NEW.key) OR 'mqasearch:tolerance' IN (OLD.key, NEW.key))
+    EXECUTE FUNCTION mqasearch_keep_study();
 
 -- A new trial locks its study's row, which PostgreSQL allows to those who may update a column.
 GRANT UPDATE (study_id) ON studies TO mqasearch_worker;

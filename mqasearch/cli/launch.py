@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mqasearch.cli.logs import options_for_children
-from mqasearch.cli.options import DEFAULT_STORAGE, Storage, StudyName
+from mqasearch.cli.options import DEFAULT_STORAGE, Storage, StudyName, TrustRemoteCode
 
 if TYPE_CHECKING:
     from mqasearch.launch.fleet import Fleet
@@ -56,6 +56,7 @@ def launch(
     ] = None,
     image: Annotated[str | None, typer.Option(help="Container image, for kubernetes.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Where files are written.")] = Path("."),
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done or written.")
     ] = False,
@@ -65,7 +66,15 @@ def launch(
 
     check_engine(engine)
     seconds = None if time is None else seconds_of(time)
-    fleet = Fleet(study_name, workers, gpus_per_worker, cpus_per_worker, memory, seconds)
+    fleet = Fleet(
+        study_name,
+        workers,
+        gpus_per_worker,
+        cpus_per_worker,
+        memory,
+        seconds,
+        trust_remote_code=trust_remote_code,
+    )
     _check_image(engine, image)
     url = check_shared(storage, engine)
     if engine == "ray":
@@ -88,13 +97,15 @@ def child(
     parent: Annotated[int, typer.Option(help="Its process id.")],
     device: Annotated[str, typer.Option()] = "auto",
     storage: Storage = DEFAULT_STORAGE,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Be a worker of ``run --workers``, as long as that runs."""
     from mqasearch.cli.study import score_trials
     from mqasearch.launch.lifeline import end_with
 
     end_with(parent)
-    score_trials(study_name, storage, device)  # else it would be started again to end again
+    # not the worker's own exit code: it would be started again to end again
+    score_trials(study_name, storage, device, trust_remote_code=trust_remote_code)
 
 
 def _check_image(engine: str, image: str | None) -> None:
@@ -240,7 +251,14 @@ def default_workers(device: str) -> int:
     return max(1, gpus()) if device == "auto" else 1
 
 
-def work_together(database: "Database", study: str, device: str, n_workers: int) -> None:
+def work_together(
+    database: "Database",
+    study: str,
+    device: str,
+    n_workers: int,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Run workers as child processes until nothing is left to do."""
     import os
     import sys
@@ -258,6 +276,7 @@ def work_together(database: "Database", study: str, device: str, n_workers: int)
     }
     command = [sys.executable, "-m", "mqasearch", *options_for_children()]
     command += ["child", f"--study-name={study}", f"--parent={os.getpid()}"]
+    command += ["--trust-remote-code"] if trust_remote_code else []
     children = []
     for n, its in enumerate(devices):
         label = f"worker {n}" if its == "auto" else f"worker {n} {its}"

@@ -130,6 +130,7 @@ def _run(
         check_extendable(spec)
     _check_folder(output_dir)
     n_workers = workers or default_workers(device)
+    trusts = spec.model.trust_remote_code  # the file, or the command line, of whoever runs this
     with database(storage, spec.name, n_workers) as place:
         opened = open_database(place.url)
         create(opened, spec)
@@ -139,9 +140,15 @@ def _run(
             _add_trials(opened, spec.name, more)
         if n_workers == 1:
             with Progress() as progress:
-                work(opened, spec.name, device=device, watcher=progress.watcher)
+                work(
+                    opened,
+                    spec.name,
+                    device=device,
+                    watcher=progress.watcher,
+                    trust_remote_code=trusts,
+                )
         else:
-            work_together(place, spec.name, device, n_workers)
+            work_together(place, spec.name, device, n_workers, trust_remote_code=trusts)
         ending = ending_of(place.url, spec.name)
         _print_results(sized(spec), place.url, output_dir, complete=ending is None)
         if study_file is not None:

@@ -13,6 +13,7 @@ from mqasearch.cli.options import (
     Storage,
     StudyFile,
     StudyName,
+    TrustRemoteCode,
 )
 
 if TYPE_CHECKING:
@@ -53,17 +54,24 @@ def worker(
     idle_timeout: Annotated[
         float | None, typer.Option(min=0, help="Stop after so many seconds without work.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score trials of a study until none is left; start as many workers as you have devices."""
     from mqasearch.search.run import Limits
 
-    score_trials(study_name, storage, device, Limits(n_trials, timeout, idle_timeout))
+    limits = Limits(n_trials, timeout, idle_timeout)
+    score_trials(study_name, storage, device, limits, trust_remote_code=trust_remote_code)
     if (ending := ending_of(storage, study_name)) is not None:
         raise ending
 
 
 def score_trials(
-    study_name: str, storage: str, device: str, limits: "Limits | None" = None
+    study_name: str,
+    storage: str,
+    device: str,
+    limits: "Limits | None" = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
     """What a worker does, whether or not it finds a mask."""
     from mqasearch.cli.progress import Progress
@@ -77,6 +85,7 @@ def score_trials(
             device=device,
             limits=limits or NO_LIMITS,
             watcher=progress.watcher,
+            trust_remote_code=trust_remote_code,
         )
     print(f"{done} trials done")
 

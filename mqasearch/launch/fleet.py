@@ -26,6 +26,7 @@ class Fleet:
         cpus: cores of each worker.
         memory: GiB of each worker; None leaves it to the engine.
         seconds: the longest that they may run; None leaves it to the engine.
+        trust_remote_code: they may run code that comes with the model.
     """
 
     study: str
@@ -34,6 +35,7 @@ class Fleet:
     cpus: int = 1
     memory: int | None = None
     seconds: int | None = None
+    trust_remote_code: bool = False
 
     @property
     def device(self) -> str:
@@ -43,7 +45,8 @@ class Fleet:
     @property
     def arguments(self) -> tuple[str, ...]:
         """Of the command line; the database's URL comes from the environment."""
-        return ("worker", f"--study-name={self.study}", f"--device={self.device}")
+        trust = ("--trust-remote-code",) if self.trust_remote_code else ()
+        return ("worker", f"--study-name={self.study}", f"--device={self.device}", *trust)
 
 
 def check_engine(name: str) -> None:

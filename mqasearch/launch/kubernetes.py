@@ -1,5 +1,6 @@
 """A Kubernetes Indexed Job, as a manifest for ``kubectl apply``. Needs Kubernetes 1.29 or newer."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -15,6 +16,8 @@ RETRIES = 3
 KEEP_SECONDS = 7 * 86400
 USER = 10001
 """Of the image that dashboards/Dockerfile makes."""
+
+_LONGEST = 50
 
 NEXT_STEPS = (
     f"database: kubectl create secret generic {SECRET} --from-env-file=storage.env, a file with "
@@ -32,8 +35,16 @@ _HEAD = """\
 
 
 def job_name(study: str) -> str:
-    """A DNS label, short enough for Kubernetes to add an index and a suffix."""
-    return re.sub(r"[^a-z0-9]+", "-", f"mqasearch-{study}".lower())[:50].strip("-")
+    """A DNS label, short enough for Kubernetes to add an index and a suffix.
+
+    Two studies have two names: where something of the study's name is lost, its hash is added.
+    """
+    whole = f"mqasearch-{study}"
+    label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    if label == whole and len(label) <= _LONGEST:
+        return label
+    mark = hashlib.sha256(study.encode()).hexdigest()[:8]
+    return f"{label[: _LONGEST - len(mark) - 1].strip('-')}-{mark}"
 
 
 def manifest(fleet: Fleet, image: str) -> str:

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mqasearch.errors import ScoreError
+from mqasearch.errors import ScoreError, StorageError
 from mqasearch.score import Score, ScoreKey
 
 COMPRESSION = 1
 """zlib's quickest level: the digits of floats hardly compress better at the others."""
+
+
+MOST_BYTES = 2**26
+"""Of one score's values, unpacked: a hundred thousand documents in thirty metrics."""
 
 
 def row_of(key: ScoreKey, score: Score) -> dict[str, Any]:
@@ -61,6 +65,17 @@ def pack(documents: Mapping[str, tuple[float, ...]]) -> bytes:
 
 
 def unpack(blob: bytes) -> dict[str, tuple[float, ...]]:
-    """The inverse of :func:`pack`."""
-    lists = json.loads(zlib.decompress(blob))
+    """The inverse of :func:`pack`.
+
+    Raises:
+        StorageError: it unpacks to more than any score takes: few bytes could fill the memory.
+    """
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(blob, MOST_BYTES)
+    if unpacking.unconsumed_tail:
+        raise StorageError(
+            f"a score in the database unpacks to more than {MOST_BYTES // 2**20} MiB, which no "
+            "mqasearch has written; find out who did, and delete its row"
+        )
+    lists = json.loads(text)
     return {metric: tuple(values) for metric, values in lists.items()}

@@ -158,7 +158,7 @@ class Claims:
                 # Those whose score was put meanwhile have no claim any more.
                 kept = [one for one in kept if self._transact(self._renew, one, self._lease)]
             except DatabaseAwayError:  # its own thread will meet the same fault, and tell
-                return
+                continue
             if not kept and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one scores its mask")
 

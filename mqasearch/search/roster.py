@@ -11,6 +11,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -157,10 +158,9 @@ class Presence:
 
     def _keep(self) -> None:
         while not self._stop.wait(self.beat_seconds):
-            try:
+            # the worker's own thread meets the same fault, and tells; the next beat tries again
+            with suppress(DatabaseAwayError):
                 self.patience(partial(self._transact, self._beat))
-            except DatabaseAwayError:  # the worker's own thread meets the same fault, and tells
-                return
 
     def _transact(self, action: Any) -> None:
         with self.engine.begin() as connection:
@@ -182,8 +182,9 @@ class Presence:
         insert_if_absent(connection, TABLE, [facts])
 
     def _beat(self, connection: Connection) -> None:
-        mine = TABLE.c.worker == self.worker
-        connection.execute(update(TABLE).where(mine).values(seen_at=seconds_now(), **self._now))
+        mine = update(TABLE).where(TABLE.c.worker == self.worker)
+        if not connection.execute(mine.values(seen_at=seconds_now(), **self._now)).rowcount:
+            self._register(connection)  # others took it for dead, and crossed it out
 
     def _forget(self, connection: Connection) -> None:
         connection.execute(delete(TABLE).where(TABLE.c.worker == self.worker))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import optuna
 
+from mqasearch.errors import UserError
 from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.interruption import undisturbed
@@ -89,14 +90,32 @@ def work(
     device: str = "auto",
     limits: Limits = NO_LIMITS,
     watcher: Watcher = Watcher(),
+    trust_remote_code: bool = False,
 ) -> int:
     """Be one worker of the studies that ``name`` means; confirm them if they end.
 
+    Args:
+        storage: where the studies are.
+        name: of a comparison, or of one of its studies.
+        device: as ``open_scoring`` takes it.
+        limits: of this worker.
+        watcher: told what happens.
+        trust_remote_code: the study may run code that comes with its model. Whoever starts the
+            worker decides that: others may write to the database.
+
     Returns:
         The number of trials this worker ran.
+
+    Raises:
+        UserError: the study asks for such code, and it is not trusted.
     """
     studies = find_studies(storage.optuna, name)
     spec = next(iter(studies.values())).study_spec
+    if spec.model.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            f"study {name!r} runs code that comes with the model {spec.model.name!r}: if you trust "
+            "it, give --trust-remote-code"
+        )
     if all(each.fault_of_original() for each in open_selections(storage.optuna, studies)):
         return 0  # nobody has to load the model to see that
     scoring = open_scoring(spec, device)

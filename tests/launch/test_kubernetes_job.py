@@ -91,3 +91,9 @@ def test_names_are_dns_labels_with_room_for_an_index(study: str) -> None:
     name = job_name(study)
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
     assert len(f"{name}-99999") <= 63
+
+
+def test_two_studies_have_two_names() -> None:
+    studies = ["demo", "demo.greedy", "demo-greedy", "Demo", "demo_", "a" * 60, "a" * 61, "é", "è"]
+    assert len({*map(job_name, studies)}) == len(studies)
+    assert job_name("demo") == "mqasearch-demo"

@@ -19,7 +19,6 @@ from mqasearch.search.storage_url import parse
         ("--engine slurm", "use PostgreSQL"),
         ("--engine ray --storage sqlite:///x.db", "use PostgreSQL"),
         ("--engine slurm --storage nonsense", "not a URL"),
-        ("--engine slurm --storage postgresql://u:canary@127.0.0.1:1/x", "127.0.0.1:1"),
         ("--engine slurm --storage postgresql://h/d --time soon", "90m"),
         ("--engine slurm --storage postgresql://h/d --time 0m", "90m"),
         ("--engine slurm --storage postgresql://h/d --image x", "for kubernetes"),
@@ -32,6 +31,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     code, out, err = mqasearch(f"launch --study-name demo --workers 2 {options}")
     assert (code, out) == (2, "")
     assert message in err
+    assert err.count("\n") == 1
+    assert "canary" not in err
+
+
+def test_a_database_that_does_not_answer_is_one_line_and_exit_code_75(
+    mqasearch: Mqasearch,
+) -> None:
+    url = "postgresql://u:canary@127.0.0.1:1/x"
+    code, out, err = mqasearch(
+        f"launch --study-name demo --workers 2 --engine slurm --storage {url}"
+    )
+    assert (code, out) == (75, "")
+    assert "127.0.0.1:1" in err
     assert err.count("\n") == 1
     assert "canary" not in err
 
@@ -86,6 +98,17 @@ def test_a_dry_run_on_ray_says_what_each_worker_gets(mqasearch: Mqasearch, study
     assert code == 0
     assert "3 Ray task(s) {'num_cpus': 1, 'num_gpus': 1}" in out
     assert "--device=cuda:0" in out
+
+
+@pytest.mark.parametrize("engine", ["ray", "slurm", "kubernetes --image x"])
+def test_trust_in_a_models_code_is_handed_on(
+    mqasearch: Mqasearch, study_url: str, engine: str
+) -> None:
+    line = f"launch --engine {engine} --study-name demo --workers 2 --storage {study_url} --dry-run"
+    assert "trust" not in mqasearch(line)[1]
+    code, out, _ = mqasearch(f"{line} --trust-remote-code")
+    assert code == 0
+    assert "--trust-remote-code" in out
 
 
 @pytest.mark.parametrize(

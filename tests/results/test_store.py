@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from mqasearch.errors import ScoreError
-from mqasearch.results import ScoreStore, schema
+from mqasearch.errors import ScoreError, StorageError
+from mqasearch.results import ScoreStore, rows, schema
 from mqasearch.results.rows import pack, unpack
 from mqasearch.score import Score, ScoreKey
 from mqasearch.search.storage import open_storage
@@ -150,6 +150,14 @@ def test_a_single_document_has_no_standard_error(engine: Engine) -> None:
 )
 def test_values_of_documents_survive_packing(documents: dict[str, tuple[float, ...]]) -> None:
     assert unpack(pack(documents)) == documents
+
+
+def test_a_blob_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = pack({"acc": tuple(map(float, range(1000)))})
+    assert len(unpack(honest)["acc"]) == 1000
+    monkeypatch.setattr(rows, "MOST_BYTES", 1000)
+    with pytest.raises(StorageError, match="unpacks to more than"):
+        unpack(honest)
 
 
 def test_each_field_of_the_key_can_be_asked_for_in_sql(engine: Engine) -> None:

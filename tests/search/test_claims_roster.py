@@ -3,12 +3,13 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from mqasearch.errors import DatabaseAwayError
 from mqasearch.results import Patience
 from mqasearch.search.roster import SILENT_SECONDS, Presence, list_workers
 from mqasearch.search.storage import Storage, open_storage
@@ -67,3 +68,27 @@ def test_the_killed_are_listed_last_and_in_the_end_forgotten(storage: Storage) -
     silence(25 * 3600)
     with presence(storage, "c"):
         assert [worker.worker for worker in list_workers(storage.engine)] == ["c"]
+
+
+def test_a_worker_is_listed_again_after_an_outage_in_which_it_was_forgotten(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = []
+
+    def patience(operation: Callable[[], object]) -> object:
+        beats.append(1)
+        if len(beats) == 2:  # the first one registers
+            raise DatabaseAwayError("away")
+        return operation()
+
+    worker = presence(storage, "a")
+    monkeypatch.setattr(worker, "patience", patience)
+    with worker:
+        worker.start_trial("demo.greedy", 7)
+        with storage.engine.begin() as connection:
+            connection.execute(text("DELETE FROM mqasearch_worker"))
+        deadline = time.monotonic() + 30
+        while not (found := list_workers(storage.engine)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [(row.worker, row.trial) for row in found] == [("a", 7)]
+    assert list_workers(storage.engine) == []

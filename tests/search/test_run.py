@@ -13,14 +13,17 @@ from studies_on_fake import run_study, spec_of, storage_in, studies_of
 from mqasearch.errors import ModelError, SpecError, StorageError, UserError
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
+from mqasearch.search import run as run_module
 from mqasearch.search.attributes import confirmation, trial_facts
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
-from mqasearch.search.run import Watcher
+from mqasearch.search.run import Watcher, create, work
+from mqasearch.search.scoring import Scoring, open_scoring
 from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import Storage
 from mqasearch.serving.export import export
+from mqasearch.spec import StudySpec
 
 
 @pytest.fixture
@@ -329,3 +332,28 @@ def test_a_worker_whose_study_is_deleted_while_it_waits_says_so(
     delete(study, tmp_path)
     with pytest.raises(StorageError, match=r"'s\.sensitivity' is no longer in the database"):
         waiting.look()
+
+
+def test_code_of_a_model_is_run_only_if_the_worker_is_told_to(storage: Storage) -> None:
+    """Whoever can write to the database could name any model, and ask for its code."""
+    create(storage, spec_of(model={"name": "fake:12", "trust_remote_code": True}))
+    with pytest.raises(UserError, match=r"'fake:12'.*give --trust-remote-code"):
+        work(storage, "s")
+    assert not any(finished(study) for study in studies_of(storage))
+    assert work(storage, "s", trust_remote_code=True) > 0
+
+
+def test_trust_is_not_for_a_study_that_asks_for_none(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(model="fake:12")
+    create(storage, spec)
+    seen = []
+
+    def scoring(spec: StudySpec, device: str) -> Scoring:
+        seen.append(spec.model.trust_remote_code)
+        return open_scoring(spec, device)
+
+    monkeypatch.setattr(run_module, "open_scoring", scoring)
+    work(storage, "s", trust_remote_code=True)
+    assert seen == [False]

@@ -57,6 +57,14 @@ def test_a_worker_can_do_its_work(postgres_server: Postgres, database: str) -> N
         "INSERT INTO studies (study_name) VALUES ('mine')",
         "UPDATE mqasearch_alembic_version SET version_num = '0'",
         "UPDATE alembic_version SET version_num = '0'",
+        "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'mqasearch:study'",
+        "UPDATE study_user_attributes SET key = 'x' WHERE key = 'mqasearch:study'",
+        "UPDATE study_user_attributes SET key = 'mqasearch:study' WHERE key = 'mqasearch:model'",
+        "INSERT INTO study_user_attributes (study_id, key, value_json) "
+        "SELECT study_id, 'mqasearch:tolerance', '[]' FROM studies",
+        "INSERT INTO study_user_attributes (study_id, key, value_json) "
+        "SELECT study_id, key, '{}' FROM study_user_attributes WHERE key = 'mqasearch:study' "
+        "ON CONFLICT (study_id, key) DO UPDATE SET value_json = '{}'",
     ],
 )
 def test_a_worker_can_do_nothing_else(
