@@ -61,11 +61,12 @@ class Progress:
             total=max(selection.expected_trials(), done + 1),
         )
 
-    def _trial(self, selection: Selection) -> None:
+    def _trial(self, selection: Selection, number: int) -> None:
         rows = finished(selection.study)
-        if not rows:
-            return
-        last = rows[-1].facts
+        mine = [row for row in rows if row.number == number]
+        if not mine:
+            return  # it failed, as a log line says
+        last = mine[0].facts
         if not last.reused:
             self._scoring_seconds.append(time.monotonic() - self._started)
         self._started = time.monotonic()
@@ -78,12 +79,12 @@ class Progress:
             log.info(
                 "%s trial %d: %s %s%s; %s",
                 selection.study.study_name,
-                rows[-1].number,
+                number,
                 last.mask,
                 _value(last),
                 " known" if last.reused else f" in {last.seconds:.1f} s",
                 note,
-                extra={"study": selection.study.study_name, "trial": rows[-1].number},
+                extra={"study": selection.study.study_name, "trial": number},
             )
 
     def _confirm(self, selection: Selection) -> None:

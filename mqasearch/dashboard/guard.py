@@ -91,14 +91,8 @@ class Guard:
     def _refusal(self, environ: WSGIEnvironment) -> tuple[int, str, dict[str, str]] | None:
         host, method = environ.get("HTTP_HOST", ""), environ["REQUEST_METHOD"]
         if not self._is_our_host(host):
-            return (
-                421,
-                (
-                    "this host name is not served here; use the address it was started on, or start "
-                    "it with --allowed-host NAME"
-                ),
-                {},
-            )
+            hint = "use the address it was started on, or start it with --allowed-host NAME"
+            return 421, f"this host name is not served here; {hint}", {}
         if method not in self._methods:
             allow = {"Allow": ", ".join(self._methods)}
             hint = "; start it with --writable to allow changes" if method in WRITING else ""

@@ -46,7 +46,7 @@ class ScoreStore:
         """The score under ``key``, None if nobody has scored it yet.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         return self.get_many([key]).get(key)
 
@@ -54,7 +54,7 @@ class ScoreStore:
         """The scores that exist among ``keys``.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         by_digest = {key.digest(): key for key in keys}
         digests = list(by_digest)
@@ -72,7 +72,7 @@ class ScoreStore:
         Reads the whole table.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         same = [
             TABLE.c[field.name] == getattr(key, field.name)
@@ -95,7 +95,7 @@ class ScoreStore:
 
         Raises:
             ScoreError: the score is not finite.
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         row = row_of(key, score)
         if self._patience(partial(self._insert, row)):

@@ -36,7 +36,7 @@ class Ahead:
 
         Raises:
             ScoreError: the one mask has no score.
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         n_others = self._room(task, documents) if others and self._scorer.gains_from_many() else 0
         if not n_others:

@@ -33,7 +33,7 @@ class KnownPrefixes:
         """The score of most of the first documents, if any but not all are scored.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         found = self._known([kv_heads], task, documents)
         return max(found.values(), key=lambda score: score.n_docs, default=None)
@@ -44,7 +44,7 @@ class KnownPrefixes:
         """Those of several masks of which no first documents are scored.
 
         Raises:
-            StorageError: the database stayed away.
+            DatabaseAwayError: the database stayed away.
         """
         begun = {key.kv_heads for key in self._known(masks, task, documents)}
         return [kv_heads for kv_heads in masks if kv_heads not in begun]

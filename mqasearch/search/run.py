@@ -41,12 +41,12 @@ class Watcher:
 
     Attributes:
         on_start: before every trial.
-        on_trial: after every trial.
+        on_trial: after every trial, with its number.
         on_confirm: before a mask is confirmed.
     """
 
     on_start: Callable[[Selection], None] = lambda _: None
-    on_trial: Callable[[Selection], None] = lambda _: None
+    on_trial: Callable[[Selection, int], None] = lambda _, __: None
     on_confirm: Callable[[Selection], None] = lambda _: None
 
 

@@ -9,7 +9,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from mqasearch.errors import ScoreError, StorageError
+from mqasearch.errors import DatabaseAwayError, ScoreError
 from mqasearch.evaluation.memory import ran_out_of_memory
 from mqasearch.interruption import interruptible, raise_postponed
 from mqasearch.samplers import Outlook
@@ -39,7 +39,7 @@ class Worker:
         evaluator: shared by all of them, so that they share scores.
         turn_in: makes this worker's turn in a study.
         presence: this worker's line in the list of workers.
-        on_trial: called after every trial with its selection.
+        on_trial: called after every trial with its selection and its number.
         on_start: called before every trial with its selection.
     """
 
@@ -47,7 +47,7 @@ class Worker:
     evaluator: Evaluator
     turn_in: Callable[[optuna.Study], Turn]
     presence: Presence
-    on_trial: Callable[[Selection], None] = lambda _: None
+    on_trial: Callable[[Selection, int], None] = lambda _, __: None
     on_start: Callable[[Selection], None] = lambda _: None
     n_done: int = field(default=0, init=False)
     _latest: Selection | None = field(default=None, init=False)
@@ -154,7 +154,7 @@ class Worker:
             done = True
         except UnboundLocalError as error:
             # Optuna's own, when the database is away for good at the end of a trial.
-            raise _storage_error(error) or error from None
+            raise _outage(error) or error from None
         except TrialTaken:  # the database was away in our turn, which another worker had meanwhile
             return Outlook.WAIT
         except KeyError:
@@ -167,7 +167,7 @@ class Worker:
         finally:
             self.presence.end_trial(done=done)
         self.n_done += 1
-        self.on_trial(selection)
+        self.on_trial(selection, running[0].number)
         return Outlook.READY
 
 
@@ -181,9 +181,9 @@ def _was_given_away(study: optuna.Study, trial: optuna.Trial) -> bool:
     return study.get_trials(deepcopy=False)[trial.number].state == TrialState.FAIL
 
 
-def _storage_error(error: BaseException) -> StorageError | None:
-    """The fault of the database that led to ``error``."""
+def _outage(error: BaseException) -> DatabaseAwayError | None:
+    """That which led to ``error``."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, StorageError):
+    while cause is not None and not isinstance(cause, DatabaseAwayError):
         cause = cause.__context__
     return cause

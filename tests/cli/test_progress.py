@@ -10,6 +10,7 @@ from mqasearch.cli.progress import Progress
 from mqasearch.estimate import Estimate
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.search.compare import best_trial, finished
+from mqasearch.search.selection import find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 
 
@@ -35,4 +36,21 @@ def test_progress_and_status_show_standard_errors(
     (status,) = [dict(zip(STATUS_HEADERS, r, strict=True)) for r in study_rows(storage.optuna)]
     assert status["best value"] == pytest.approx(best.facts.value, abs=1e-6)
     assert status["stderr"] == pytest.approx(best.facts.stderr, rel=0.05)
+    storage.close()
+
+
+def test_a_line_is_of_the_trial_that_this_worker_ran(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another worker may have finished one of a higher number meanwhile."""
+    storage = storage_in(tmp_path)
+    run_study(storage, spec_of(selectors=["sensitivity"]), FakeScorer(6))
+    (selection,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    first, *_, last = finished(selection.study)
+    with caplog.at_level(logging.INFO, logger="mqasearch"):
+        for number in (first.number, last.number, last.number + 1):
+            Progress().watcher.on_trial(selection, number)
+    one, two = [line for line in caplog.messages if line.startswith("s.sensitivity trial")]
+    assert one.startswith(f"s.sensitivity trial {first.number}: {first.facts.mask} ")
+    assert two.startswith(f"s.sensitivity trial {last.number}: {last.facts.mask} ")
     storage.close()

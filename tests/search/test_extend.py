@@ -83,7 +83,7 @@ def test_whoever_is_at_work_goes_on(storage: Storage) -> None:
     create_studies(storage.optuna, spec, scorer.shape)
     n_left = [3]
 
-    def extended(selection: Selection) -> None:
+    def extended(selection: Selection, _: int) -> None:
         if selection.facts.selector == "tpe" and n_left:
             n_left[0] -= 1
             if not n_left[0]:

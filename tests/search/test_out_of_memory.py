@@ -176,7 +176,7 @@ def test_a_named_mask_keeps_its_name(storage: Storage) -> None:
 def test_no_claim_is_left_behind(storage: Storage) -> None:
     claims: list[int] = []
 
-    def count(_: object) -> None:
+    def count(*_: object) -> None:
         with storage.engine.connect() as connection:
             claims.append(connection.execute(select(func.count(ClaimRow.digest))).scalar_one())
 

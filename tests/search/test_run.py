@@ -103,7 +103,10 @@ def test_an_interrupted_run_goes_on_without_scoring_anything_twice(tmp_path: Pat
         seen: list[Selection] = []
 
         def interrupt(
-            selection: Selection, seen: list[Selection] = seen, stop_after: int = stop_after
+            selection: Selection,
+            _: int,
+            seen: list[Selection] = seen,
+            stop_after: int = stop_after,
         ) -> None:
             seen.append(selection)
             if len(seen) == stop_after:
