@@ -107,6 +107,8 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
             faults += _sampler_faults(spec, shape, entry.budget.n_converted(shape, target))
     faults += _calibration_faults(spec, shape)
     for name, layers in spec.enqueue.items():
+        if not layers:
+            faults.append(f"enqueue.{name}: names no layer; the original is scored in every study")
         try:
             LayerMask.of(layers, shape.n_layers)
         except MaskError as error:

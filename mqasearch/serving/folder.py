@@ -12,7 +12,6 @@ from filelock import FileLock, Timeout
 
 from mqasearch.errors import UserError
 
-_LOCK = ".lock"
 _PLACE_ERRORS = (
     errno.EACCES,
     errno.EEXIST,
@@ -80,10 +79,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     with _one_line(folder), _hidden(folder, "partial") as partial:
-        with FileLock(partial / _LOCK):  # tells others that this process lives
-            yield partial
-            _sync(partial)
-        (partial / _LOCK).unlink(missing_ok=True)
+        yield partial
+        _sync(partial)
         partial.rename(folder)  # replaces an empty folder, never a full one
         _sync_folder(folder.parent)
 
@@ -98,8 +95,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
         UserError: the place cannot be written to.
     """
     beside = beside.absolute()
-    hidden = _hidden(beside, "temporary")
-    with _one_line(beside.parent), hidden as folder, FileLock(folder / _LOCK):
+    with _one_line(beside.parent), _hidden(beside, "temporary") as folder:
         yield folder
 
 
@@ -110,11 +106,17 @@ def _hidden(beside: Path, word: str) -> Iterator[Path]:
     beside.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(beside.parent, prefix)
     hidden = beside.parent / f"{prefix}{uuid.uuid4().hex}"
-    hidden.mkdir()
+    lock = _lock_of(hidden)
     try:
-        yield hidden
+        # from before there is a folder until it is gone: others are told that this process lives
+        with FileLock(lock):
+            hidden.mkdir()
+            try:
+                yield hidden
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -138,11 +140,18 @@ def _not_writable(folder: Path, error: OSError) -> UserError:
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:
     for partial in parent.glob(f"{prefix}*"):
+        if not partial.is_dir():
+            continue  # a lock
         try:
-            with FileLock(partial / _LOCK, timeout=0):
+            with FileLock(_lock_of(partial), timeout=0):
                 shutil.rmtree(partial, ignore_errors=True)
         except Timeout:
             continue  # another process is at work in it
+        _lock_of(partial).unlink(missing_ok=True)
+
+
+def _lock_of(hidden: Path) -> Path:
+    return hidden.with_name(f"{hidden.name}.lock")
 
 
 def _sync(folder: Path) -> None:

@@ -360,3 +360,9 @@ def test_trust_is_not_for_a_study_that_asks_for_none(
     monkeypatch.setattr(run_module, "open_scoring", scoring)
     work(storage, "s", trust_remote_code=True)
     assert seen == [False]
+
+
+def test_a_mask_that_is_the_original_is_not_enqueued(storage: Storage) -> None:
+    with pytest.raises(SpecError, match=r"enqueue\.none: names no layer"):
+        create(storage, spec_of(model="fake:12", selectors=[], enqueue={"none": []}))
+    assert not storage.optuna.get_all_studies()

@@ -81,12 +81,30 @@ def test_what_a_killed_process_left_is_removed_but_not_what_one_at_work_has(
     for folder in (abandoned, at_work, other):
         folder.mkdir()
         fill(folder)
-    with FileLock(at_work / ".lock"):
+    with FileLock(tmp_path / ".out.partial-2.lock"):
         with whole_folder(tmp_path / "out") as folder:
             fill(folder)
         assert not abandoned.exists()
         assert (at_work / "inner" / "file").exists()
         assert other.exists()
+
+
+def test_a_finished_folder_is_not_removed_just_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that asks for the same folder may look at any moment."""
+    rename = Path.rename
+
+    def looked_at(self: Path, target: Path) -> Path:
+        with pytest.raises(ValueError, match="enough"), whole_folder(tmp_path / "out"):
+            raise ValueError("enough")
+        return rename(self, target)
+
+    with whole_folder(tmp_path / "out") as folder:
+        fill(folder)
+        monkeypatch.setattr(Path, "rename", looked_at)
+    assert (tmp_path / "out" / "inner" / "file").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_room_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
