@@ -49,22 +49,22 @@ def confirm(
         evaluator: scores and keeps scores; equal masks are scored once.
         limit: confirmation documents per task; None = all.
         on_confirm: called before a mask is scored.
-        healer: heals each mask too, and the healed one is scored on the same documents: under
-            ``healed`` are recorded ``how``, ``facts``, its ``tasks`` against the original, and
-            what it ``gained`` against the mask before.
+        healer: heals each mask afterwards, and the healed one is scored on the same documents:
+            under ``healed`` are recorded ``facts``, its ``tasks`` against the original, and what
+            it ``gained`` against the mask before.
     """
     original: Mapping[str, Score] | str | None = None
     for selection in selections:
         best = best_trial(selection.study)
         if best is None or selection.facts.selector == ENQUEUED:
             continue  # masks that were enqueued by name are no winners of a search
-        wanted = {
+        plain = {
             "trial_number": best.number,
             "mask": best.facts.mask,
             "limit": limit,
             "statistics": STATISTICS,
-            **({} if healer is None else {"heal": healer.how}),
         }
+        wanted = plain if healer is None else {**plain, "heal": healer.how}
         attributes = selection.study.user_attrs
         if _says(confirmation(attributes), wanted) or _says(unconfirmed(attributes), wanted):
             continue
@@ -76,20 +76,34 @@ def confirm(
             whose = "the original model" if converted is original else "its best mask"
             set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
             continue
-        row: dict[str, Any] = {**wanted, "tasks": _rows(converted, original)}
-        if healer is not None:
-            try:
-                healed, facts = evaluator.confirm_healed(mask, limit, healer)
-            except ScoreError as error:
-                fault = {**wanted, "whose": "its healed mask", "fault": str(error)}
-                set_unconfirmed(selection.study, fault)
-                continue
-            row["healed"] = {
-                "facts": dict(facts),
-                "tasks": _rows(healed, original),
-                "gained": _rows(healed, converted),
-            }
-        set_confirmation(selection.study, row)
+        tasks = _rows(converted, original)
+        if not _says(confirmation(selection.study.user_attrs), plain):
+            set_confirmation(selection.study, {**plain, "tasks": tasks})
+        if healer is None:
+            continue
+        try:
+            healed = _healed(evaluator, mask, limit, healer, (original, converted))
+            set_confirmation(selection.study, {**wanted, "tasks": tasks, "healed": healed})
+        except ScoreError as error:
+            fault = {**wanted, "whose": "its healed mask", "fault": str(error)}
+            set_unconfirmed(selection.study, fault)
+
+
+def _healed(
+    evaluator: Evaluator,
+    mask: LayerMask,
+    limit: int | None,
+    healer: Healer,
+    others: tuple[Mapping[str, Score], Mapping[str, Score]],
+) -> dict[str, Any]:
+    """How the healing went, and the healed mask against the original and the mask before."""
+    scores, facts = evaluator.confirm_healed(mask, limit, healer)
+    original, converted = others
+    return {
+        "facts": dict(facts),
+        "tasks": _rows(scores, original),
+        "gained": _rows(scores, converted),
+    }
 
 
 def _rows(scores: Mapping[str, Score], others: Mapping[str, Score]) -> dict[str, Any]:
