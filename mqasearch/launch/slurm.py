@@ -62,6 +62,10 @@ while true; do
     interrupted=no
 done
 
+# The database did not answer for a while: that may pass, but not for ever.
+if [[ $code -eq 75 && ${SLURM_RESTART_COUNT:-0} -lt 10 ]]; then
+    requeue=yes
+fi
 if [[ $requeue == yes && $code -ne 0 ]]; then
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi

@@ -154,6 +154,20 @@ def test_before_the_end_of_its_time_the_worker_is_told_once_and_the_task_queued_
     assert task.notes()[-3:] == ["ready", "signal 15", "scontrol requeue 77_3"]
 
 
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(75, "", True), (75, "9", True), (75, "10", False), (2, "", False)],
+)
+def test_an_outage_of_the_database_queues_the_task_again(
+    task: Task, code: int, restarts: str, again: bool
+) -> None:
+    (task.folder / "worker.py").write_text(f"raise SystemExit({code})")
+    environment = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    with task.start(OPTUNA_STORAGE="postgresql://h/d", **environment) as process:
+        assert process.wait(30) == code
+    assert ("scontrol requeue 77_3" in task.notes()) == again
+
+
 def test_a_cancelled_task_is_not_queued_again(task: Task) -> None:
     with task.start(OPTUNA_STORAGE="postgresql://h/d") as process:
         task.wait_until_ready()
