@@ -136,7 +136,6 @@ def test_a_study_whose_original_has_no_score_is_one_line_and_exit_code_1(
         ("compare --study-name x", "mqasearch create"),
         ("worker --study-name x --storage nonsense", "nonsense"),
         ("worker --study-name x --storage sqlite:////nowhere/at/all.db", "no folder"),
-        ("worker --study-name x --storage postgresql://u:canary@127.0.0.1:1/x", "127.0.0.1:1"),
         ("export --study-name x", "--output"),
         ("exprot", "export"),
         ("run", "STUDY.yaml"),
@@ -339,3 +338,13 @@ def test_whoever_only_looks_needs_no_right_to_write(folder: Path, mqasearch: Com
     code, _, err = mqasearch(f"worker --study-name demo --storage {read_only}")
     assert code == 2
     assert "readonly" in err
+
+
+def test_a_worker_whose_database_is_away_may_be_started_again(mqasearch: Command) -> None:
+    code, out, err = mqasearch(
+        "worker --study-name x --storage postgresql://u:canary@127.0.0.1:1/x"
+    )
+    assert (code, out) == (75, "")
+    assert "127.0.0.1:1" in err
+    assert "Traceback" not in err
+    assert "canary" not in err

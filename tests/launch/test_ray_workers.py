@@ -17,6 +17,7 @@ import psutil
 import pytest
 import ray
 from launching import STUDY, Mqasearch
+from processes import below
 
 from mqasearch.errors import DatabaseAwayError, TransientError, UserError
 from mqasearch.launch import ray_tasks
@@ -29,11 +30,6 @@ from mqasearch.search.storage import open_storage
 from mqasearch.spec import parse_spec
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one in each of pytest's processes
-
-
-def below() -> set[psutil.Process]:
-    """All processes that this one has below it."""
-    return set(psutil.Process().children(recursive=True))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +51,8 @@ def cluster() -> Iterator[Path]:
     started = below() - before
     ray.shutdown()
     _, left = psutil.wait_procs(started, 30)
-    ours = [process.name() for process in left if "postgres" not in process.name()]
     shutil.rmtree(folder, ignore_errors=True)
-    assert not ours
+    assert not left
 
 
 def rows_of(url: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.samplers import MASK_KEY
 from mqasearch.search.attributes import FACTS_KEY, TrialFacts, best_of_size
 from mqasearch.search.best import best, front, improvements, ranked
-from mqasearch.search.compare import FinishedTrial, best_trial, compare
+from mqasearch.search.compare import FinishedTrial, best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.selection import find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
@@ -125,7 +125,8 @@ def logged_by_progress(storage: BaseStorage, caplog: pytest.LogCaptureFixture) -
     for selection in open_selections(storage, find_studies(storage, "s")):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="mqasearch"):
-            Progress()._trial(selection)
+            rows = finished(selection.study)
+            Progress().watcher.on_trial(selection, rows[-1].number if rows else 0)
         lines.append(caplog.messages[0] if caplog.messages else "")
     return lines
 

@@ -59,7 +59,9 @@ def test_a_worker_can_do_its_work(postgres_server: Postgres, database: str) -> N
         "UPDATE alembic_version SET version_num = '0'",
         "UPDATE study_user_attributes SET value_json = '{}' WHERE key = 'mqasearch:study'",
         "UPDATE study_user_attributes SET key = 'x' WHERE key = 'mqasearch:study'",
-        "UPDATE study_user_attributes SET key = 'mqasearch:study' WHERE key = 'mqasearch:model'",
+        "INSERT INTO study_user_attributes (study_id, key, value_json) "
+        "SELECT study_id, 'mine', '{}' FROM studies; "
+        "UPDATE study_user_attributes SET key = 'mqasearch:tolerance' WHERE key = 'mine'",
         "INSERT INTO study_user_attributes (study_id, key, value_json) "
         "SELECT study_id, 'mqasearch:tolerance', '[]' FROM studies",
         "INSERT INTO study_user_attributes (study_id, key, value_json) "

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 from fake_engine import FAKE, add_fake_engine
+from processes import below
 
 from mqasearch.errors import UnknownNameError, UserError
 from mqasearch.serving.engines import Engine, Settings, engine_kind, engine_python
@@ -51,12 +52,12 @@ def test_questions_are_answered_though_the_engine_prints_junk() -> None:
     ("model", "message"), [("absent", "no model there"), ("deadly", "has no such kernel")]
 )
 def test_a_model_that_cannot_be_loaded_is_one_line(model: str, message: str) -> None:
-    before = set(psutil.Process().children(recursive=True))
+    before = below()
     with pytest.raises(UserError, match=message) as raised:
         Engine("fake", Settings(model))
     assert "'fake'" in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert set(psutil.Process().children(recursive=True)) <= before
+    assert below() <= before
 
 
 def test_an_error_is_told_and_the_engine_goes_on() -> None:
@@ -90,12 +91,12 @@ def test_its_processes_end_with_the_block() -> None:
 
 
 def test_closing_twice_does_no_harm() -> None:
-    before = psutil.Process().children(recursive=True)
+    before = below()
     engine = Engine("fake", Settings("somewhere"))
-    assert psutil.Process().children(recursive=True) != before
+    assert below() != before
     engine.close()
     engine.close()
-    assert psutil.Process().children(recursive=True) == before
+    assert below() == before
 
 
 def test_no_code_of_a_folder_is_trusted_unless_that_is_said() -> None:

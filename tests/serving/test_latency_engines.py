@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from fake_engine import FAKE, FakeFormat, add_fake_engine
 from jsonschema import Draft202012Validator
+from processes import below
 
 from mqasearch.errors import ModelError, UnknownNameError, UserError
 from mqasearch.models import LoadedModel
@@ -33,10 +33,10 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     add_fake_engine(monkeypatch)
     monkeypatch.setattr("mqasearch.serving.latency_device.MIN_BUFFER_BYTES", 2**20)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    before = set(psutil.Process().children(recursive=True))
+    before = below()
     yield tmp_path
     assert not list(tmp_path.glob("mqasearch-latency-*"))
-    assert set(psutil.Process().children(recursive=True)) <= before
+    assert below() <= before
 
 
 def loaded(model_type: str = "llama") -> LoadedModel:
