@@ -181,7 +181,9 @@ class HealEntry(_Strict):
 
 
 def _heal_door(value: object) -> object:
-    return {"steps": value} if isinstance(value, str | int) and value is not True else value
+    if isinstance(value, bool):  # yes and no, as YAML has them
+        return {} if value else None
+    return {"steps": value} if isinstance(value, str | int) else value
 
 
 _PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}

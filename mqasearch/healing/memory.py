@@ -93,7 +93,7 @@ def wants_checkpointing(needed: Need, device: torch.device) -> bool:
         raise UserError(
             f"healing these layers takes about {whole / 1e9:.1f} GB of memory on {device}"
             + ("" if device.type == "cpu" else f" and {needed.teacher / 1e9:.1f} GB on the CPU")
-            + f" besides the model; {free / 1e9:.1f} GB are free: give --heal-tokens less text, "
-            "convert fewer layers, or take another --device"
+            + f" besides the model; {free / 1e9:.1f} GB are free: give less text (--heal-tokens, "
+            "heal.tokens in a study), convert fewer layers, or take another --device"
         )
     return needed.on_device(checkpointing=False) > _SHARE * free

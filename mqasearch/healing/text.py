@@ -56,7 +56,8 @@ def healing_text(
     if len(texts) < LEAST_TEXTS:
         raise UserError(
             f"healing holds one calibration text in {HELD_OUT} out and needs {LEAST_TEXTS} or "
-            f"more; the tasks give {len(texts)}: add a task, or more calibration tokens"
+            f"more; there are {len(texts)}: allow more text (heal.tokens in a study, "
+            "--heal-tokens), or add a task"
         )
     held_out: list[Sequence[int]] = []
     training: list[Sequence[int]] = []

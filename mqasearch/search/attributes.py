@@ -24,6 +24,9 @@ from mqasearch.tolerance import ToleranceEntry
 STUDY_KEY = "mqasearch:study"
 CONFIRMATION_KEY = "mqasearch:confirmation"
 UNCONFIRMED_KEY = "mqasearch:unconfirmed"
+HEALED = "its healed mask"
+"""Whose result is missing, where the mask itself has one."""
+
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"

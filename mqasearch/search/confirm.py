@@ -4,17 +4,20 @@ The search picks the mask that looks best on the documents it saw, so that its v
 (winner's curse). The confirmation documents were never seen; the difference is paired by document.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mqasearch.errors import ScoreError, UserError
+from mqasearch.evaluation.memory import ran_out_of_memory
 from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
 from mqasearch.score import HIGHER_IS_BETTER, Score
 from mqasearch.search.attributes import (
     ENQUEUED,
+    HEALED,
     confirmation,
     set_confirmation,
     set_unconfirmed,
@@ -25,6 +28,8 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.healing import Healer
 from mqasearch.search.selection import Selection
 from mqasearch.search.uncertainty import stderrs
+
+logger = logging.getLogger(__name__)
 
 STATISTICS = 2
 """Of what is written: raised when a field is added, so that older results are computed again, from
@@ -54,6 +59,7 @@ def confirm(
             it ``gained`` against the mask before.
     """
     original: Mapping[str, Score] | str | None = None
+    finalists: list[_Finalist] = []
     for selection in selections:
         best = best_trial(selection.study)
         if best is None or selection.facts.selector == ENQUEUED:
@@ -66,7 +72,8 @@ def confirm(
         }
         wanted = plain if healer is None else {**plain, "heal": healer.how}
         attributes = selection.study.user_attrs
-        if _says(confirmation(attributes), wanted) or _says(unconfirmed(attributes), wanted):
+        failed = unconfirmed(attributes)
+        if _says(confirmation(attributes), wanted) or _says(failed, {**wanted, "again": None}):
             continue
         on_confirm(selection)
         mask = LayerMask.parse(best.facts.mask)
@@ -76,34 +83,63 @@ def confirm(
             whose = "the original model" if converted is original else "its best mask"
             set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
             continue
-        tasks = _rows(converted, original)
-        if not _says(confirmation(selection.study.user_attrs), plain):
-            set_confirmation(selection.study, {**plain, "tasks": tasks})
-        if healer is None:
-            continue
+        if not _says(confirmation(attributes), plain):
+            set_confirmation(selection.study, {**plain, "tasks": _rows(converted, original)})
+        if healer is not None:
+            finalists.append(_Finalist(selection, mask, wanted, original, converted))
+    if healer is not None:
+        _heal(finalists, evaluator, limit, healer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finalist:
+    """A mask that is confirmed, and not yet healed.
+
+    Attributes:
+        selection: whose best mask it is.
+        mask: its layers.
+        wanted: what the confirmation will say that it is of.
+        original, converted: held-out scores, task → score.
+    """
+
+    selection: Selection
+    mask: LayerMask
+    wanted: Mapping[str, Any]
+    original: Mapping[str, Score]
+    converted: Mapping[str, Score]
+
+
+def _heal(
+    finalists: Sequence[_Finalist], evaluator: Evaluator, limit: int | None, healer: Healer
+) -> None:
+    """Heal and confirm each; first those that no other worker has in hand."""
+    left = list(finalists)
+    while left:
+        free = [each for each in left if not evaluator.is_healing(each.mask, limit, healer)]
+        if not free:
+            logger.info("waiting for other workers, which heal the masks that are left")
+        finalist = (free or left)[0]
+        left.remove(finalist)
+        study = finalist.selection.study
         try:
-            healed = _healed(evaluator, mask, limit, healer, (original, converted))
-            set_confirmation(selection.study, {**wanted, "tasks": tasks, "healed": healed})
-        except ScoreError as error:
-            fault = {**wanted, "whose": "its healed mask", "fault": str(error)}
-            set_unconfirmed(selection.study, fault)
-
-
-def _healed(
-    evaluator: Evaluator,
-    mask: LayerMask,
-    limit: int | None,
-    healer: Healer,
-    others: tuple[Mapping[str, Score], Mapping[str, Score]],
-) -> dict[str, Any]:
-    """How the healing went, and the healed mask against the original and the mask before."""
-    scores, facts = evaluator.confirm_healed(mask, limit, healer)
-    original, converted = others
-    return {
-        "facts": dict(facts),
-        "tasks": _rows(scores, original),
-        "gained": _rows(scores, converted),
-    }
+            scores, facts = evaluator.confirm_healed(finalist.mask, limit, healer)
+        except (ScoreError, UserError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
+                raise
+            fault = " ".join(str(error).split())
+            logger.warning("%s: its best mask is not healed: %s", study.study_name, fault)
+            # where there is more memory it may go well
+            again = {} if isinstance(error, ScoreError) else {"again": True}
+            row = {**finalist.wanted, "whose": HEALED, "fault": fault, **again}
+            set_unconfirmed(study, row)
+            continue
+        healed = {
+            "facts": dict(facts),
+            "tasks": _rows(scores, finalist.original),
+            "gained": _rows(scores, finalist.converted),
+        }
+        tasks = _rows(finalist.converted, finalist.original)
+        set_confirmation(study, {**finalist.wanted, "tasks": tasks, "healed": healed})
 
 
 def _rows(scores: Mapping[str, Score], others: Mapping[str, Score]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores of masks: from the database where anybody has them, from the scorer where nobody has."""
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -157,25 +158,42 @@ class Evaluator:
         """
         kv_heads = self._kv_heads(mask)
         documents = Documents("confirmation", limit, self.seed)
-        keys = {
-            task.name: healed_key(self.scorer.key(kv_heads, task, documents), healer.how)
-            for task in self.tasks
-        }
+        keys, whole = self._healed_keys(mask, limit, healer)
         store = self.claims.store
 
         def compute() -> Score:
             began = time.monotonic()
             scorer, numbers = healer.healed(kv_heads)
-            for task in self.tasks:
-                if store.get(keys[task.name]) is None:
-                    score = scorer.score(kv_heads, task, documents)
-                    store.put(keys[task.name], _checked(mask, task, score))
+            scores = {
+                keys[task.name]: _checked(mask, task, scorer.score(kv_heads, task, documents))
+                for task in self.tasks
+            }
+            for key, score in scores.items():  # all of one healing: nothing was put before
+                store.put(key, score)
             return Score(numbers, {}, 1, time.monotonic() - began, {})
 
-        whole = replace(next(iter(keys.values())), task=HEALING)
         told, _ = self.claims.get_or_score(whole, compute)
         found = store.get_many(keys.values())
         return {task: found[key] for task, key in keys.items()}, told.values
+
+    def is_healing(self, mask: LayerMask, limit: int | None, healer: Healer) -> bool:
+        """Whether another worker has ``confirm_healed`` of this mask in hand."""
+        _, whole = self._healed_keys(mask, limit, healer)
+        return whole.digest() in self.claims.of_others()
+
+    def _healed_keys(
+        self, mask: LayerMask, limit: int | None, healer: Healer
+    ) -> tuple[dict[str, ScoreKey], ScoreKey]:
+        """Of every task's score, and of how the healing went, which names all tasks."""
+        kv_heads = self._kv_heads(mask)
+        documents = Documents("confirmation", limit, self.seed)
+        keys = {
+            task.name: healed_key(self.scorer.key(kv_heads, task, documents), healer.how)
+            for task in self.tasks
+        }
+        digests = " ".join(sorted(key.digest() for key in keys.values()))
+        every = hashlib.sha256(digests.encode()).hexdigest()
+        return keys, replace(next(iter(keys.values())), task=HEALING, documents=every)
 
     def cheapest(self, masks: Sequence[LayerMask]) -> LayerMask:
         """The mask that costs this worker least; one that nobody else has in hand if there is any.

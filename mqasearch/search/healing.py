@@ -5,7 +5,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Protocol
+from typing import Protocol, get_args
+
+import torch
 
 from mqasearch.conversion import ConvertibleModel, Merge, Statistics
 from mqasearch.evaluation.fake import FakeScorer
@@ -14,7 +16,7 @@ from mqasearch.evaluation.scorer import Scorer
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.healing.healed import heal, how_healed, text_for
-from mqasearch.healing.progress import Step
+from mqasearch.healing.progress import Ending, Step
 from mqasearch.healing.recipe import Recipe
 from mqasearch.mask import KVHeads
 from mqasearch.models import LoadedModel
@@ -75,6 +77,14 @@ class ModelHealer:
     def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
         """Heal, or take the result or the state of an interrupted healing from the cache."""
         loaded, model = self.loaded, self.loaded.model
+        logger.info(
+            "healing %d layers on %s tokens of calibration text, at most %d steps",
+            sum(heads < loaded.shape.n_kv_heads for heads in kv_heads),
+            f"{sum(map(len, self.sequences)):,}",
+            self.recipe.n_steps,
+        )
+        if loaded.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the search held is not in the way
         family = family_of(model.config.model_type)
         plain = ConvertibleModel(model, family, self.merge, self.statistics)
         found = heal(
@@ -89,8 +99,12 @@ class ModelHealer:
         scorer = SharedPrefixScorer(
             convertible, loaded.tokenizer, loaded.fingerprint, loaded.dtype, library=self.library
         )
-        facts = {} if found.facts is None else asdict(found.facts)
-        return scorer, {name: float(facts[name]) for name in NUMBERS if name in facts}
+        assert found.facts is not None, "a finalist converts a layer"
+        facts = asdict(found.facts)
+        numbers = {name: float(facts[name]) for name in NUMBERS}
+        numbers["ending"] = float(ENDINGS.index(found.facts.ending))
+        numbers["device"] = float(DEVICES.index(found.place.device))
+        return scorer, numbers
 
 
 def _tell(step: Step) -> None:
@@ -107,7 +121,10 @@ def _tell(step: Step) -> None:
 
 
 NUMBERS = ("steps", "best_step", "n_tokens", "n_text_tokens", "before", "after")
-"""Of ``Facts``: what is kept of how a healing went."""
+"""Of ``Facts``: what is kept of how a healing went. Beside them, as indexes: ending and device."""
+
+DEVICES = ("cpu", "cuda", "mps")
+ENDINGS = get_args(Ending)
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ class FakeHealer:
         loss = self.scorer.loss(kv_heads)
         steps = float(self.recipe.n_steps)
         numbers = (steps, steps, 0.0, 0.0, loss, loss / 2)
-        return scorer, dict(zip(NUMBERS, numbers, strict=True))
+        return scorer, {**dict(zip(NUMBERS, numbers, strict=True)), "ending": 0.0, "device": 0.0}
 
 
 HEALING_CODE = ("healing", "search/healing.py")
@@ -143,5 +160,9 @@ def healing_code() -> str:
 
 def healed_key(key: ScoreKey, how: str) -> ScoreKey:
     """The key of a mask's score after healing, from that before."""
-    code = hashlib.sha256(f"{key.code} {healing_code()}".encode()).hexdigest()
-    return replace(key, merge=f"{key.merge} {how}", code=code)
+    return replace(key, merge=f"{key.merge} {how}", code=with_healing(key.code))
+
+
+def with_healing(code: str) -> str:
+    """The digest of all code of a study that heals, from that of the code that scores."""
+    return hashlib.sha256(f"{code} {healing_code()}".encode()).hexdigest()

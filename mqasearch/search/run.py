@@ -20,7 +20,7 @@ from mqasearch.search.create import create_studies, versions
 from mqasearch.search.ending import fault_of_original
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.extend import More, extend
-from mqasearch.search.healing import Healer
+from mqasearch.search.healing import Healer, with_healing
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
@@ -140,7 +140,7 @@ def work_with(
         versions(),
         task_versions(scoring.scorer, spec),
         scoring.scorer.tokenizer,
-        scoring_code(),
+        scoring_code() if scoring.healer is None else with_healing(scoring_code()),
     )
     for selection in selections:
         agree_on_model(selection.study, mine)

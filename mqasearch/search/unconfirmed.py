@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mqasearch.search.attributes import unconfirmed
+from mqasearch.search.attributes import HEALED, unconfirmed
 from mqasearch.search.compare import best_trial
 from mqasearch.search.ending import remedy
 from mqasearch.search.selection import Selection
@@ -17,9 +17,15 @@ def why_unconfirmed(selections: Sequence[Selection]) -> list[str]:
             reason = row["whose"], " ".join(row["fault"].split())
             names.setdefault(reason, []).append(selection.study.study_name)
     dtype = selections[0].dtype()
-    return [
-        f"{', '.join(map(repr, studies))}: no held-out result, because {whose} cannot be scored on "
-        f"the confirmation documents ({fault}), and a result on the documents that chose a mask "
-        f"flatters it; {remedy(fault, dtype, 'another dtype or other tasks')}"
-        for (whose, fault), studies in names.items()
-    ]
+    lines = []
+    for (whose, fault), studies in names.items():
+        named = ", ".join(map(repr, studies))
+        if whose == HEALED:
+            lines.append(f"{named}: the best mask is not healed ({fault}); results are those of it")
+            continue
+        lines.append(
+            f"{named}: no held-out result, because {whose} cannot be scored on the confirmation "
+            f"documents ({fault}), and a result on the documents that chose a mask flatters it; "
+            f"{remedy(fault, dtype, 'another dtype or other tasks')}"
+        )
+    return lines

@@ -17,10 +17,12 @@ from mqasearch.evaluation.noninferiority import NonInferiority, first_in_order
 from mqasearch.samplers import INVALID_KEY
 from mqasearch.search.attributes import (
     ENQUEUED,
+    HEALED,
     StudyFacts,
     confirmation,
     study_facts,
     tolerance_of,
+    unconfirmed,
 )
 from mqasearch.search.compare import FinishedTrial, best_trial
 from mqasearch.tolerance import ToleranceEntry
@@ -169,6 +171,8 @@ def _size(
             continue
         if best is None or held_out is None or held_out["trial_number"] != best.number:
             return None
+        if facts.study_spec.heal and "healed" not in held_out and not _not_healed(study, best):
+            return None
         found.append((best, facts, held_out))
     if not found:
         return None
@@ -200,6 +204,12 @@ def _size(
 def _can_be_tested(row: dict[str, Any]) -> bool:
     """Whether it has values of documents, and a direction."""
     return "ci90" in row.get("delta", {}) and row.get("higher_is_better") is not None
+
+
+def _not_healed(study: optuna.Study, best: FinishedTrial) -> bool:
+    """Whether the healing of the best mask has failed, so that the mask itself is what counts."""
+    row = unconfirmed(study.user_attrs)
+    return row is not None and (row["trial_number"], row["whose"]) == (best.number, HEALED)
 
 
 def _has_failed(study: optuna.Study) -> bool:

@@ -20,6 +20,7 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.best import front, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, finished
+from mqasearch.search.healing import DEVICES, ENDINGS
 from mqasearch.search.verdict import Verdict
 from mqasearch.search.verdict_words import as_data
 from mqasearch.serving.evidence import evidence
@@ -209,6 +210,8 @@ def _healed(
         },
         **{name: int(facts[name]) for name in counted if name in facts},
         "kl": {"before": facts.get("before"), "after": facts.get("after")},
+        "ending": ENDINGS[int(facts["ending"])],
+        "device": DEVICES[int(facts["device"])],
         "unhealed": {"scores": scores, "delta": delta},
         "gained": gained,
     }

@@ -135,6 +135,14 @@ def told(document: Mapping[str, Any], healed: Healed | None) -> dict[str, Any]:
         return dict(document)
     if "healed" not in document:
         raise ValueError("healed layers for a mask JSON that does not ask for them")
+    scored_on = document["healed"].get("device", healed.place.device)
+    if scored_on != healed.place.device:
+        logger.warning(
+            "the mask was healed on %s and now on %s, to other weights: its scores are left out",
+            scored_on,
+            healed.place.device,
+        )
+        document = without_evidence(document)
     facts = asdict(healed.facts)
     del facts["seconds"]  # the same healing has the same mask JSON, whenever it runs
     kl = {name: _finite(facts.pop(name)) for name in ("before", "after")}

@@ -319,9 +319,7 @@ def test_memory_is_counted_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> 
     for free in (10**12, 2 * least + needed.teacher, least - 1):
         monkeypatch.setattr("mqasearch.healing.memory.free_bytes", lambda device, free=free: free)
         if free < least:
-            with pytest.raises(
-                UserError, match=r"takes about .* GB .* are free: give --heal-tokens"
-            ):
+            with pytest.raises(UserError, match=r"takes about .* GB .* are free: give less text"):
                 heal(convertible_of(model), (1, 1, 1), TEXTS, FEW)
         else:
             heal(convertible_of(model), (1, 1, 1), TEXTS, FEW)
@@ -329,7 +327,7 @@ def test_memory_is_counted_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_too_little_text_is_refused() -> None:
-    with pytest.raises(UserError, match=r"needs 12 or more; the tasks give 11"):
+    with pytest.raises(UserError, match=r"needs 12 or more; there are 11: allow more"):
         heal(convertible_of(tiny_model("llama")), KV_HEADS, TEXTS[:11], FEW)
 
 

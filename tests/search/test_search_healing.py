@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mqasearch.healing import healed as healed_module
 from mqasearch.healing.recipe import Recipe
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.results import ScoreStore
-from mqasearch.score import TaskSpec
+from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
 from mqasearch.search import scoring
 from mqasearch.search.attributes import confirmation, unconfirmed
 from mqasearch.search.claims import Claims
@@ -32,12 +33,14 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.healing import FakeHealer
 from mqasearch.search.run import Limits, Watcher, create, work, work_with
 from mqasearch.search.scoring import Scoring
-from mqasearch.search.selection import find_studies
+from mqasearch.search.selection import find_studies, open_selections
 from mqasearch.search.storage import Storage, open_storage
+from mqasearch.search.unconfirmed import why_unconfirmed
 from mqasearch.search.verdict import verdict
 from mqasearch.search.verdict_words import sentence
+from mqasearch.serving import card
 from mqasearch.serving.export import export
-from mqasearch.serving.mask_json import read_mask, write_masks
+from mqasearch.serving.mask_json import read_mask, without_evidence, write_masks
 from tests.evaluation.small_tasks import small_task, small_tokenizer
 from tests.studies_on_fake import spec_of, storage_in, studies_of
 from tests.tiny import tiny_model
@@ -117,6 +120,9 @@ def test_compare_and_export_show_both(storage: Storage, tmp_path: Path) -> None:
         scores["hellaswag"]["kl"] for scores in (mask["scores"], healed["unhealed"]["scores"])
     )
     assert kl["value"] < before["value"]
+    assert (healed["device"], healed["ending"]) == ("cpu", "all steps done")
+    assert "search" not in card._scores(mask), "the search scored the mask before healing"
+    assert without_evidence(mask)["healed"].keys() == {"recipe", "text"}
     gained = healed["gained"]["hellaswag"]["kl"]["value"]
     assert gained == pytest.approx(kl["value"] - before["value"])
 
@@ -306,3 +312,113 @@ def test_too_little_text_to_heal_on_is_said_before_the_search(
         work(storage, "s", device="cpu")
     done = (TrialState.COMPLETE, TrialState.PRUNED)
     assert not any(study.get_trials(states=done) for study in studies_of(storage))
+
+
+def test_each_task_has_its_own_documents_in_the_key(shared: Callable[[], Storage]) -> None:
+    """The first task may have too few documents for a larger limit to make a difference."""
+
+    class Small(FakeScorer):
+        def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
+            most = min(documents.limit or 60, 60) if task.name == "hellaswag" else documents.limit
+            return super().key(kv_heads, task, replace(documents, limit=most))
+
+    scorer = Small()
+    evaluator, healer = evaluator_on(shared(), scorer), counted(scorer)
+    mask = LayerMask.of([1, 2], 12)
+    for limit in (60, 70, 70):
+        scores, _ = evaluator.confirm_healed(mask, limit, healer)
+        assert scores["piqa"].n_docs == limit
+    assert len(healer.runs) == 2
+
+
+def test_scores_are_all_of_one_healing(shared: Callable[[], Storage]) -> None:
+    """A worker that dies between two tasks leaves nothing of its weights behind."""
+
+    class Dead(BaseException):
+        pass
+
+    class Fragile(FakeScorer):
+        def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
+            if task.name == "piqa":
+                raise Dead
+            return super().score(kv_heads, task, documents)
+
+    class Half(FakeHealer):
+        def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
+            return Fragile(), super().healed(kv_heads)[1]  # not healed at all
+
+    scorer = FakeScorer()
+    evaluator, mask = evaluator_on(shared(), scorer), LayerMask.of([1, 2], 12)
+    with pytest.raises(Dead):
+        evaluator.confirm_healed(mask, 40, Half(scorer, RECIPE))
+    scores, _ = evaluator.confirm_healed(mask, 40, counted(scorer))
+    plain = evaluator.confirm(mask, 40).scores
+    for task, score in scores.items():
+        assert score.values["kl"] < plain[task].values["kl"]
+
+
+def test_workers_heal_different_finalists(storage: Storage) -> None:
+    scorer = FakeScorer()
+    healer = counted(scorer, seconds=0.5)
+    masks = [LayerMask.of([layer], 12) for layer in (1, 2)]
+    one, two = evaluator_on(storage, scorer), evaluator_on(storage, scorer)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(one.confirm_healed, masks[0], 40, healer)
+        while not healer.runs:
+            time.sleep(0.01)
+        assert two.is_healing(masks[0], 40, healer)
+        assert not one.is_healing(masks[0], 40, healer)
+        assert not two.is_healing(masks[1], 40, healer)
+        busy.result()
+    assert not two.is_healing(masks[0], 40, healer)
+
+
+def test_too_little_memory_costs_no_result_and_is_tried_again(storage: Storage) -> None:
+    class Large(FakeHealer):
+        def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
+            raise UserError("healing needs 9 GB")
+
+    run(storage, Large(FakeScorer(), RECIPE), tolerance={"metric": "bits_per_byte", "points": 60})
+    assert all(row.held_out is not None for row in compare(studies_of(storage)))
+    selections = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    assert any("not healed (healing needs 9 GB)" in line for line in why_unconfirmed(selections))
+    found = verdict(studies_of(storage))
+    assert found is not None
+    assert not found.sizes[0].is_healed
+    healer = run(storage)
+    assert isinstance(healer, CountedHealer)
+    assert healer.runs
+    assert all(row.healed_held_out is not None for row in compare(studies_of(storage)))
+    assert why_unconfirmed(selections) == []
+
+
+def test_there_is_no_verdict_while_a_finalist_is_being_healed(storage: Storage) -> None:
+    class Stopped(BaseException):
+        pass
+
+    class Interrupted(FakeHealer):
+        def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
+            raise Stopped
+
+    tolerance = {"metric": "bits_per_byte", "points": 60}
+    with pytest.raises(Stopped):
+        run(storage, Interrupted(FakeScorer(), RECIPE), tolerance=tolerance)
+    assert any(row.held_out is not None for row in compare(studies_of(storage)))
+    found = verdict(studies_of(storage))
+    assert found is not None
+    assert not found.sizes
+
+
+def test_a_worker_whose_healing_is_another_is_refused(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(storage)
+    monkeypatch.setattr("mqasearch.search.healing.healing_code", lambda: "another")
+    with pytest.raises(UserError, match="would not be comparable"):
+        run(storage)
+
+
+@pytest.mark.parametrize(("written", "steps"), [(True, "auto"), (False, None), (7, 7)])
+def test_yes_and_no(written: bool | int, steps: str | int | None) -> None:
+    heal = spec_of(heal=written).heal
+    assert (heal and heal.steps) == steps

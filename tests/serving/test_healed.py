@@ -10,17 +10,19 @@ from command_line import Command
 from lm_eval.api.task import Task
 
 from mqasearch import api
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, merge_of
 from mqasearch.errors import MaskError, UserError
 from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.families import family_of
 from mqasearch.healing import healed as healed_module
-from mqasearch.healing.healed import heal
+from mqasearch.healing.healed import Healed, heal
+from mqasearch.healing.progress import Facts
 from mqasearch.healing.recipe import Recipe
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.search import scoring
 from mqasearch.serving import confirmation
 from mqasearch.serving.convert import convert_checkpoint
+from mqasearch.serving.healed import told
 from mqasearch.serving.mask_json import read_mask
 from mqasearch.serving.reproduce import reproduce
 from tests.conversion.calibrated import texts
@@ -233,3 +235,14 @@ def test_a_mask_of_another_model_is_refused_before_it_is_healed(
     with pytest.raises(MaskError, match="other weights"):
         api.convert("mask.json", "out", model="other", heal=12)
     assert runs == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_scores_of_a_healing_on_another_device_are_left_out(device: str) -> None:
+    """The training gives other weights there."""
+    facts = Facts(8, 4, 100, 50, 0.5, 0.2, "all steps done", 1.0)
+    healed = Healed(HealedLayers({}, ""), facts, Place("cpu", 1))
+    document = {"scores": {"t": {}}, "healed": {"recipe": {}, "text": {}, "device": device}}
+    found = told(document, healed)
+    assert ("scores" in found) == (device == "cpu")
+    assert found["healed"]["device"] == "cpu"
