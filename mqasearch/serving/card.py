@@ -127,23 +127,23 @@ def _table(kv_heads: list[int], shape: ModelShape) -> str:
 
 def _scores(document: Mapping[str, Any]) -> str:
     baseline, searched = (document.get(key) or {} for key in ("baseline", "search_scores"))
+    if "healed" in document:
+        searched = {}  # of the mask before it was healed
     rows = []
     for task, metrics in (document.get("scores") or {}).items():
         for metric, row in metrics.items():
             original = baseline.get(task, {}).get(metric)
             rows.append(_score(task, metric, row, original))
             earlier = searched.get(task, {}).get(metric)
-            if "healed" in document:
-                continue  # the search scored the mask before it was healed
             if earlier is not None and row["split"] != earlier["split"]:
                 rows.append(_score(task, metric, earlier, None))
     if not rows:
         return ""
     head = ["| task | metric | converted | original | documents |", "|---|---|---|---|---|"]
     measured = f"Measured in {document['dtype']}:\n\n" if "dtype" in document else ""
-    errors = (
-        "± is one standard error. The search documents chose the mask, so chance favours it there."
-    )
+    errors = "± is one standard error."
+    if any("| search" in row for row in rows):
+        errors += " The search documents chose the mask, so chance favours it there."
     return measured + "\n".join([*head, *rows]) + f"\n\n{errors}"
 
 
