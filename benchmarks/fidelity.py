@@ -31,8 +31,8 @@ from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.scorer import Scorer
 from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import sampler_of
 from mqasearch.score import Documents, TaskSpec
+from mqasearch.selectors import selector_of
 
 TRUTHS = ("kl", "bits_per_byte", "acc_norm", "flips")
 SELECTORS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -172,8 +172,8 @@ def _search(
 
     n_layers = scorer.shape.n_layers
     selector, parameters = SELECTORS[name]
-    sampler = sampler_of(selector, n_layers, arguments.budget, 0, **parameters)
-    search(sampler, Truth(n_layers, loss, 0.0, 1.0), arguments.tpe_trials)
+    chooser = selector_of(selector, n_layers, arguments.budget, 0, **parameters)
+    search(chooser, Truth(n_layers, loss, 0.0, 1.0), arguments.tpe_trials)
     at_budget = {m: v for m, v in losses.items() if m.n_converted == arguments.budget}
     best = min(at_budget, key=at_budget.__getitem__)
     return {
@@ -237,8 +237,8 @@ def price(arguments: argparse.Namespace, scorer: SharedPrefixScorer) -> dict[str
     theirs = [_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True))]
     n_layers = scorer.shape.n_layers
     selector, parameters = SELECTORS["gp"]
-    sampler = sampler_of(selector, n_layers, arguments.budget, 0, **parameters)
-    ours = _seconds(lambda: search(sampler, Truth(n_layers, loss, 0.0, 1.0), 0))
+    chooser = selector_of(selector, n_layers, arguments.budget, 0, **parameters)
+    ours = _seconds(lambda: search(chooser, Truth(n_layers, loss, 0.0, 1.0), 0))
     theirs.append(_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True)))
     return {
         "search_seconds": ours,

@@ -26,10 +26,10 @@ from typing import Any
 
 import lm_eval.models.huggingface
 import numpy as np
-import optuna
 import torch
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.tasks import TaskManager
+from one_worker import trials_of
 from torch.profiler import ProfilerActivity, profile
 
 from mqasearch.conversion import ConvertibleModel, merge_of
@@ -38,8 +38,8 @@ from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, load_model
-from mqasearch.samplers import SELECTORS, param_name, sampler_of
 from mqasearch.score import Documents, TaskSpec
+from mqasearch.selectors import SELECTORS, selector_of
 
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 ATTENTION = "aten::_scaled_dot_product"
@@ -197,34 +197,25 @@ def sensitivity(bench: Bench, every: int) -> dict[str, Any]:
 def search(
     bench: Bench, selector: str, n_converted: int, n_trials: int, every: int
 ) -> dict[str, Any]:
-    """A real run of a selector on the real losses; a mask that comes again costs nothing."""
+    """A real run of a selector on the real losses."""
     ours, theirs = Cost(), Cost()
     scorer = bench.scorer()
-    known: dict[LayerMask, float] = {}
 
-    def objective(trial: optuna.Trial) -> float:
-        names = [param_name(layer) for layer in range(bench.n_layers)]
-        flags = [trial.suggest_categorical(name, (False, True)) for name in names]
-        mask = LayerMask(tuple(map(bool, flags)))
-        if mask not in known:
-            kv_heads = mask.kv_heads(bench.convertible.shape)
-            with bench.measured(ours):
-                score = scorer.score(kv_heads, bench.task, bench.documents)
-            known[mask] = score.values[bench.task.metric]
-            if len(known) % every == 1:
-                bench.baseline(theirs)
-        if mask.n_converted != n_converted:
-            trial.report(known[mask], mask.n_converted)
-            raise optuna.TrialPruned
-        return known[mask]
+    def loss(mask: LayerMask) -> float:
+        kv_heads = mask.kv_heads(bench.convertible.shape)
+        with bench.measured(ours):
+            score = scorer.score(kv_heads, bench.task, bench.documents)
+        if len(ours.seconds) % every == 1:
+            bench.baseline(theirs)
+        return score.values[bench.task.metric]
 
-    sampler = sampler_of(selector, bench.n_layers, n_converted, 0)
-    study = optuna.create_study(sampler=sampler)
-    study.enqueue_trial({param_name(layer): False for layer in range(bench.n_layers)})
-    for number in range(n_trials):
-        study.optimize(objective, n_trials=1)
-        ended = study.trials[-1].state == optuna.trial.TrialState.COMPLETE
-        if SELECTORS[selector].ends and (ended or number + 1 > len(known)):
+    trials = trials_of(
+        selector_of(selector, bench.n_layers, n_converted, 0),
+        loss,
+        enqueued=[LayerMask.empty(bench.n_layers)],
+    )
+    for trial in itertools.islice(trials, n_trials):
+        if SELECTORS[selector].ends and trial.state == "complete":
             break
     growth = np.cumsum(ours.seconds)[9::10]
     return theirs.ratios(ours) | {
@@ -374,7 +365,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="parts to run")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     arguments = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = run(arguments)
     if arguments.format == "json":
         print(json.dumps(found, indent=2))

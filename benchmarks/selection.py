@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
+from one_worker import trials_of
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import MaskSampler, Outlook, param_name, sampler_of
 from mqasearch.score import Documents
 from mqasearch.search.scoring import open_scoring
+from mqasearch.selectors import Selector, selector_of
 from mqasearch.spec import parse_spec
 
 Loss = Callable[[LayerMask], float]
@@ -92,25 +92,11 @@ class Row:
     seconds: float
 
 
-def search(sampler: MaskSampler, truth: Truth, limit: int) -> tuple[float, int]:
+def search(selector: Selector, truth: Truth, limit: int) -> tuple[float, int]:
     """(best loss at the budget, evaluations) of one search by one worker."""
-    study = optuna.create_study(sampler=sampler)
-    n_trials = math.inf if sampler.ends else limit
-    names = [param_name(layer) for layer in range(truth.n_layers)]
-    while (
-        len(study.get_trials(deepcopy=False)) < n_trials
-        and sampler.outlook(sampler.history(study)) == Outlook.READY
-    ):
-        trial = study.ask()
-        flags = (trial.suggest_categorical(name, (False, True)) for name in names)
-        mask = LayerMask(tuple(flags))
-        loss = truth.loss(mask)
-        if mask.n_converted == sampler.n_converted:
-            study.tell(trial, loss)
-        else:
-            trial.report(loss, step=mask.n_converted)
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    return study.best_value, len(study.get_trials(deepcopy=False))
+    n_trials = None if selector.ends else limit
+    trials = [*itertools.islice(trials_of(selector, truth.loss), n_trials)]
+    return min(t.loss for t in trials if t.state == "complete"), len(trials)
 
 
 def fake_truths(n_layers: int, n_converted: int, n: int, pairs: float) -> list[Truth]:
@@ -225,7 +211,7 @@ def _row(
         (
             truth,
             *search(
-                sampler_of(name, truth.n_layers, n_converted, seed, **parameters), truth, limit
+                selector_of(name, truth.n_layers, n_converted, seed, **parameters), truth, limit
             ),
         )
         for seed, truth in enumerate(truths)
@@ -260,7 +246,6 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     arguments = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if arguments.score:
         arguments.table.write_text(json.dumps(score_table(arguments), indent=1))
     if arguments.table:

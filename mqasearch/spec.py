@@ -115,7 +115,7 @@ DEFAULT_MERGE = MergeEntry.model_validate({"name": "aligned", "tune": True})
 
 
 class SelectorEntry(_NamedParameters):
-    """One competitor: a sampler, the number of its trials, its parameters."""
+    """One competitor: a selector, the number of its trials, its parameters."""
 
     n_trials: int | None = Field(default=None, ge=1)
 

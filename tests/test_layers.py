@@ -25,7 +25,7 @@ FLOORS = (
         "assets",
     ),
     ("families", "models"),
-    ("conversion", "samplers", "results"),
+    ("conversion", "selectors", "results"),
     ("evaluation",),
     ("healing",),
     ("search",),
@@ -36,7 +36,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {  # room → packages that it must not know
-    "samplers": {"torch", "transformers", "lm_eval", "sqlalchemy"},
+    "selectors": {"torch", "transformers", "lm_eval", "sqlalchemy"},
     "conversion": {"optuna", "sqlalchemy", "lm_eval"},
     "results": {"optuna", "torch", "transformers", "lm_eval"},
     "spec": {"optuna", "torch", "transformers", "sqlalchemy"},

@@ -44,18 +44,18 @@ def families(format: OutputFormat = Format.TABLE) -> None:
 
 def selectors(format: OutputFormat = Format.TABLE) -> None:
     """List the selectors of layers; a study file without `selectors` takes the recommended."""
-    from mqasearch.samplers import RECOMMENDED, SELECTORS, parameters_of
+    from mqasearch.selectors import RECOMMENDED, SELECTORS, parameters_of
 
     _print(
         ("selector", "what it does", "parameters", "recommended"),
         (
             (
                 name,
-                sampler.summary,
+                selector.summary,
                 _parameters(parameters_of(name)),
                 _recommended(RECOMMENDED.get(name)),
             )
-            for name, sampler in SELECTORS.items()
+            for name, selector in SELECTORS.items()
         ),
         format,
     )

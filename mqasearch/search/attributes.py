@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial
 from mqasearch import __version__
 from mqasearch.errors import ModelError
 from mqasearch.mask import LayerMask, ModelShape
-from mqasearch.samplers import MASK_KEY, SELECTORS, parameters_of
 from mqasearch.search.agreement import differences, remedies
 from mqasearch.search.attributes_once import record_once
 from mqasearch.search.best import best
+from mqasearch.selectors import MASK_KEY, SELECTORS, parameters_of
 from mqasearch.spec import StudySpec, parse_spec
 from mqasearch.tolerance import ToleranceEntry
 
@@ -32,7 +32,7 @@ MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"
 Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"
-"""What the sampler of a study that holds only masks enqueued by name is called."""
+"""What the selector of a study that holds only masks enqueued by name is called."""
 
 _OURS = "mqasearch"
 """This package, among versions."""
@@ -297,7 +297,7 @@ def best_of_size(
 
 
 def trial_mask(trial: FrozenTrial) -> LayerMask | None:
-    """The mask a trial works on, as soon as its sampler has proposed it."""
+    """The mask a trial works on, as soon as its selector has proposed it."""
     text = trial.user_attrs.get(MASK_KEY)
     return LayerMask.parse(text) if isinstance(text, str) else None
 

@@ -18,7 +18,6 @@ from mqasearch.conversion.refit import least_tokens
 from mqasearch.errors import MaskError, SpecError, UserError
 from mqasearch.evaluation.identity import PACKAGES
 from mqasearch.mask import LayerMask, ModelShape
-from mqasearch.samplers import SELECTORS, mask_params, sampler_of
 from mqasearch.search.attributes import (
     ENQUEUED,
     Direction,
@@ -33,6 +32,7 @@ from mqasearch.search.changes import changes
 from mqasearch.search.generations import earlier, hold_out, mark, refusal
 from mqasearch.search.names import maximizes
 from mqasearch.search.selection import known_studies
+from mqasearch.selectors import SELECTORS, mask_params, selector_of
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
 
@@ -104,7 +104,7 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
                     f"choose at most {shape.n_layers} layers"
                 )
                 continue
-            faults += _sampler_faults(spec, shape, entry.budget.n_converted(shape, target))
+            faults += _selector_faults(spec, shape, entry.budget.n_converted(shape, target))
     faults += _calibration_faults(spec, shape)
     for name, layers in spec.enqueue.items():
         if not layers:
@@ -130,23 +130,23 @@ def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
     ]
 
 
-def _sampler_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> list[str]:
+def _selector_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> list[str]:
     """What selectors say against the number of layers or the budget."""
     faults = []
-    for selector in spec.selectors:
+    for entry in spec.selectors:
         try:
-            sampler = sampler_of(
-                selector.name, shape.n_layers, n_converted, spec.seed, **selector.parameters
+            selector = selector_of(
+                entry.name, shape.n_layers, n_converted, spec.seed, **entry.parameters
             )
         except UserError as error:
-            faults.append(f"selectors.{selector.name}: {error}")
+            faults.append(f"selectors.{entry.name}: {error}")
             continue
-        n_trials, least = _n_trials(spec, selector), sampler.least_trials()
+        n_trials, least = _n_trials(spec, entry), selector.least_trials()
         if n_trials is not None and n_trials < least:
             faults.append(
-                f"selectors.{selector.name}: with n_trials {n_trials} it ends before its first "
+                f"selectors.{entry.name}: with n_trials {n_trials} it ends before its first "
                 f"mask of {n_converted} layers; give {least} or more"
-                + (", or none" if sampler.ends else "")
+                + (", or none" if selector.ends else "")
             )
     return faults
 

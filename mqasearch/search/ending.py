@@ -6,10 +6,10 @@ from itertools import takewhile
 
 from optuna.trial import FrozenTrial, TrialState
 
-from mqasearch.samplers import INVALID_KEY, mask_of
 from mqasearch.search.attributes import ENQUEUED, StudyFacts
 from mqasearch.search.held_out import parts_of
 from mqasearch.search.out_of_memory import lacks_memory
+from mqasearch.selectors import INVALID_KEY, mask_of
 
 LEAST_IN_A_ROW = 10
 _TWO_BYTES = ("bfloat16", "float16")

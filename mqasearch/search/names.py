@@ -8,9 +8,9 @@ from mqasearch.conversion import MERGES, merge_of
 from mqasearch.errors import UserError
 from mqasearch.evaluation.metrics import higher_is_better
 from mqasearch.evaluation.proportions import least_documents
-from mqasearch.samplers import RECOMMENDED, SELECTORS, check_parameters
 from mqasearch.score import ZERO_ONE
 from mqasearch.search.scoring import check_model_name
+from mqasearch.selectors import RECOMMENDED, SELECTORS, check_parameters
 from mqasearch.spec import KnownNames
 
 

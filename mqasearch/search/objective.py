@@ -8,11 +8,11 @@ from optuna.trial import TrialState
 from mqasearch.errors import ScoreError
 from mqasearch.estimate import Estimate
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import INVALID_KEY, param_name
 from mqasearch.search.attributes import StudyFacts, TrialFacts, best_of_size, set_trial_facts
 from mqasearch.search.create import NAME_KEY
 from mqasearch.search.evaluator import Evaluation, Evaluator
 from mqasearch.search.uncertainty import stderrs
+from mqasearch.selectors import INVALID_KEY, param_name
 
 
 class Objective:

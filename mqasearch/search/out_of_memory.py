@@ -10,7 +10,7 @@ import time
 import optuna
 
 from mqasearch.interruption import interruptible
-from mqasearch.samplers import INVALID_KEY
+from mqasearch.selectors import INVALID_KEY
 
 ATTEMPTS = 3
 

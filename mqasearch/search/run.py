@@ -10,7 +10,6 @@ from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.interruption import undisturbed
 from mqasearch.results import ScoreStore
-from mqasearch.samplers import Outlook
 from mqasearch.search.agreement import task_versions
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
 from mqasearch.search.claims import Claims
@@ -25,6 +24,7 @@ from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
 from mqasearch.search.selection import (
+    Outlook,
     Selection,
     find_studies,
     open_selections,

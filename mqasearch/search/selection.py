@@ -1,16 +1,16 @@
-"""Optuna studies with their samplers: what a name means, and what is left to do in each."""
+"""Optuna studies with their selectors: what a name means, and what is left to do in each."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import INVALID_KEY, MaskSampler, Outlook, sampler_of
 from mqasearch.search.attributes import StudyFacts, model_facts, study_facts
 from mqasearch.search.ending import (
     fault_of_all,
@@ -20,8 +20,21 @@ from mqasearch.search.ending import (
     why_original,
 )
 from mqasearch.search.generations import meant_by
+from mqasearch.search.sampler import SharedSampler
 from mqasearch.search.storage_cached import TrialCache
 from mqasearch.search.storage_optuna import SharedStorage
+from mqasearch.selectors import INVALID_KEY, History, Selector, selector_of
+
+
+class Outlook(Enum):
+    """What a study has for a worker that is free."""
+
+    READY = "ready"
+    """A mask to score now."""
+    WAIT = "wait"
+    """Whatever comes next depends on trials that are running."""
+    DONE = "done"
+    """Nothing is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +53,14 @@ class Look:
 
 @dataclass
 class Selection:
-    """One selector's Optuna study, with the sampler that proposes its masks.
+    """One selector's Optuna study.
 
     The facts are those that were read when it was opened, or by ``has_more``.
     """
 
     facts: StudyFacts
     study: optuna.Study
-    sampler: MaskSampler
+    sampler: SharedSampler
 
     def outlook(self) -> Outlook:
         """Whether a trial can be started now, must wait for running ones, or is not needed."""
@@ -82,7 +95,19 @@ class Selection:
             spent = len(trials) - sum(INVALID_KEY not in trial.user_attrs for trial in failed)
             if spent >= self.facts.n_trials:
                 return _done_after_running(trials)
-        return self.sampler.outlook(self.sampler.history(self.study, trials))
+        wanted = self.selector.wants(self.history(trials))
+        if wanted.masks:
+            return Outlook.READY
+        return Outlook.DONE if wanted.done else Outlook.WAIT
+
+    @property
+    def selector(self) -> Selector:
+        """That chooses the masks."""
+        return self.sampler.selector
+
+    def history(self, trials: Sequence[FrozenTrial] | None = None) -> History:
+        """All that the study knows about masks; ``trials``: all of them, if just read."""
+        return self.sampler.history(self.study, trials)
 
     def has_more(self) -> bool:
         """Read the facts again: whether somebody has added trials since they were read."""
@@ -93,7 +118,7 @@ class Selection:
         if facts is None or facts.extension == self.facts.extension:
             return False
         preference = self.sampler.prefer
-        self.facts, self.sampler = facts, _sampler(facts)
+        self.facts, self.sampler = facts, SharedSampler(_selector(facts))
         self.sampler.prefer = preference
         self.study.sampler = self.sampler
         return True
@@ -122,7 +147,7 @@ class Selection:
         """Masks that will be asked for, whatever those that are running score."""
         if self.facts.n_trials is not None:  # the number of trials may cut a plan short
             return ()
-        return self.sampler.certain(self.sampler.history(self.study))
+        return self.selector.wants(self.history()).certain
 
     def expected_trials(self) -> int:
         """About how many trials the study will have; a plan may end earlier or later."""
@@ -134,7 +159,7 @@ class Selection:
             "consecutive": 2 + budget.bit_length(),
             "sensitivity": layers + budget,
             "greedy": 1 + layers + 2 * (budget - 1),
-            "gp": 1 + layers + getattr(self.sampler, "n_masks", 0),
+            "gp": 1 + layers + getattr(self.selector, "n_masks", 0),
             "exhaustive": math.comb(layers, budget),
         }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
 
@@ -215,7 +240,7 @@ def studies_of_file(storage: optuna.storages.BaseStorage, name: str) -> list[opt
 def open_selections(
     storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
 ) -> list[Selection]:
-    """Load each study with its sampler."""
+    """Load each study with its selector."""
     if isinstance(storage, SharedStorage):
         storage = TrialCache(storage)
     return [_open_selection(storage, name, facts) for name, facts in studies.items()]
@@ -224,13 +249,13 @@ def open_selections(
 def _open_selection(
     storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
 ) -> Selection:
-    sampler = _sampler(facts)
+    sampler = SharedSampler(_selector(facts))
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     return Selection(facts, study, sampler)
 
 
-def _sampler(facts: StudyFacts) -> MaskSampler:
-    return sampler_of(
+def _selector(facts: StudyFacts) -> Selector:
+    return selector_of(
         facts.selector,
         facts.n_layers,
         facts.n_converted,

@@ -45,7 +45,7 @@ class TrialCache(_CachedStorage):
             return copy.deepcopy(trials) if deepcopy else trials
 
     def publish_mask(self, trial_id: int, mask: str, since: int) -> bool:
-        """See :class:`mqasearch.samplers.base.MaskRegister`."""
+        """See :class:`mqasearch.search.sampler.MaskRegister`."""
         return publish_mask(self._shared, trial_id, mask, since)
 
     def _unfinished(self, study_id: int) -> list[FrozenTrial]:

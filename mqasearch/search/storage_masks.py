@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.storage_optuna import SharedStorage
+from mqasearch.selectors import INVALID_KEY, MASK_KEY
 
 
 def publish_mask(storage: SharedStorage, trial_id: int, mask: str, since: int) -> bool:

@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import INVALID_KEY, MASK_KEY, mask_params
+from mqasearch.selectors import INVALID_KEY, MASK_KEY, mask_params
 
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 150

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import optuna
 
 from mqasearch.evaluation.noninferiority import NonInferiority, first_in_order
-from mqasearch.samplers import INVALID_KEY
 from mqasearch.search.attributes import (
     ENQUEUED,
     HEALED,
@@ -25,6 +24,7 @@ from mqasearch.search.attributes import (
     unconfirmed,
 )
 from mqasearch.search.compare import FinishedTrial, best_trial
+from mqasearch.selectors import INVALID_KEY
 from mqasearch.tolerance import ToleranceEntry
 
 Result = Literal["within", "not shown", "not tested"]

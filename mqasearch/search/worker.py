@@ -12,13 +12,12 @@ from optuna.trial import TrialState
 from mqasearch.errors import DatabaseAwayError, ScoreError
 from mqasearch.evaluation.memory import ran_out_of_memory
 from mqasearch.interruption import interruptible, raise_postponed
-from mqasearch.samplers import Outlook
 from mqasearch.search.claims_turn import Turn
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.objective import Objective
 from mqasearch.search.out_of_memory import OutOfMemoryTrial, note_out_of_memory, pause_before
 from mqasearch.search.roster import Presence
-from mqasearch.search.selection import Selection, fail_stale_trials
+from mqasearch.search.selection import Outlook, Selection, fail_stale_trials
 from mqasearch.search.storage_optuna import TrialTaken
 from mqasearch.search.storage_stale import GIVEN_BACK_KEY
 

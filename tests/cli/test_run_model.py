@@ -14,9 +14,9 @@ from huggingface_hub import constants
 from mqasearch.errors import ScoreError
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import KVHeads
-from mqasearch.samplers import RECOMMENDED
 from mqasearch.score import Score
 from mqasearch.search.names import known_names
+from mqasearch.selectors import RECOMMENDED
 from mqasearch.serving.mask_json import read_mask
 from mqasearch.spec import StudySpec, load_spec
 from tests.models.checkpoints import put_in_hub_cache, save

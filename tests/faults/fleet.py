@@ -25,12 +25,11 @@ from studies_on_fake import run_study, spec_of, storage_in
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.results import Patience, ScoreStore
-from mqasearch.samplers import Outlook
 from mqasearch.score import Documents
 from mqasearch.search import storage_engine, storage_optuna
 from mqasearch.search.run import create, work
 from mqasearch.search.scoring import model_shape
-from mqasearch.search.selection import find_studies, open_selections
+from mqasearch.search.selection import Outlook, find_studies, open_selections
 from mqasearch.search.storage import Storage, open_storage
 from mqasearch.serving.export import export
 from mqasearch.spec import StudySpec

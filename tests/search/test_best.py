@@ -21,13 +21,13 @@ from mqasearch.dashboard.figures import budget_front, selectors_by_evaluations
 from mqasearch.dashboard.heatmap import masks_by_trial
 from mqasearch.dashboard.pages import comparison_page
 from mqasearch.mask import LayerMask, ModelShape
-from mqasearch.samplers import MASK_KEY
 from mqasearch.search.attributes import FACTS_KEY, TrialFacts, best_of_size
 from mqasearch.search.best import best, front, improvements, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.selection import find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
+from mqasearch.selectors import MASK_KEY
 from mqasearch.serving.export import export
 
 N_LAYERS, BUDGET = 4, 2

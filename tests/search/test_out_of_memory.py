@@ -16,16 +16,16 @@ from studies_on_fake import run_study, scoring_of, spec_of, storage_in, studies_
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import KVHeads
 from mqasearch.results.tables import ClaimRow
-from mqasearch.samplers import INVALID_KEY, MASK_KEY, Outlook
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.search import out_of_memory
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.out_of_memory import ATTEMPTS, OUT_OF_MEMORY_KEY
 from mqasearch.search.run import Limits, Watcher, work_with
-from mqasearch.search.selection import find_studies, open_selections
+from mqasearch.search.selection import Outlook, find_studies, open_selections
 from mqasearch.search.status import endings
 from mqasearch.search.storage import Storage
+from mqasearch.selectors import INVALID_KEY, MASK_KEY
 
 SELECTORS = ["sensitivity", "greedy", "alternating"]
 """Whose masks do not depend on the numbers of their trials, which a failed trial shifts."""

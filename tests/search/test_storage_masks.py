@@ -10,11 +10,11 @@ from optuna.trial import TrialState
 from studies_on_fake import spec_of
 
 from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.samplers import INVALID_KEY, MASK_KEY
 from mqasearch.search.create import create_studies
 from mqasearch.search.objective import suggest_mask
 from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage, open_storage
+from mqasearch.selectors import INVALID_KEY, MASK_KEY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
 
@@ -48,17 +48,17 @@ def test_a_mask_that_was_taken_between_the_look_and_the_writing_is_not_written(
     quick.ask()  # the original model's, enqueued
     older, newer = (slow, quick) if slow_is_older else (quick, slow)
     trials = {older: older.ask(), newer: newer.ask()}
-    draw = slow.sampler.draw  # type: ignore[attr-defined]
+    chosen = slow.sampler.chosen  # type: ignore[attr-defined]
     overtaken: list[str] = []
 
     def overtaken_once(*arguments: Any) -> Any:
-        mask = draw(*arguments)
+        mask = chosen(*arguments)
         if not overtaken:
             overtaken.append(str(suggest_mask(trials[quick], N_LAYERS)))
             assert overtaken == [str(mask)]  # both want the same
         return mask
 
-    monkeypatch.setattr(slow.sampler, "draw", overtaken_once)
+    monkeypatch.setattr(slow.sampler, "chosen", overtaken_once)
     late = str(suggest_mask(trials[slow], N_LAYERS))
     assert late != overtaken[0]
     assert masks_of(slow) == {trials[quick].number: overtaken[0], trials[slow].number: late}

@@ -19,9 +19,9 @@ from sqlalchemy import event, text
 
 from mqasearch.errors import DatabaseAwayError
 from mqasearch.mask import LayerMask
-from mqasearch.samplers import INVALID_KEY, MASK_KEY, mask_params
 from mqasearch.search.storage import Storage, open_storage
 from mqasearch.search.storage_stale import DEATHS, GIVEN_BACK_KEY
+from mqasearch.selectors import INVALID_KEY, MASK_KEY, mask_params
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
 

@@ -1,0 +1,51 @@
+"""Selectors: which layers to convert next, as functions of what is known so far.
+
+:func:`selector_of` makes one; :class:`Selector` is the seam for a new one, and
+:class:`SelectorSampler` makes any of them the sampler of an Optuna study.
+"""
+
+from mqasearch.selectors.history import History, MaskState, MaskTrial
+from mqasearch.selectors.optuna_history import (
+    INVALID_KEY,
+    MASK_KEY,
+    HistoryReader,
+    StudyHistory,
+    mask_of,
+)
+from mqasearch.selectors.optuna_sampler import SelectorSampler
+from mqasearch.selectors.planned import Plan, PlannedSelector
+from mqasearch.selectors.registry import (
+    PLANNED,
+    RECOMMENDED,
+    SELECTORS,
+    check_parameters,
+    parameters_of,
+    selector_of,
+)
+from mqasearch.selectors.selector import Selector, Wants
+from mqasearch.selectors.space import mask_params, param_name, search_space
+
+__all__ = [
+    "INVALID_KEY",
+    "MASK_KEY",
+    "PLANNED",
+    "RECOMMENDED",
+    "SELECTORS",
+    "History",
+    "HistoryReader",
+    "MaskState",
+    "MaskTrial",
+    "Plan",
+    "PlannedSelector",
+    "Selector",
+    "SelectorSampler",
+    "StudyHistory",
+    "Wants",
+    "check_parameters",
+    "mask_of",
+    "mask_params",
+    "param_name",
+    "parameters_of",
+    "search_space",
+    "selector_of",
+]

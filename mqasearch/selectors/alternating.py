@@ -1,0 +1,48 @@
+"""Every other layer."""
+
+from typing import ClassVar, Literal
+
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask
+from mqasearch.selectors.planned import Plan, PlannedSelector
+
+
+class AlternatingSelector(PlannedSelector):
+    """Every ``stride``-th layer from one end: a probe per length, then the mask at the budget.
+
+    When the model runs out of layers the walk starts again one layer further in, so that any
+    budget can be met. With the defaults and 28 layers: 27, 25, 23, … then 26, 24, …
+
+    Args:
+        n_layers: layers of the model.
+        n_converted: layers that a mask at the budget converts.
+        seed: used once the plan has ended.
+        start: the end of the model at which the walk starts.
+        stride: layers from one to the next, ≥ 1.
+
+    Raises:
+        UserError: ``stride`` below 1.
+    """
+
+    name: ClassVar[str] = "alternating"
+    summary: ClassVar[str] = "every other layer from the end (or the front), one more at a time"
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_converted: int,
+        seed: int = 0,
+        *,
+        start: Literal["end", "front"] = "end",
+        stride: int = 2,
+    ) -> None:
+        super().__init__(n_layers, n_converted, seed)
+        if stride < 1:
+            raise UserError(f"stride {stride} leads nowhere; choose 1 or more")
+        walk = range(n_layers) if start == "front" else range(n_layers)[::-1]
+        self.order = [layer for offset in range(stride) for layer in walk[offset::stride]]
+
+    def plan(self) -> Plan:
+        """All prefixes of the order at once; nothing depends on a loss."""
+        lengths = range(1, self.n_converted + 1)
+        yield {LayerMask.of(self.order[:n], self.n_layers): 0.0 for n in lengths}

@@ -1,0 +1,54 @@
+"""A run of layers at the end of the model."""
+
+import math
+from typing import ClassVar
+
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask
+from mqasearch.selectors.planned import Plan, PlannedSelector
+
+
+class ConsecutiveSelector(PlannedSelector):
+    """The last layers: the run at the budget first, then the longest run that does little harm.
+
+    A binary search on the length finds a run whose loss exceeds the original model's by at most
+    ``tolerance`` and whose successor's does not; it is the longest such run if losses grow with
+    the length. Where the run at the budget is already within the tolerance, nothing is searched.
+
+    Args:
+        n_layers: layers of the model.
+        n_converted: layers that a mask at the budget converts; the longest run considered.
+        seed: used once the plan has ended.
+        tolerance: in the unit of the study's objective (bits per byte, accuracy …), ≥ 0.
+
+    Raises:
+        UserError: a negative or infinite tolerance.
+    """
+
+    name: ClassVar[str] = "consecutive"
+    summary: ClassVar[str] = "the last layers in one run, then the longest run within a tolerance"
+
+    def __init__(
+        self, n_layers: int, n_converted: int, seed: int = 0, *, tolerance: float = 0.05
+    ) -> None:
+        super().__init__(n_layers, n_converted, seed)
+        if not 0 <= tolerance < math.inf:
+            raise UserError(f"tolerance {tolerance} is not a finite number of at least 0")
+        self.tolerance = tolerance
+
+    def plan(self) -> Plan:
+        """The budget's run and the original at once, then one length at a time."""
+        original, longest = self._run(0), self._run(self.n_converted)
+        losses = yield {longest: math.inf, original: 0.0}
+        allowed = losses[original] + self.tolerance
+        good, bad = 0, self.n_converted
+        if losses[longest] <= allowed:
+            return
+        while bad - good > 1:
+            length = (good + bad) // 2
+            run = self._run(length)
+            losses = yield {run: math.inf}
+            good, bad = (length, bad) if losses[run] <= allowed else (good, length)
+
+    def _run(self, length: int) -> LayerMask:
+        return LayerMask.of(range(self.n_layers - length, self.n_layers), self.n_layers)

@@ -1,0 +1,66 @@
+"""What a study remembers about masks: the only memory that a selector has."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mqasearch.mask import LayerMask
+from mqasearch.selectors.taken import MaskSet
+
+MaskState = Literal["running", "complete", "pruned", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTrial:
+    """One trial as a selector sees it.
+
+    Attributes:
+        number: of the trial; ascending in a history.
+        mask: which layers it converts.
+        state: ``running`` (also: enqueued and waiting), ``complete`` (at the budget), ``pruned``
+            (a probe below it) or ``invalid`` (cannot be scored, must not be tried again).
+        loss: lower is better whatever the study's direction; ``inf`` when invalid, ``nan`` while
+            running.
+    """
+
+    number: int
+    mask: LayerMask
+    state: MaskState
+    loss: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the loss is final."""
+        return self.state != "running"
+
+
+class History(list[MaskTrial]):
+    """A study's trials by number, with the set of their masks.
+
+    Args:
+        trials: that count: of a worker that died without a score, none.
+        number: of the next trial, which is more than ``len`` if some trials do not count.
+        masks: those of ``trials``, if they are known already.
+    """
+
+    def __init__(
+        self,
+        trials: Iterable[MaskTrial] = (),
+        number: int | None = None,
+        masks: MaskSet | None = None,
+    ) -> None:
+        super().__init__(trials)
+        self.number = len(self) if number is None else number
+        self._masks = masks
+
+    @property
+    def taken(self) -> MaskSet:
+        """The masks that are finished, running or invalid."""
+        if self._masks is None:
+            self._masks = MaskSet(trial.mask for trial in self)
+        return self._masks
+
+
+def taken(history: Sequence[MaskTrial]) -> MaskSet:
+    """The masks that are finished, running or invalid."""
+    return history.taken if isinstance(history, History) else History(history).taken

@@ -1,0 +1,159 @@
+"""Any selector as an Optuna sampler."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.mask import LayerMask
+from mqasearch.selectors.draw import repaired
+from mqasearch.selectors.history import History, MaskTrial
+from mqasearch.selectors.optuna_history import HistoryReader, StudyHistory, mask_of
+from mqasearch.selectors.selector import Selector
+from mqasearch.selectors.space import param_name, search_space
+
+
+class SelectorSampler(BaseSampler):
+    """Makes a selector propose the masks of an Optuna study.
+
+    The objective suggests each layer's flag as the categorical parameter ``layer_00``, ``layer_01``
+    … of the choices ``(False, True)``. What else it suggests is drawn at random. A mask that is
+    enqueued is run as it is, whatever the budget; of one that is enqueued in part the rest is
+    brought to the budget.
+
+    The trial of a mask below the budget may report its value and be pruned, so that the study's
+    best trial is a mask at the budget. A trial that fails says nothing about its mask, which is
+    proposed again, unless the trial's user attribute ``mqasearch:invalid`` says why the mask itself
+    has no value.
+
+    Example::
+
+        sampler = SelectorSampler(selector_of("greedy", n_layers=30, n_converted=5))
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(objective, callbacks=[sampler.stop_when_done])
+
+    Args:
+        selector: chooses.
+    """
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        self._foreign = RandomSampler(selector.seed)
+        self._reader = HistoryReader(selector.n_layers)
+        self._proposing = threading.Lock()
+        self._proposed: dict[int, LayerMask] = {}
+        """Number → mask of the trials of this process, whose parameters may not be written yet."""
+
+    def stop_when_done(self, study: Study, trial: FrozenTrial) -> None:
+        """For ``callbacks`` of ``study.optimize``: ends it when the selector wants no more."""
+        if self.selector.wants(self.history(study)).done:
+            study.stop()
+
+    def history(
+        self,
+        study: Study,
+        trials: Sequence[FrozenTrial] | None = None,
+        *,
+        without: int | None = None,
+    ) -> StudyHistory:
+        """All that the study knows about masks; cheap, and current at every call.
+
+        Args:
+            study: with this sampler.
+            trials: all of its trials by number, if the caller has just read them.
+            without: the number of an unfinished trial, which is the next one to get a mask.
+        """
+        return self._reader.read(study, trials, without=without)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The layers' parameters, always."""
+        return search_space(self.selector.n_layers)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The proposed mask as parameters; anything but layers is drawn at random.
+
+        Raises:
+            ValueError: the study has several objectives.
+        """
+        self._raise_error_if_multi_objective(study)
+        names = [param_name(layer) for layer in range(self.selector.n_layers)]
+        if not search_space.keys() <= set(names):
+            return {
+                name: self._foreign.sample_independent(study, trial, name, distribution)
+                for name, distribution in search_space.items()
+            }
+        mask = mask_of(trial, self.selector.n_layers) or self.propose(study, trial)
+        flags = dict(zip(names, mask, strict=True))
+        return {name: flags[name] for name in search_space}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A parameter that is no layer of ours, at random.
+
+        Raises:
+            ValueError: the study has several objectives.
+        """
+        self._raise_error_if_multi_objective(study)
+        return self._foreign.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Masks need no reseeding, for their randomness follows from the trial's number."""
+        self._foreign.reseed_rng()
+
+    def propose(self, study: Study, trial: FrozenTrial) -> LayerMask:
+        """A mask for a trial that has none."""
+        with self._proposing:
+            history = self._with_proposed(self.history(study, without=trial.number), study)
+            mask = self.within_fixed(trial, self.chosen(history))
+            self._proposed[trial.number] = mask
+        return mask
+
+    def chosen(self, history: History) -> LayerMask:
+        """The mask that is proposed next."""
+        wanted = self.selector.wants(history).masks
+        return wanted[0] if wanted else self.selector.spare(history)
+
+    def within_fixed(self, trial: FrozenTrial, mask: LayerMask) -> LayerMask:
+        """The mask with the flags that an enqueued trial gives, brought to the budget again."""
+        fixed = _fixed_flags(trial, len(mask))
+        if not fixed:
+            return mask
+        rng = np.random.default_rng((self.selector.seed, trial.number))
+        return repaired(mask, self.selector.n_converted, rng, fixed=fixed)
+
+    def _with_proposed(self, history: History, study: Study) -> History:
+        """With what was proposed in this process and is not written yet."""
+        if not self._proposed:
+            return history
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        unfinished = {trial.number for trial in running}
+        self._proposed = {n: mask for n, mask in self._proposed.items() if n in unfinished}
+        written = {trial.number for trial in history}
+        unwritten = [
+            MaskTrial(number, mask, "running", float("nan"))
+            for number, mask in self._proposed.items()
+            if number not in written and number != history.number
+        ]
+        together = sorted([*history, *unwritten], key=lambda trial: trial.number)
+        return History(together, history.number)
+
+
+def _fixed_flags(trial: FrozenTrial, n_layers: int) -> Mapping[int, bool]:
+    """Layers whose flag an enqueued trial gives."""
+    params = trial.system_attrs.get("fixed_params", {})
+    names = {param_name(layer): layer for layer in range(n_layers)}
+    return {names[name]: bool(value) for name, value in params.items() if name in names}

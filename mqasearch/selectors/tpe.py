@@ -1,0 +1,177 @@
+"""Optuna's TPE on masks at the budget."""
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask
+from mqasearch.selectors.diverging import suspect
+from mqasearch.selectors.draw import random_neighbour, repaired
+from mqasearch.selectors.history import History, MaskTrial
+from mqasearch.selectors.selector import Selector, Wants
+from mqasearch.selectors.space import mask_params, search_space
+
+
+class TPESelector(Selector):
+    """Bayesian search: Optuna's multivariate tree-structured Parzen estimator, repaired.
+
+    The estimator knows no budget and proposes masks of any size (at 5 of 30 layers usually 7 to
+    9), so each is repaired: layers are dropped, or added, at random until the number is right,
+    with the odds that each layer has among the best masks against the rest (TPE's own criterion,
+    layer by layer). Every trial is feasible by construction; constraints instead leave most
+    trials infeasible and learn nothing (Optuna's constrained TPE was no better than random here).
+
+    A repaired mask that was seen before is replaced by an unseen neighbour (one layer swapped), so
+    that a search that has settled explores round its best masks instead of repeating them. Running
+    trials count as bad ones (the constant liar), which spreads workers out.
+
+    If one mask after the other has no score, which the estimator learns nothing from, the layers
+    are tried alone, and those that have none are left out.
+
+    Args:
+        n_layers: layers of the model.
+        n_converted: layers that a mask at the budget converts.
+        seed: ≥ 0.
+        n_startup_trials: random masks before the estimator is asked, ≥ 1.
+
+    Raises:
+        UserError: ``n_startup_trials`` below 1.
+    """
+
+    name: ClassVar[str] = "tpe"
+    summary: ClassVar[str] = "Bayesian search (Optuna's TPE), every mask repaired to the budget"
+
+    def __init__(
+        self, n_layers: int, n_converted: int, seed: int = 0, *, n_startup_trials: int = 10
+    ) -> None:
+        super().__init__(n_layers, n_converted, seed)
+        if n_startup_trials < 1:
+            raise UserError(f"n_startup_trials {n_startup_trials} is too few; choose 1 or more")
+        self.n_startup_trials = n_startup_trials
+
+    def wants(self, history: History) -> Wants:
+        """What the estimator likes best, brought to the budget and away from what is seen."""
+        if (ended := self.none_left(history)) is not None:
+            return ended
+        alone = suspect(history, self.n_layers, self.n_converted)
+        return Wants((alone or self._proposed(history),))
+
+    def _proposed(self, history: History) -> LayerMask:
+        rng = self.generator(history)
+        liked = self._liked(history, int(rng.spawn(1)[0].integers(2**32)))
+        if liked is None:
+            return self.random_mask(history, rng)
+        log_odds = layer_log_odds(history, self.n_layers, self.n_converted)
+        shunned = self.shunned(history)
+        fixed = dict.fromkeys(shunned, False)
+        mask = repaired(liked, self.n_converted, rng, log_odds, fixed)
+        if mask not in history.taken:
+            return mask
+        neighbour = random_neighbour(mask, history.taken, rng, shunned)
+        return neighbour or self.random_mask(history, rng)
+
+    def _liked(self, history: History, seed: int) -> LayerMask | None:
+        """Optuna's own proposal, of any size; None while it wants random ones."""
+        # A new instance each time: its random state must not follow from what it was asked before.
+        tpe = TPESampler(
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=self.n_startup_trials,
+            seed=seed,
+        )
+        space = search_space(self.n_layers)
+        trials = [_frozen(trial, space) for trial in history if trial.state != "invalid"]
+        study = optuna.load_study(study_name="masks", storage=_GivenTrials(trials))
+        asking = FrozenTrial(history.number, TrialState.RUNNING, **_NOTHING, trial_id=-1)
+        params = tpe.sample_relative(study, asking, space)
+        return LayerMask(tuple(params.values())) if params else None
+
+
+_NOTHING: Mapping[str, Any] = {
+    "value": None,
+    "datetime_start": None,
+    "datetime_complete": None,
+    "params": {},
+    "distributions": {},
+    "user_attrs": {},
+    "system_attrs": {},
+    "intermediate_values": {},
+}
+_STATES = {
+    "running": TrialState.RUNNING,
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+}
+
+
+def _frozen(trial: MaskTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
+    """As the record of the study holds it."""
+    told = {} if trial.state == "running" else {trial.mask.n_converted: trial.loss}
+    has_value = trial.state == "complete"
+    facts = {
+        **_NOTHING,
+        "value": trial.loss if has_value else None,
+        "params": mask_params(trial.mask),
+        "distributions": space,
+        "intermediate_values": told,
+    }
+    return FrozenTrial(trial.number, _STATES[trial.state], **facts, trial_id=trial.number)
+
+
+class _GivenTrials(InMemoryStorage):
+    """Holds one study, of trials that are never changed and need no copy at every look."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._given = trials
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """All of them, or those in some states."""
+        return [trial for trial in self._given if states is None or trial.state in states]
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Of the only study."""
+        return 0
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Losses: less is better."""
+        return [StudyDirection.MINIMIZE]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """TPE notes what it proposed, for a trial that is not among those given."""
+
+
+def layer_log_odds(
+    history: Sequence[MaskTrial], n_layers: int, n_converted: int
+) -> npt.NDArray[np.float64]:
+    """How much better each layer's odds are among the best masks at the budget than in the rest.
+
+    The best are the share that Optuna's TPE takes: a tenth, at most 25. Both frequencies have one
+    mask's worth of prior, a little below ``n_converted / n_layers`` so that no odds are infinite.
+
+    Returns:
+        ``[n_layers]`` log odds ratios; zeros without a mask at the budget.
+    """
+    scored = sorted((t for t in history if t.state == "complete"), key=lambda t: t.loss)
+    flags = np.array([t.mask.flags for t in scored], dtype=float).reshape(-1, n_layers)
+    n_best = min(math.ceil(len(scored) / 10), 25)
+    prior = n_converted / (n_layers + 1)
+    best = (flags[:n_best].sum(axis=0) + prior) / (n_best + 1)
+    rest = (flags[n_best:].sum(axis=0) + prior) / (len(scored) - n_best + 1)
+    odds: npt.NDArray[np.float64] = np.log(best / (1 - best)) - np.log(rest / (1 - rest))
+    return odds

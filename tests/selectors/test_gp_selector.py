@@ -1,0 +1,99 @@
+"""Bayesian search with a model of layers and pairs of layers."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selector_workers import Simulation, all_masks, pairwise_loss
+
+from mqasearch.selectors import selector_of
+from mqasearch.selectors.interactions import InteractionModel
+
+N_LAYERS = 9
+laws = settings(max_examples=12, deadline=None, derandomize=True)
+seeds = st.integers(0, 10**6)
+sizes = st.integers(2, N_LAYERS - 1)
+
+
+def run(name: str, n_converted: int, seed: int, n_workers: int = 1, **parameters) -> Simulation:
+    loss = pairwise_loss(N_LAYERS, seed, strength=0.3)
+    return Simulation(
+        lambda: selector_of(name, N_LAYERS, n_converted, **parameters), loss, n_workers, seed
+    ).run()
+
+
+@laws
+@given(seeds, sizes)
+def test_it_starts_from_the_sensitivity_ranking_and_never_ends_worse(seed: int, size: int) -> None:
+    gp, ranking = run("gp", size, seed, n_masks=6), run("sensitivity", size, seed)
+    assert gp.masks[N_LAYERS + 1] == ranking.best
+    assert gp.loss(gp.best) <= ranking.loss(ranking.best)
+
+
+@laws
+@given(seeds, sizes, st.integers(1, 4))
+def test_it_scores_what_it_was_granted(seed: int, size: int, n_workers: int) -> None:
+    gp = run("gp", size, seed, n_workers, n_masks=5)
+    assert len(gp.at_budget) == 5
+    assert len(gp.masks) == 1 + N_LAYERS + 5
+
+
+def test_it_finds_what_pairs_of_layers_hide_from_the_ranking() -> None:
+    found = {"gp": 0, "sensitivity": 0}
+    for seed in range(20):
+        best = min(all_masks(N_LAYERS, 4), key=pairwise_loss(N_LAYERS, seed, strength=0.3))
+        for name in found:
+            found[name] += run(name, 4, seed).best == best
+    assert found["gp"] >= 17 > found["sensitivity"] + 5
+
+
+def test_layers_that_cannot_be_scored_are_soon_left_alone() -> None:
+    broken = {0, 3}
+    masks = [mask for size in range(4) for mask in all_masks(N_LAYERS, size)]
+    invalid = [mask for mask in masks if broken & set(mask.layers)]
+    gp = Simulation(
+        lambda: selector_of("gp", N_LAYERS, 3, n_masks=8),
+        pairwise_loss(N_LAYERS, 4),
+        invalid=invalid,
+    ).run()
+    assert len(gp.at_budget) == 8
+    assert len(gp.masks) <= 1 + N_LAYERS + 8 + 3
+
+
+def _model(rng: np.random.Generator, n_masks: int = 12) -> tuple[InteractionModel, np.ndarray]:
+    flags = np.unique(rng.integers(0, 2, size=(n_masks, 6)).astype(float), axis=0)
+    flags = flags[flags.any(axis=1)]
+    return InteractionModel(flags, rng.normal(size=len(flags)), rng.lognormal(size=6)), flags
+
+
+@laws
+@given(seeds)
+def test_the_kernel_is_that_of_layers_and_pairs_listed_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model, flags = _model(rng)
+    scales = model._scales
+    first, second = np.triu_indices(6, 1)
+    pairs = flags[:, first] * flags[:, second]
+    size = np.sqrt(scales[first] * scales[second])
+    common = pairs @ size
+    listed = (
+        (flags * scales**2) @ flags.T
+        + model.pair_share * (pairs * size**2) @ pairs.T
+        + 0.25 * np.outer(common, common)
+    )
+    np.testing.assert_allclose(model._kernel(flags), listed, rtol=1e-9, atol=1e-9)
+
+
+@laws
+@given(seeds)
+def test_it_remembers_up_to_its_noise_and_is_unsure_elsewhere(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scales = rng.lognormal(size=6)
+    pairs = np.triu(rng.normal(size=(6, 6)), 1) * 0.3 * np.sqrt(np.outer(scales, scales))
+    flags = np.vstack([np.eye(6), 1 - np.eye(6)])
+    excess = flags @ scales + np.einsum("ni,ij,nj->n", flags, pairs, flags)
+    model = InteractionModel(flags, excess, scales)
+    typical = float(np.sqrt(np.mean(scales**2)))
+    np.testing.assert_allclose(model.mean(flags), excess, atol=0.3 * typical)
+    unseen = np.array([[1.0, 1, 1, 0, 0, 0]])
+    assert model.deviation(unseen)[0] > model.deviation(flags).max()
+    assert (model.deviation(flags) > 0).all()
