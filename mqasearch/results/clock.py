@@ -32,12 +32,6 @@ def _(element: seconds_now, compiler: SQLCompiler, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-@compiles(seconds_now, "mysql")
-@compiles(seconds_now, "mariadb")
-def _(element: seconds_now, compiler: SQLCompiler, **_: Any) -> str:
-    return "(unix_timestamp(sysdate(6)) + 0e0)"
-
-
 @compiles(seconds_started, "postgresql")
 def _(element: seconds_started, compiler: SQLCompiler, **_: Any) -> str:
     return "CAST(extract(epoch FROM pg_postmaster_start_time()) AS DOUBLE PRECISION)"

@@ -10,10 +10,6 @@ PREFIX = "mqasearch_"
 DIGEST_LENGTH = 64
 """Hexadecimal digits of SHA-256."""
 
-BLOB_BYTES = 2**24 - 1
-"""MySQL's BLOB ends at 64 kB, which the values of a full benchmark exceed; other databases do not
-look at the length."""
-
 
 class Base(DeclarativeBase):
     """Constraints are named by rule, since a migration can only drop what has a name."""
@@ -60,7 +56,7 @@ class ScoreRow(Base):
     """Null where there is none: a single document has no standard error."""
     n_docs: Mapped[int]
     seconds: Mapped[float]
-    per_document: Mapped[bytes] = mapped_column(LargeBinary(BLOB_BYTES))
+    per_document: Mapped[bytes] = mapped_column(LargeBinary)
     """zlib of JSON: metric → list of one value per document."""
     created_at: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())
 

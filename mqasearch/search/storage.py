@@ -70,7 +70,7 @@ def open_storage(
     Only what happens later, when work may be lost, waits for a database that is away.
 
     Args:
-        url: ``sqlite:///FILE``, ``postgresql://…`` or ``mysql://…``.
+        url: ``sqlite:///FILE`` or ``postgresql://…``.
         create: make the tables, and SQLite's file, if there are none.
         read_only: for those who only look; the database need not be writable.
         patience: with a database that is away, from the second connection on.

@@ -34,7 +34,7 @@ the server."""
 SQLITE_BUSY_SECONDS = 60
 
 ISOLATION = "READ COMMITTED"
-"""PostgreSQL's default and not MySQL's: whoever has waited for a lock must see what was written
+"""Whatever a server's own default is: whoever has waited for a lock must see what was written
 meanwhile."""
 
 _HANDED_ON = "in the middle of a query"
@@ -49,15 +49,11 @@ def engine_settings(url: URL) -> dict[str, Any]:
     """Keyword arguments of ``sqlalchemy.create_engine`` for a database."""
     connect: dict[str, Any] = {}
     settings: dict[str, Any] = {"connect_args": connect, "plugins": [PLUGIN]}
-    match url.get_backend_name():
-        case "sqlite":
-            connect |= {"timeout": SQLITE_BUSY_SECONDS}
-        case "postgresql":
-            connect |= _postgresql_settings(url)
-            settings["isolation_level"] = ISOLATION
-        case "mysql":
-            connect |= {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
-            settings["isolation_level"] = ISOLATION
+    if url.get_backend_name() == "sqlite":
+        connect["timeout"] = SQLITE_BUSY_SECONDS
+    else:
+        connect |= _postgresql_settings(url)
+        settings["isolation_level"] = ISOLATION
     return POOL | settings
 
 

@@ -11,8 +11,6 @@ DRIVERS = {
     "sqlite": "sqlite",
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-    "mariadb": "mysql+pymysql",
 }
 """What a URL without a driver means. SQLAlchemy would take some of these to mean drivers that we
 do not depend on."""
@@ -33,7 +31,7 @@ def parse(text: str) -> URL:
 
     Raises:
         StorageError: it does not parse. The text is not repeated: it may hold a password.
-        UnknownNameError: of a database that Optuna does not know.
+        UnknownNameError: of another database than SQLite and PostgreSQL.
     """
     if "://" not in text:
         raise StorageError(
@@ -50,7 +48,7 @@ def parse(text: str) -> URL:
         raise UnknownNameError("database", database, DRIVERS, f"write {EXAMPLES}")
     if database != "sqlite" and "@" in f"{url.host}{url.database}":
         raise StorageError(UNREADABLE)  # a part of the password was taken for something else
-    if "+" not in url.drivername or url.drivername.startswith(("postgres+", "mariadb+")):
+    if "+" not in url.drivername or url.drivername.startswith("postgres+"):
         url = url.set(drivername=DRIVERS[database])
     return url
 

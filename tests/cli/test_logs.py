@@ -96,7 +96,7 @@ def test_extra_is_kept_and_hides_nothing() -> None:
     ("text", "shown"),
     [
         (f"at {URL}?x=1: no", "at postgresql+psycopg://me:***@h:5/d?x=1: no"),
-        ("mysql://me:can@ry@h/d", "mysql://me:***@h/d"),
+        ("postgres://me:can@ry@h/d", "postgres://me:***@h/d"),
         ("postgresql:/me:canary@h/d", "postgresql:/me:***@h/d"),
         ("'postgresql://:canary@h/d', 'a@b'", "'postgresql://:***@h/d', 'a@b'"),
         ("postgresql://me@h/d", "postgresql://me@h/d"),

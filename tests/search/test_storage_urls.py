@@ -15,8 +15,6 @@ CANARY = "s3cr3t-canary"
         ("postgresql://u@h/d", "postgresql+psycopg"),
         ("postgresql+psycopg://u@h/d", "postgresql+psycopg"),
         ("postgresql+psycopg2://u@h/d", "postgresql+psycopg2"),
-        ("mysql://u@h/d", "mysql+pymysql"),
-        ("mariadb://u@h/d", "mysql+pymysql"),
         ("sqlite:///study.db", "sqlite"),
     ],
 )
@@ -53,6 +51,7 @@ def test_no_password_is_shown_and_none_is_lost(text: str) -> None:
         f"postgresql://worker:{CANARY}@db.example:port/studies",
         f"oracle://worker:{CANARY}@db.example/studies",
         f"postgers://worker:{CANARY}@db.example/studies",
+        f"mysql://worker:{CANARY}@db.example/studies",
         "sqlite://",
         "sqlite:///:memory:",
     ],
