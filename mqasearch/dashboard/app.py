@@ -9,9 +9,9 @@ from optuna.storages import BaseStorage
 
 from mqasearch.dashboard.auth import Accounts
 from mqasearch.dashboard.guard import Guard
-from mqasearch.dashboard.pages import ROOT
 from mqasearch.dashboard.plots import LivePlots
 from mqasearch.dashboard.site import Site
+from mqasearch.dashboard.templates import ROOT
 
 
 def dashboard_app(

@@ -1,24 +1,26 @@
 """The pages of a comparison, as HTML and JSON."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote
+
+from markupsafe import Markup
 
 from mqasearch.dashboard.confirmed import Confirmed
 from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.figures import comparison_figures
-from mqasearch.dashboard.markup import Html, document, element, table
 from mqasearch.dashboard.style import format_bytes
-from mqasearch.dashboard.verdicts import verdict_section
+from mqasearch.dashboard.templates import ROOT, page
+from mqasearch.dashboard.verdicts import verdict_table
 from mqasearch.estimate import Estimate
 from mqasearch.search.best import ranked
 from mqasearch.search.held_out import HeldOut
 from mqasearch.search.verdict import Verdict
 
 MAX_TABLE_ROWS = 200
-ROOT = "/mqasearch/"
 SCRIPTS = (f"{ROOT}static/plotly.min.js", f"{ROOT}static/figures.js")
 
 
@@ -29,20 +31,12 @@ def comparison_path(name: str) -> str:
 
 def index_page(comparisons: Sequence[Comparison]) -> bytes:
     """The list of comparisons, newest first."""
-    if not comparisons:
-        body = element(
-            "p",
-            "No study of mqasearch in this database yet. Make one with ",
-            element("code", "mqasearch create STUDY.yaml --storage URL"),
-            ".",
-        )
-        return document("mqasearch", _header(), element("main", body))
     rows: list[tuple[str, ...]] = []
     for comparison in comparisons:
         study, best = comparison.best or (comparison.studies[0], None)
         rows.append(
             (
-                element("a", comparison.name, href=comparison_path(comparison.name)),
+                _link(comparison_path(comparison.name), comparison.name),
                 ", ".join(one.selector for one in comparison.studies),
                 f"{study.n_converted} of {study.n_layers}",
                 _progress(comparison.studies),
@@ -56,7 +50,7 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
         *("comparison", "selectors", "layers", "scored"),
         *("best, search", "to original", "held out", "best mask"),
     )
-    return document("mqasearch", _header(), element("main", table(head, rows)))
+    return page("index.html", "mqasearch", head=head, rows=rows)
 
 
 def comparison_page(comparison: Comparison, verdict: Verdict | None = None) -> bytes:
@@ -69,25 +63,18 @@ def comparison_page(comparison: Comparison, verdict: Verdict | None = None) -> b
         "document. The search documents chose the masks, so chance favours them there; the "
         "held-out ones were never seen."
     )
-    main = element(
-        "main",
-        element("h1", comparison.name),
-        element("p", summary),
-        element(
-            "div",
-            verdict_section(verdict),
-            _selectors(comparison),
-            _enqueued(comparison),
-            _masks(comparison),
-            id="tables",
-        ),
-        element("p", "", id="notice"),
-        element(
-            "div", id="figures", data_source=f"{comparison_path(comparison.name)}/figures.json"
-        ),
-        element("noscript", element("p", "The figures need JavaScript; the tables do not.")),
+    return page(
+        "comparison.html",
+        f"{comparison.name}: mqasearch",
+        name=comparison.name,
+        path=comparison_path(comparison.name),
+        summary=summary,
+        verdict=verdict_table(verdict),
+        selectors=_selectors(comparison),
+        enqueued=_enqueued(comparison),
+        masks=_masks(comparison),
+        scripts=SCRIPTS,
     )
-    return document(f"{comparison.name}: mqasearch", _header(), main, scripts=SCRIPTS)
 
 
 @lru_cache(maxsize=8)
@@ -118,22 +105,18 @@ def _as_json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _header() -> Html:
-    return element(
-        "header",
-        element("a", "mqasearch", href=ROOT, class_="name"),
-        element("a", "Optuna's dashboard", href="/dashboard"),
-    )
+def _link(address: str, text: str) -> Markup:
+    return Markup('<a href="{}">{}</a>').format(address, text)
 
 
-def _selectors(comparison: Comparison) -> Html:
+def _selectors(comparison: Comparison) -> Mapping[str, Any]:
     rows: list[tuple[str, ...]] = []
     heals = any(study.best_healed for study in comparison.studies)
     for study in comparison.studies:
         best = study.best
         rows.append(
             (
-                element("a", study.selector, href=f"/dashboard/studies/{study.study_id}"),
+                _link(f"/dashboard/studies/{study.study_id}", study.selector),
                 _progress([study]),
                 _value(best),
                 _delta(study, best),
@@ -156,37 +139,33 @@ def _selectors(comparison: Comparison) -> Html:
         *(("healed, held out", "healed, accuracy, to original [95 %]") if heals else ()),
         "seconds",
     )
-    return table(head, rows)
+    return {"head": head, "rows": rows}
 
 
-def _enqueued(comparison: Comparison) -> Html:
-    """The masks that the study file gives names to, whatever their size; nothing without any."""
-    named = [
-        (study, row)
+def _enqueued(comparison: Comparison) -> Mapping[str, Any]:
+    """The masks that the study file gives names to, whatever their size."""
+    rows = [
+        (row.label, _layers(row), _value(row), _delta(study, row))
         for study in comparison.studies
         for row in study.scored
         if row.label and row.n_converted
     ]
-    if not named:
-        return Html("")
-    rows: list[tuple[str, ...]] = [
-        (row.label, _layers(row), _value(row), _delta(study, row)) for study, row in named
-    ]
     head = (f"value{_on(comparison)}", f"to original{_on(comparison)}")
-    return table(("enqueued mask", "layers", *head), rows)
+    return {"head": ("enqueued mask", "layers", *head), "rows": rows}
 
 
-def _masks(comparison: Comparison) -> Html:
+def _masks(comparison: Comparison) -> Mapping[str, Any]:
     """The best masks at the budget, each once, with every selector that proposed it."""
     first = comparison.studies[0]
     scored = [row for study in comparison.studies for row in study.scored]
     found: dict[str, tuple[TrialRow, list[str]]] = {}
     for row in ranked(scored, maximize=first.maximize, n_converted=first.n_converted):
         found.setdefault(row.mask, (row, []))[1].append(f"{row.selector} {row.number}")
-    rows: list[tuple[str, ...]] = [
+    picture = Markup('<code title="{}">{}</code>')
+    rows = [
         (
             str(place),
-            element("code", row.mask.replace("0", "·").replace("1", "■"), title=row.mask),
+            picture.format(row.mask, row.mask.replace("0", "·").replace("1", "■")),
             _layers(row),
             _value(row),
             _delta(first, row),
@@ -196,18 +175,7 @@ def _masks(comparison: Comparison) -> Html:
     ]
     values = (f"value{_on(comparison)}", f"to original{_on(comparison)}")
     head = ("", "mask, layer 0 first", "layers", *values, "proposed by")
-    left = f", the best {MAX_TABLE_ROWS} are listed" if len(found) > MAX_TABLE_ROWS else ""
-    return element(
-        "details",
-        element("summary", f"Masks at the budget: {len(found)}{left}"),
-        table(head, rows),
-        element(
-            "p",
-            element(
-                "a", "All trials as JSON", href=f"{comparison_path(comparison.name)}/trials.json"
-            ),
-        ),
-    )
+    return {"head": head, "rows": rows, "n": len(found)}
 
 
 def _progress(studies: Iterable[StudyRows]) -> str:
@@ -239,8 +207,8 @@ def _delta(study: StudyRows, row: TrialRow | None) -> str:
     worse = (row.delta < 0) if study.maximize else (row.delta > 0)
     text = Estimate(row.delta, row.delta_stderr).text(signed=True)
     if row.delta_margin is not None and abs(row.delta) <= row.delta_margin:
-        return element("span", text, title="its 95 % interval holds 0")
-    return element("span", text, class_="worse" if worse else "better")
+        return Markup('<span title="its 95 % interval holds 0">{}</span>').format(text)
+    return Markup('<span class="{}">{}</span>').format("worse" if worse else "better", text)
 
 
 def _layers(row: TrialRow | None) -> str:

@@ -1,14 +1,17 @@
-"""Serve the dashboard: one thread a request, the standard library's WSGI server."""
+"""Serve the dashboard by waitress."""
 
 import errno
 import ipaddress
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Any
+
+import waitress
+from waitress.wasyncore import close_all
 
 from mqasearch.dashboard.app import dashboard_app
 from mqasearch.dashboard.auth import load_accounts
@@ -17,53 +20,63 @@ from mqasearch.errors import UserError
 from mqasearch.results import Patience
 from mqasearch.search.storage import open_storage
 
-logger = logging.getLogger(__name__)
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for ten files at once
 
-IDLE_SECONDS = 30
-"""After which a connection that sends nothing is closed."""
+SETTINGS: dict[str, Any] = {
+    "threads": 8,
+    "channel_timeout": 30,  # seconds after which a connection that sends nothing is closed
+    "max_request_body_size": 2**20,
+    "ident": None,
+}
 
 READ_SECONDS = 5.0
 """How long a page waits for a database that is away; workers wait much longer."""
 
 
-class DashboardServer(ThreadingMixIn, WSGIServer):
-    """A listening server; ``serve_forever`` answers, ``server_close`` ends it."""
+class DashboardServer:
+    """Listens from the beginning on, and answers in :meth:`run`.
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
+    Args:
+        app: what is served.
+        listening: bound to an address.
+    """
 
-    def __init__(self, family: socket.AddressFamily, address: tuple[str, int]) -> None:
-        self.address_family = family
-        super().__init__(address, _Handler)
+    def __init__(self, app: Guard, listening: socket.socket) -> None:
+        self._address = listening.getsockname()
+        self._family = listening.family
+        self._channels: dict[int, Any] = {}
+        self._server = waitress.create_server(
+            app, sockets=[listening], map=self._channels, **SETTINGS
+        )
+        self._is_stopped = threading.Event()
 
-    def server_bind(self) -> None:
-        """Bind without asking the name service who we are, which may take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
+    def run(self) -> None:
+        """Answer requests until :meth:`stop`.
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that went away is no error; anything else is logged in one line."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError):
-            logger.error("request from %s failed: %r", client_address, error)
+        Raises:
+            KeyboardInterrupt: the process was interrupted.
+        """
+        self._server.run()
+        if not self._is_stopped.is_set():
+            raise KeyboardInterrupt  # waitress keeps it to itself
+        self._server.task_dispatcher.shutdown()
+
+    def stop(self) -> None:
+        """End :meth:`run`, from another thread."""
+        self._is_stopped.set()
+        self._server.trigger.pull_trigger(self.close)
+
+    def close(self) -> None:
+        """Close all connections and stop listening."""
+        close_all(self._channels)
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds it."""
-        host, port = str(self.server_address[0]), self.server_address[1]
+        host, port = str(self._address[0]), self._address[1]
         if ipaddress.ip_address(host).is_unspecified:
-            host = "127.0.0.1" if self.address_family == socket.AF_INET else "::1"
+            host = "127.0.0.1" if self._family == socket.AF_INET else "::1"
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = IDLE_SECONDS
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Requests are of interest only when something is wrong."""
-        logger.debug(format, *args)
 
 
 def open_server(app: Guard, host: str = "127.0.0.1", port: int = 8080) -> DashboardServer:
@@ -88,12 +101,15 @@ def open_server(app: Guard, host: str = "127.0.0.1", port: int = 8080) -> Dashbo
             f"--host {host} can be reached from other machines: give --auth-file FILE (make a line "
             "of it with: python -m mqasearch.dashboard NAME) or listen on 127.0.0.1"
         )
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        server = DashboardServer(family, (str(address[0]), port))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((str(address[0]), port))
+        listening.listen()
     except OSError as error:
+        listening.close()
         raise UserError(_reason(error, host, port)) from None
-    server.set_app(app)
-    return server
+    return DashboardServer(app, listening)
 
 
 def serve(
@@ -116,9 +132,9 @@ def serve(
     server = open_server(app, host, port)
     try:
         announce(server.url)
-        server.serve_forever()
+        server.run()
     finally:
-        server.server_close()
+        server.close()
 
 
 def run_dashboard(

@@ -13,14 +13,8 @@ from optuna.storages import BaseStorage
 
 from mqasearch.dashboard.data import Comparison, read_comparisons, siblings
 from mqasearch.dashboard.guard import HEALTH
-from mqasearch.dashboard.markup import document, element
-from mqasearch.dashboard.pages import (
-    ROOT,
-    comparison_page,
-    figures_json,
-    index_page,
-    trials_json,
-)
+from mqasearch.dashboard.pages import comparison_page, figures_json, index_page, trials_json
+from mqasearch.dashboard.templates import ROOT, page
 from mqasearch.dashboard.verdicts import read_verdict
 
 logger = logging.getLogger(__name__)
@@ -63,9 +57,7 @@ class Site:
         except Exception as error:
             logger.error("%s failed: %s: %s", path, type(error).__name__, _first_line(error))
             message = "The database could not be read; the reason is in the dashboard's log."
-            answer = Answer(
-                document("mqasearch", element("main", element("p", message))), status=500
-            )
+            answer = Answer(_message(message), status=500)
         return _send(answer, environ, start_response)
 
     def answer(self, path: str) -> Answer:
@@ -100,8 +92,11 @@ class Site:
 
 
 def _missing(message: str) -> Answer:
-    body = element("main", element("p", message), element("a", "All comparisons", href=ROOT))
-    return Answer(document("mqasearch", body), status=404)
+    return Answer(_message(message, leads_home=True), status=404)
+
+
+def _message(message: str, *, leads_home: bool = False) -> bytes:
+    return page("message.html", "mqasearch", message=message, leads_home=leads_home)
 
 
 def _static(name: str) -> Answer:

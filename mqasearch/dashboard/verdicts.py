@@ -1,10 +1,11 @@
 """The verdict of a study file, on the page of each of its comparisons."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from optuna.storages import BaseStorage
 
-from mqasearch.dashboard.markup import Html, element, table
 from mqasearch.errors import MqasearchError
 from mqasearch.search.selection import studies_of_file
 from mqasearch.search.verdict import Size, Verdict, verdict
@@ -25,19 +26,15 @@ def read_verdict(storage: BaseStorage, comparison: str) -> Verdict | None:
         return None
 
 
-def verdict_section(found: Verdict | None) -> Html:
-    """The sentence and a row for every size; nothing without a verdict."""
+def verdict_table(found: Verdict | None) -> Mapping[str, Any] | None:
+    """The sentence and a row for every size; None without a verdict."""
     if found is None:
-        return Html("")
-    rows = [_row(size, found) for size in found.sizes]
-    head = ("layers", "KV cache", "comparison", "selector", "held-out", "verdict")
-    return element(
-        "section",
-        element("h2", "Verdict"),
-        element("p", element("strong", sentence(found))),
-        table(head, rows) if rows else "",
-        id="verdict",
-    )
+        return None
+    return {
+        "sentence": sentence(found),
+        "head": ("layers", "KV cache", "comparison", "selector", "held-out", "verdict"),
+        "rows": [_row(size, found) for size in found.sizes],
+    }
 
 
 def _row(size: Size, found: Verdict) -> tuple[str, ...]:

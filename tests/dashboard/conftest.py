@@ -60,14 +60,13 @@ def shared(sqlite_url: str) -> Iterator[BaseStorage]:
 @contextmanager
 def _serving(app: Guard, host: str = "127.0.0.1") -> Iterator[str]:
     server = open_server(app, host, 0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         yield server.url
     finally:
-        server.shutdown()
+        server.stop()
         thread.join()
-        server.server_close()
 
 
 @pytest.fixture
