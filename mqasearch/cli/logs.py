@@ -45,7 +45,11 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time, level, logger, message, exception, and what is ``extra``."""
+    """One JSON object a record: time, level, logger, message, exception, and what is ``extra``.
+
+    Not python-json-logger's: there an ``extra`` called ``level`` replaces the level, NaN is written
+    as it is, which is no JSON, and what would have to be overridden is as long as this class.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of ASCII."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import bcrypt
 import pytest
 from dashboard.test_dashboard_http import Reply
 from optuna.storages import BaseStorage, InMemoryStorage
@@ -135,11 +136,31 @@ def test_accounts_are_kept_as_salted_hashes() -> None:
     first, second = make_line("ada", SECRET), make_line("ada", SECRET)
     assert first != second
     assert SECRET not in first
-    assert re.fullmatch(r"ada:scrypt:16384:8:1:[\w-]{22}:[\w-]{43}", first)
+    assert re.fullmatch(r"ada:\$2b\$12\$[./\w]{53}", first)
+
+
+def test_what_apaches_htpasswd_made_is_read(tmp_path: Path) -> None:
+    """`htpasswd -nbB ada "correct horse battery"`, of Apache 2.4."""
+    made = bcrypt.hashpw(SECRET.encode(), bcrypt.gensalt(5)).decode()
+    path = tmp_path / "auth.txt"
+    path.write_text(f"ada:{made.replace('$2b$', '$2y$')}\n")  # the prefix that Apache writes
+    assert load_accounts(path).who(f"Bearer ada.{SECRET}") == "ada"
+    assert load_accounts(path).who(f"Bearer ada.{SECRET}!") is None
+
+
+def test_only_the_whole_of_a_long_secret_opens(tmp_path: Path) -> None:
+    """bcrypt reads 72 bytes: what follows must not be ignored."""
+    longest = "x" * 72
+    path = tmp_path / "auth.txt"
+    path.write_text(make_line("ada", longest))
+    assert load_accounts(path).who(f"Bearer ada.{longest}") == "ada"
+    assert load_accounts(path).who(f"Bearer ada.{longest}y") is None
 
 
 @pytest.mark.parametrize(
-    ("name", "secret"), [("a:b", SECRET), ("", SECRET), ("a.b", SECRET), ("ada", "short")]
+    ("name", "secret"),
+    [("a:b", SECRET), ("", SECRET), ("a.b", SECRET), ("ada", "short"), ("ada", "x" * 73)],
+    ids=["colon", "empty", "dot", "short", "long"],
 )
 def test_bad_names_and_short_secrets_are_refused(name: str, secret: str) -> None:
     with pytest.raises(UserError) as error:
@@ -151,11 +172,12 @@ def test_bad_names_and_short_secrets_are_refused(name: str, secret: str) -> None
     "line",
     [
         "ada:secret",
-        "ada:scrypt:16384:8:1:c2FsdHNhbHRzYWx0:!!!",
-        "ada:scrypt:1073741824:8:1:c2FsdHNhbHRzYWx0:aGFzaGhhc2hoYXNoaGFzaA",
-        "ada:scrypt:16384:8:1:c2FsdA:aGFzaGhhc2hoYXNoaGFzaA",
-        "ada:scrypt:16384:8:99:c2FsdHNhbHRzYWx0:aGFzaGhhc2hoYXNoaGFzaA",
-        "a b:scrypt:16384:8:1:c2FsdHNhbHRzYWx0:aGFzaGhhc2hoYXNoaGFzaA",
+        f"ada:$2b$12${'x' * 52}",
+        f"ada:$2b$12${'!' * 53}",
+        f"ada:$2b$31${'x' * 53}",
+        f"ada:$2b$03${'x' * 53}",
+        f"ada:$1$12${'x' * 53}",
+        f"a b:$2b$12${'x' * 53}",
     ],
 )
 def test_a_malformed_auth_file_names_the_line(tmp_path: Path, line: str) -> None:
