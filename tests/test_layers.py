@@ -1,10 +1,9 @@
 """The house: imports point down only, and rooms are named for what they hold."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import mqasearch
 
@@ -42,54 +41,80 @@ FORBIDDEN = {  # room → packages that it must not know
     "spec": {"optuna", "torch", "transformers", "sqlalchemy"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
+assert FILES
 
 
 def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(tree):
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    here = room(path)
-    if here == "__init__":
-        return
-    for name, line in imports(ast.parse(path.read_text())):
-        top, *rest = name.split(".")
-        if top == "mqasearch" and rest and rest[0] in FLOOR:
-            there = rest[0]
-            assert FLOOR[there] < FLOOR[here] or there == here or same_floor(here, there), (
-                f"{path}:{line}: {here} (floor {FLOOR[here]}) imports {there} ({FLOOR[there]})"
-            )
-        assert top not in FORBIDDEN.get(here, ()), f"{path}:{line}: {here} must not know {top}"
-
-
-def same_floor(here: str, there: str) -> bool:
+def test_imports_point_down() -> None:
     """Floor 1 is the vocabulary: its rooms may use each other."""
-    return FLOOR[here] == FLOOR[there] == 1
+    upward = []
+    for path in FILES:
+        here = room(path)
+        if here == "__init__":
+            continue
+        for name, line in imports(path):
+            top, *rest = name.split(".")
+            if top != "mqasearch" or not rest or rest[0] not in FLOOR or rest[0] == here:
+                continue
+            there = rest[0]
+            if FLOOR[there] > FLOOR[here] or FLOOR[there] == FLOOR[here] != 1:
+                floors = f"{here} (floor {FLOOR[here]}) imports {there} ({FLOOR[there]})"
+                upward.append(f"{path}:{line}: {floors}")
+    assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_stand_at_the_top(path: Path) -> None:
+def test_rooms_keep_to_their_packages() -> None:
+    forbidden = [
+        f"{path}:{line}: {room(path)} must not know {name}"
+        for path in FILES
+        for name, line in imports(path)
+        if name.partition(".")[0] in FORBIDDEN.get(room(path), ())
+    ]
+    assert not forbidden, "\n".join(forbidden)
+
+
+def test_imports_are_absolute() -> None:
+    relative = [
+        f"{path}:{node.lineno}"
+        for path in FILES
+        for node in nodes(path)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not relative, "\n".join(relative)
+
+
+def test_imports_stand_at_the_top() -> None:
     """Only the command line defers imports; only it may hide one behind TYPE_CHECKING.
 
     So may the package itself: ``import mqasearch`` is quick, and ``mqasearch.load`` needs torch. An
     engine's driver imports the engine when it is asked to, so that a failure is an answer too.
     """
-    if room(path) in ("cli", "__init__") or path.parent.name == "drivers":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            nested = [n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
-            assert not nested, f"{path}:{nested[0].lineno}: import inside {node.name}"
+    nested = [
+        f"{path}:{inner.lineno}: import inside {node.name}"
+        for path in FILES
+        if room(path) not in ("cli", "__init__") and path.parent.name != "drivers"
+        for node in nodes(path)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+    ]
+    assert not nested, "\n".join(nested)
 
 
 def test_every_room_has_a_floor() -> None:

@@ -2,8 +2,6 @@
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import yaml
 from evaluation.small_tasks import load_small
 from optuna.study import StudyDirection
-from studies_on_fake import run_study, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, spec_of, studies_of
 
 from mqasearch import cli
 from mqasearch.dashboard.data import read_comparisons
@@ -55,12 +53,6 @@ class Perplexed(FakeScorer):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "load_task", load_small)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    with closing(storage_in(tmp_path)) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Studies that cannot be scored: they end, say why, and score the original once."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,13 +46,6 @@ class AllMasks(Diverging):
 class Original(Diverging):
     def diverges(self, converted: tuple[int, ...]) -> bool:
         return not converted
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 def lefts(storage: Storage) -> list[int]:

@@ -1,6 +1,6 @@
 """What a worker need not compute: scored ahead, or on fewer documents, or clearly worse."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,13 +44,6 @@ class ManyScorer(FakeScorer):
 
     def gains_from_many(self) -> bool:
         return True
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 def evaluator_of(storage: Storage, scorer: FakeScorer, rule: StopRule | None = None) -> Evaluator:

@@ -62,13 +62,6 @@ class CountingScorer(FakeScorer):
         return self.many
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
-
-
 def spec_on(search: object, confirmation: object = 80, **changes: Any) -> Any:
     documents = {"search": search, "confirmation": confirmation}
     return spec_of(selectors=SELECTORS, documents=documents, **changes)

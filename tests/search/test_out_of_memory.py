@@ -1,7 +1,7 @@
 """Trials that run out of memory, on the fake scorer."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,13 +29,6 @@ from mqasearch.selectors import INVALID_KEY, MASK_KEY
 
 SELECTORS = ["sensitivity", "greedy", "alternating"]
 """Whose masks do not depend on the numbers of their trials, which a failed trial shifts."""
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,11 @@
 """How many layers can be converted within a tolerance: chosen blind, tested in order, told once."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_on_fake import run_study, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, spec_of, studies_of
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.evaluation.noninferiority import NonInferiority
@@ -31,13 +30,6 @@ from mqasearch.tolerance import ToleranceEntry
 
 TOLERANCE = {"metric": "acc_norm", "points": 5.0}
 POINT = ToleranceEntry(metric="acc_norm", points=1.0)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 def tolerant(tolerance: Any = TOLERANCE, **changes: Any) -> Any:

@@ -53,14 +53,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def mqasearch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-) -> Command:
-    """``mqasearch(LINE)`` in the folder."""
-    return Command(monkeypatch, capsys)
-
-
-@pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every healing that was computed."""
     counted: list[int] = []
