@@ -179,15 +179,15 @@ def test_what_yaml_itself_stumbles_over_is_one_line(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 10**30}, "seed: input should be less than 4294967296"),
-        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
-        ({"documents": {"seed": 10**30}}, "documents.seed: input should be less than"),
-        ({"documents": {"search": 1}}, "documents.search: .* greater than or equal to 2, not 1$"),
-        ({"documents": {"search": "ful"}}, "documents.search: input should be 'full', not 'ful'$"),
-        ({"budget": "5"}, "budget.*: expected a number of layers"),
+        ({"seed": 10**30}, r"seed: .*\b4294967296\b"),
+        ({"seed": -1}, r"seed: .*\b0\b"),
+        ({"documents": {"seed": 10**30}}, r"documents\.seed: .*\b4294967296\b"),
+        ({"documents": {"search": 1}}, r"documents\.search: .*\b2, not 1$"),
+        ({"documents": {"search": "ful"}}, r"documents\.search: .*'full', not 'ful'$"),
+        ({"budget": "5"}, "budget.*: .*number of layers"),
         ({"merge": 3}, "merge: expected a name"),
-        ({"enqueue": {"original": [1]}}, "enqueue: the original is scored under that name"),
-        ({"pruner": "wilcoxn"}, "pruner.name: unknown pruner 'wilcoxn': did you mean 'wilcoxon'"),
+        ({"enqueue": {"original": [1]}}, "enqueue: .*the original"),
+        ({"pruner": "wilcoxn"}, r"pruner\.name: .*'wilcoxn'.*did you mean 'wilcoxon'"),
         ({"pruner": "paired_mean", "tasks": ["piqa", "copa"]}, "pruner: .*one task"),
     ],
 )

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mqasearch.assets import CACHE_VARIABLE, benchmark_data, smollm2_gguf, wheels
+from mqasearch.assets import CACHE_VARIABLE, benchmark_data, smollm2_gguf
 from mqasearch.assets.wheels import Wheel, unpacked
 from mqasearch.errors import AssetError
 
@@ -60,10 +61,11 @@ def index(tmp_path, monkeypatch) -> Path:
 def quick_pip(index, monkeypatch) -> Path:
     """The same without pip's second of start-up: a copy out of the index."""
 
-    def copied(wheel: Wheel, folder: Path) -> Path:
-        return Path(shutil.copy(next(index.glob("*.whl")), folder))
+    def copied(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        shutil.copy(next(index.glob("*.whl")), command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(wheels, "_download", copied)
+    monkeypatch.setattr(subprocess, "run", copied)
     return index
 
 
@@ -96,7 +98,7 @@ def test_the_wanted_files_are_unpacked_and_the_wheel_is_gone(index, monkeypatch,
     inside = f"assets/{folder.name}"
     assert cached(index) == [f"{inside}/a/one.arrow", f"{inside}/two.arrow"]
     assert "downloading the tiny data with pip: tiny-data==1.0 (1 MB)" in caplog.text
-    monkeypatch.setattr(wheels, "_download", lambda *_: pytest.fail("downloaded twice"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("downloaded twice"))
     assert unpacked(wheel) == folder
 
 

@@ -12,11 +12,7 @@ from typing import Any
 
 import pytest
 
-from mqasearch.cli import logs
-from mqasearch.cli.launch import Database, work_together
 from mqasearch.cli.logs import JsonFormatter, JsonLines, TextFormatter, without_passwords
-from mqasearch.launch import local
-from mqasearch.launch.local import Child
 
 START = (
     "import logging, sys, warnings\n"
@@ -211,16 +207,30 @@ def test_help_is_quick(tmp_path: Path) -> None:
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("options", [(), ("--verbose", "--log-format=json")])
-def test_children_log_as_the_run_does(
-    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
-) -> None:
-    children: list[Child] = []
-    monkeypatch.setattr(local, "run_children", children.extend)
-    monkeypatch.setattr(logs, "_for_children", list(options))
-    work_together(Database("postgresql://h/d"), "demo", "cpu", 1)
-    command = list(children[0].command)
-    assert command[3 : command.index("child")] == list(options)
+CHILDREN = """
+import sys
+from mqasearch.cli.launch import Database, work_together
+from mqasearch.cli.logs import start_logging
+from mqasearch.cli.options import LogFormat
+from mqasearch.launch import local
+
+children = []
+local.run_children = children.extend
+start_logging(LogFormat({log_format!r}), verbose={verbose})
+work_together(Database("postgresql://h/d"), "demo", "cpu", 1)
+print(*children[0].command, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("log_format", "verbose", "options"),
+    [("text", False, []), ("json", True, ["--verbose", "--log-format=json"])],
+)
+def test_children_log_as_the_run_does(log_format: str, verbose: bool, options: list[str]) -> None:
+    code = CHILDREN.format(log_format=log_format, verbose=verbose)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = done.stdout.splitlines()
+    assert command[3 : command.index("child")] == options
 
 
 INTERRUPTED = (

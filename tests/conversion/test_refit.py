@@ -177,10 +177,10 @@ def test_too_little_text_says_how_much_is_needed() -> None:
     model = tiny_model("llama")  # 4 heads of 8: 128 tokens
     with pytest.raises(UserError) as raised:
         calibrate(model, family_of("llama"), [[5] * 127], merge_of("aligned"))
-    assert str(raised.value) == (
-        "refit needs at least 128 calibration tokens and the tasks give 127: set "
-        "documents.calibration_tokens to 128 or more, add a task, or give the merge refit: false"
-    )
+    said = str(raised.value)
+    for part in ("refit", "128 calibration tokens", "127", "documents.calibration_tokens to 128"):
+        assert part in said
+    assert said.endswith("refit: false")
     calibrate(model, family_of("llama"), [[5] * 64, [6] * 64], merge_of("aligned"))
 
 

@@ -30,14 +30,30 @@ def _substituted(word: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word)
 
 
-def test_services() -> None:
-    assert {"db", "roles", *OURS} == set(SERVICES)
-    assert OURS == ["create", "dashboard", "migrate", "worker", "worker-gpu"]
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
-    devices = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices[0]["capabilities"] == ["gpu"]
-    # what is scaled can have neither a fixed name nor a fixed port
-    assert not {"container_name", "ports"} & set(SERVICES["worker"])
+def _gpus(service: dict[str, Any]) -> list[Any]:
+    reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {})
+    return [device for device in reserved.get("devices", ()) if device["capabilities"] == ["gpu"]]
+
+
+def test_what_takes_a_gpu_is_started_only_where_it_is_asked_for() -> None:
+    taking = {name for name in SERVICES if _gpus(SERVICES[name])}
+    assert taking
+    assert taking == {name for name in SERVICES if SERVICES[name].get("profiles") == ["gpu"]}
+
+
+def test_what_the_readme_scales_has_neither_a_fixed_name_nor_a_fixed_port() -> None:
+    readme = (ROOT / "dashboards" / "README.md").read_text(encoding="utf-8")
+    scaled = set(re.findall(r"--scale ([\w-]+)=", readme))
+    assert scaled
+    for name in scaled:
+        assert not {"container_name", "ports"} & set(SERVICES[name])
+
+
+def test_what_the_readme_runs_is_a_service() -> None:
+    readme = (ROOT / "dashboards" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"docker compose (?:run --rm|logs) ([\w-]+)", readme))
+    assert named
+    assert named <= set(OURS)
 
 
 def test_ports_are_published_on_loopback_only() -> None:
@@ -48,8 +64,7 @@ def test_ports_are_published_on_loopback_only() -> None:
 
 def test_secrets_come_from_the_environment_without_a_default() -> None:
     secrets = [(name, rest) for name, rest in VARIABLES if re.search("PASSWORD|AUTH", name)]
-    passwords = {"POSTGRES_PASSWORD", "WORKER_PASSWORD", "DASHBOARD_PASSWORD"}
-    assert {name for name, _ in secrets} == {*passwords, "DASHBOARD_AUTH_FILE"}
+    assert secrets
     assert all(rest.startswith(":?") for _, rest in secrets)
     assert "trust" not in TEXT  # POSTGRES_HOST_AUTH_METHOD
 

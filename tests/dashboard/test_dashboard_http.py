@@ -107,7 +107,7 @@ def test_figures_and_trials_as_json(shared: BaseStorage, serving: Serving) -> No
         figures = Reply(url, "/mqasearch/comparisons/demo/figures.json").json()
         trials = Reply(url, "/mqasearch/comparisons/demo/trials.json").json()
     for figure in figures:
-        assert set(figure) == {"key", "title", "caption", "figure"}
+        assert all(figure[word] for word in ("key", "title", "caption"))
         assert {"data", "layout"} <= set(figure["figure"])
     rows = [row for study in read_comparisons(shared)[0].studies for row in study.trials]
     assert [trial["mask"] for trial in trials] == [row.mask for row in rows]

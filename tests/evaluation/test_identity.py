@@ -93,7 +93,13 @@ def reached() -> set[str]:
 
 
 def files_of(parts: Iterable[str]) -> set[str]:
-    return {name for part in parts for name, _ in source_code._sources(part, PACKAGE / part)}
+    """Python files, and what becomes one, below some files and folders of the package."""
+    below = (file for part in parts for file in (PACKAGE / part, *(PACKAGE / part).rglob("*")))
+    return {
+        file.relative_to(PACKAGE).as_posix()
+        for file in below
+        if file.is_file() and file.name.endswith((".py", ".py.txt"))
+    }
 
 
 def counted() -> set[str]:

@@ -161,9 +161,9 @@ def test_a_model_that_ignores_the_mask_runs_separate_rows_and_says_so(
     monkeypatch.setattr(type(model.model), "forward", without_mask)
     with caplog.at_level(logging.WARNING):
         scorer = scorer_of(SharedPrefixScorer)
-    assert [r.message for r in caplog.records] == [
-        "llama: no tree attention; answers run in separate rows"
-    ]
+    (warning,) = caplog.messages
+    assert warning.startswith("llama: ")
+    assert "separate rows" in warning
     flags = (True, False, True)
     ours = scorer.responses(heads("llama", flags), prepared("choice"))
     assert_same(ours, stock("llama", "choice", flags))
@@ -175,9 +175,9 @@ def test_texts_beyond_a_sliding_window_run_in_separate_rows_said_once(
     scorer = scorer_of(SharedPrefixScorer, "mistral")
     for kind in ["choice", "contexts"]:
         scorer.responses((2, 2, 2), prepared(kind))
-    assert [r.message for r in caplog.records] == [
-        "texts exceed the sliding window of 8: separate rows"
-    ]
+    (warning,) = caplog.messages
+    assert "sliding window of 8" in warning
+    assert "separate rows" in warning
 
 
 def test_batches_shrink_while_memory_is_short_and_grow_again(

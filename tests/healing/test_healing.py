@@ -338,7 +338,7 @@ def test_steps_are_a_number_or_auto(given: str | int, steps: int) -> None:
 
 @pytest.mark.parametrize("given", ["", "-1", "1.5", "many", "²", "12345678", -3])
 def test_other_steps_are_refused(given: str | int) -> None:
-    with pytest.raises(UserError, match="give a number of steps, as 100, or auto"):
+    with pytest.raises(UserError, match=r"number of steps.*auto"):
         recipe_of(given)
 
 

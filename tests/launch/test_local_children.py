@@ -173,7 +173,7 @@ TIED = """
 import os, sys
 from mqasearch.launch import lifeline
 if {portable}:
-    lifeline._ask_kernel = lambda: False
+    sys.platform = "a system whose kernel does not tell"
 lifeline.end_with(os.getppid(), grace={grace})
 """
 

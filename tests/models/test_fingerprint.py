@@ -159,13 +159,15 @@ def test_a_converted_gguf_file_and_its_copy_are_one_model(tmp_path):
     assert tokenizer_digest(other.tokenizer) == tokenizer_digest(loaded.tokenizer)
 
 
-def test_weights_are_read_once_until_they_change(folder, monkeypatch):
-    before = of(folder)
-    with monkeypatch.context() as patched:
-        patched.setattr(fingerprint, "_weights_digest", lambda files: pytest.fail("read twice"))
-        assert of(folder) == before
-    other = save(tiny_model("llama", seed=1), folder)
-    os.utime(other / "model.safetensors", ns=(1, 1))
+def test_weights_are_read_once_until_they_change(folder):
+    """A file of the same size and time is taken for the same: that of another model shows it."""
+    weights = folder / "model.safetensors"
+    before, written = of(folder), weights.stat()
+    save(tiny_model("llama", seed=1), folder)
+    assert weights.stat().st_size == written.st_size
+    os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert of(folder) == before
+    os.utime(weights, ns=(1, 1))
     assert of(folder) != before
 
 

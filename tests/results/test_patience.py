@@ -2,7 +2,6 @@
 
 import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -151,7 +150,6 @@ def test_it_says_what_it_waits_for_but_not_the_statement(caplog: pytest.LogCaptu
 def test_a_process_that_was_told_to_stop_waits_a_few_seconds_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patience_module, "_hurried", threading.Event())
     monkeypatch.setattr(patience_module, "HURRIED_SECONDS", 0.2)
     patience_module.hurry()
 

@@ -79,9 +79,10 @@ def refusal(study: optuna.Study, mine: ModelFacts) -> str:
 def test_a_package_that_differs(study: optuna.Study, package: str, mine: str, cure: str) -> None:
     there = FACTS.versions[package]
     message = refusal(study, with_version(package, mine))
-    assert message == (
-        f"{package} {mine} here, {there} in the study; pip install {cure}, or {ANOTHER}"
-    )
+    assert f"{package} {mine} here" in message
+    assert there in message
+    assert f"pip install {cure}, " in message
+    assert message.endswith(ANOTHER)
 
 
 def test_code_that_differs_because_a_package_does_is_said_once(study: optuna.Study) -> None:

@@ -152,13 +152,13 @@ def test_threads_that_read_at_once_read_the_same(monkeypatch: pytest.MonkeyPatch
         suggest(trial, N_LAYERS)
         finish(study, trial, True, 1.0)
     expected = [*HistoryReader(N_LAYERS).read(study)]
-    look = optuna_history._mask_trial
+    look = optuna_history.mask_of
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.001)  # another thread has its turn
         return look(*arguments)
 
-    monkeypatch.setattr(optuna_history, "_mask_trial", slowly)
+    monkeypatch.setattr(optuna_history, "mask_of", slowly)
     reader, together = HistoryReader(N_LAYERS), threading.Barrier(4)
 
     def read() -> list[MaskTrial]:

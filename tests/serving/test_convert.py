@@ -307,9 +307,10 @@ def test_a_family_that_the_format_cannot_express_is_told_which_can(
     monkeypatch.setattr(formats, "FORMATS", {**formats.FORMATS, "narrow": OnlyLlama()})
     with pytest.raises(ModelError) as raised:
         convert_checkpoint(KV_HEADS, loaded(tiny_model("gpt2")), tmp_path / "out", format="narrow")
-    assert str(raised.value) == (
-        "format 'narrow' cannot express a gpt2 model; formats that can: hf, mlx, expanded"
-    )
+    said, _, can = str(raised.value).partition(": ")
+    assert "'narrow'" in said
+    assert "gpt2" in said
+    assert can == "hf, mlx, expanded"
 
 
 class Interrupted(BaseException):
