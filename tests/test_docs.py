@@ -103,7 +103,7 @@ def rooms() -> frozenset[str]:
 def room_imports() -> set[Edge]:
     found = set()
     for path in MODULES:
-        for name, _ in imports(parsed(path)):
+        for name, _ in imports(path):
             top, there = f"{name}.".split(".")[:2]
             if top == "mqasearch" and there in rooms():
                 found.add((room(path), there))
