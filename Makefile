@@ -1,4 +1,5 @@
-# On a fresh machine with Python 3.11+: `make demo` runs the main job, `make test` the tests.
+# On a fresh machine with Python 3.11+: `make demo` runs the main job, `make test` the tests and
+# `make quick` the quick ones of them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ JOBS ?= 2
 
 ENGINES ?= llama.cpp mlx vllm
 
-.PHONY: demo test engines check setup format clean
+.PHONY: demo quick test engines check setup format clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -24,6 +25,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Under a minute on two cores (mypy alone takes more the first time, and seconds afterwards). It
+# leaves out what has a mark of pyproject.toml: no real model, PostgreSQL, process of the command
+# line or engine, nor long computing. Its slowest tests are listed: one of seconds wants a mark.
+quick: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --durations=5 --durations-min=1 \
+		-m "not (model or postgres or processes or engine or long)"
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup

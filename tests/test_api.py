@@ -66,6 +66,7 @@ def merged_by_mean(model: PreTrainedModel) -> torch.Tensor:
         return logits(model, TOKENS)
 
 
+@pytest.mark.processes
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "optuna", "lm_eval", "sqlalchemy", "numpy", "jsonschema"}
     code = (

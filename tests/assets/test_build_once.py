@@ -67,6 +67,7 @@ def test_an_interruption_leaves_nothing(tmp_path, fault):
     assert (build_once(tmp_path / "folder", fill, "a folder") / "data").is_file()
 
 
+@pytest.mark.processes
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     folder = tmp_path / "folder"
     builder = start_builder(folder, 60)
@@ -82,12 +83,14 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     assert not list(tmp_path.glob(".folder.*.partial"))
 
 
+@pytest.mark.processes
 def test_of_several_processes_one_builds_and_all_get_it(tmp_path):
     builders = [start_builder(tmp_path / "folder", 0.3) for _ in range(4)]
     assert [builder.wait(timeout=60) for builder in builders] == [0, 0, 0, 0]
     assert (tmp_path / "builds").read_text() == "built\n"
 
 
+@pytest.mark.processes
 def test_who_waits_for_another_process_says_so(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     builder = start_builder(tmp_path / "folder", 1)

@@ -198,6 +198,7 @@ def test_the_password_of_a_package_index_is_not_repeated(index, monkeypatch):
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.model
 def test_the_pinned_model_is_a_gguf_file():
     assert smollm2_gguf().read_bytes()[:4] == b"GGUF"
 

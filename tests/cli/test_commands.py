@@ -42,6 +42,7 @@ def write_study(path: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(STUDY | changes))
 
 
+@pytest.mark.processes
 def test_help_imports_nothing_heavy() -> None:
     heavy = {"torch", "optuna", "transformers", "lm_eval", "sqlalchemy", "plotly", "numpy"}
     code = (
@@ -52,6 +53,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.long
 def test_a_run_ends_with_the_table_the_masks_and_what_to_do_next(
     mqasearch: Command, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,6 +75,7 @@ def test_listings_are_data_on_stdout(mqasearch: Command) -> None:
         assert len(json.loads(out)) >= 3
 
 
+@pytest.mark.long
 def test_a_study_file_without_selectors_takes_those_that_the_list_marks(
     mqasearch: Command, folder: Path
 ) -> None:
@@ -85,6 +88,7 @@ def test_a_study_file_without_selectors_takes_those_that_the_list_marks(
     assert [row["selector"] for row in json.loads(out)] == marked != []
 
 
+@pytest.mark.long
 def test_comparison_and_status_as_json(mqasearch: Command) -> None:
     mqasearch("run studies/demo.yaml")
     _, out, _ = mqasearch("compare --study-name demo -f json")
@@ -97,6 +101,7 @@ def test_comparison_and_status_as_json(mqasearch: Command) -> None:
     assert (tpe["complete"], tpe["probes"]) == (5, 1)  # the original is the probe
 
 
+@pytest.mark.long
 def test_a_study_whose_original_has_no_score_is_one_line_and_exit_code_1(
     mqasearch: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def test_another_spec_under_the_same_name_shows_the_difference(
     assert "seed: 0 → 7" in err
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on(mqasearch: Command, folder: Path) -> None:
     write_study(folder / "studies" / "demo.yaml", model="fake:8:0.2")
     command = [sys.executable, "-m", "mqasearch", "run", "studies/demo.yaml"]
@@ -236,6 +242,7 @@ def test_the_readme_shows_every_command() -> None:
         assert f"mqasearch {name}" in text
 
 
+@pytest.mark.model
 def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
     for command in readme_commands():
         if command.startswith("make"):
@@ -256,6 +263,7 @@ def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
         assert code == 0, f"{command}: {err}"
 
 
+@pytest.mark.model
 def test_the_readmes_python_runs(folder: Path) -> None:
     write_real_mask(folder / "masks.json")
     (folder / "original").symlink_to(resolve("smollm2-135m").location)
@@ -284,6 +292,7 @@ def test_the_studies_that_ship_are_valid(path: Path) -> None:
     assert load_spec(path, known_names()).tasks[0].name == "hellaswag"
 
 
+@pytest.mark.long
 def test_a_selector_of_several_budgets_is_not_guessed(folder: Path, mqasearch: Command) -> None:
     write_study(folder / "studies" / "demo.yaml", budget=[1, 2], selectors=["sensitivity"])
     assert mqasearch("run studies/demo.yaml --storage sqlite:///two.db")[0] == 0
@@ -329,6 +338,7 @@ def test_usage_errors_are_one_line(
     assert message in err
 
 
+@pytest.mark.long
 def test_whoever_only_looks_needs_no_right_to_write(folder: Path, mqasearch: Command) -> None:
     assert mqasearch("run studies/demo.yaml --storage sqlite:///s.db")[0] == 0
     read_only = "'sqlite:///file:s.db?mode=ro&uri=true'"

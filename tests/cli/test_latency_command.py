@@ -73,6 +73,7 @@ def test_shares_of_the_layers_as_json_and_as_a_figure(mqasearch: Run, folder: Pa
     assert "Plotly.newPlot" in (folder / "figure.html").read_text()
 
 
+@pytest.mark.engine
 def test_an_engine_that_is_not_installed(mqasearch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     add_fake_engine(monkeypatch, replace(FAKE, module="no_such_module_anywhere"))
     code, out, err = mqasearch("latency absent --engine fake")
@@ -89,6 +90,7 @@ def test_a_mask_against_the_original_as_a_table(mqasearch: Run) -> None:
     assert "GB/s" in out
 
 
+@pytest.mark.engine
 def test_an_engine_in_another_process(mqasearch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     add_fake_engine(monkeypatch)
     quick = QUICK.replace("--repetitions 1", "--repetitions 5")

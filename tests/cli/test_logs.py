@@ -152,6 +152,7 @@ def test_bytes_are_refused_as_text_streams_do(lines: JsonLines) -> None:
         lines.write(b"")  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_warnings_threads_and_unexpected_errors_are_json_too() -> None:
     code = (
         "log.warning('first', extra={'study': 'demo'})\n"
@@ -171,6 +172,7 @@ def test_warnings_threads_and_unexpected_errors_are_json_too() -> None:
     assert "RuntimeError: postgresql+psycopg://me:***@h:5/d" in last["exception"]
 
 
+@pytest.mark.processes
 def test_text_is_as_before() -> None:
     said = stderr_of("log.warning('no %s', 'JSON'); print('as it is', file=sys.stderr)", "text")
     line, other = said.splitlines()
@@ -183,6 +185,7 @@ def mqasearch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.processes
 def test_an_error_is_an_object(tmp_path: Path) -> None:
     done = mqasearch("--log-format", "json", "run", "nothing.yaml", cwd=tmp_path)
     assert done.returncode == 2
@@ -192,12 +195,14 @@ def test_an_error_is_an_object(tmp_path: Path) -> None:
     assert not row["message"].startswith("mqasearch:")
 
 
+@pytest.mark.processes
 def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
     done = mqasearch("--log-format", "xml", "selectors", cwd=tmp_path)
     assert done.returncode == 2
     assert "json" in done.stderr
 
 
+@pytest.mark.processes
 def test_help_is_quick(tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):  # the machine may be busy just then
@@ -222,6 +227,7 @@ print(*children[0].command, sep="\\n")
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("log_format", "verbose", "options"),
     [("text", False, []), ("json", True, ["--verbose", "--log-format=json"])],
@@ -247,6 +253,7 @@ INTERRUPTED = (
 """SQLAlchemy logs whatever comes while it takes a connection back."""
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_signal_while_a_connection_is_given_back_leaves_no_traceback(log_format: str) -> None:
     err = stderr_of(INTERRUPTED.format(kind="KeyboardInterrupt"), log_format)

@@ -41,6 +41,7 @@ def study_in(folder: Path) -> StudySpec:
     return load_spec(folder / "study.yaml", known_names())
 
 
+@pytest.mark.long
 def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
     mqasearch: Command, folder: Path, n_scored: Callable[[], int]
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
     assert (folder / "out" / "study.yaml").read_text() == text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "keys"),
     [
@@ -102,6 +104,7 @@ def test_what_is_chosen_is_what_the_file_says(
     assert study_in(folder) == load_spec(folder / "wanted.yaml", known_names())
 
 
+@pytest.mark.long
 def test_a_folder_is_a_model_wherever_one_works(
     mqasearch: Command, folder: Path, n_scored: Callable[[], int]
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_name_that_is_nothing_here_is_asked_of_the_hub(
     assert not (folder / "study.yaml").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tiny", "owner/tiny"])
 def test_a_model_of_the_hub_runs_whatever_its_name(
     mqasearch: Command, folder: Path, hub_cache: Path, name: str
@@ -194,6 +198,7 @@ def test_a_file_or_folder_wins_over_a_name_of_the_hub(
     assert not any("hub" in message for message in caplog.messages)
 
 
+@pytest.mark.long
 def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
     mqasearch: Command, folder: Path
 ) -> None:
@@ -220,6 +225,7 @@ def test_another_study_in_the_same_folder_is_refused_and_can_be_made_elsewhere(
     assert names == {"fake-6", "three"}
 
 
+@pytest.mark.long
 def test_more_documents_go_on_from_those_that_are_scored(
     mqasearch: Command, folder: Path, n_scored: Callable[[], int]
 ) -> None:
@@ -249,6 +255,7 @@ def test_more_documents_go_on_from_those_that_are_scored(
         assert mqasearch(line)[0] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("at_fault", "whose"), [("0", "the original model"), ("1", "its best mask")]
 )
@@ -289,6 +296,7 @@ def test_without_a_held_out_score_there_are_tables_and_masks_and_one_line_says_w
     assert "no held-out result" not in mqasearch("status")[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["fake:6", "study.yaml"])
 def test_more_trials_are_added_once_a_call(
     mqasearch: Command, folder: Path, caplog: pytest.LogCaptureFixture, target: str

@@ -30,6 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, line: str, **changes: Any) -> int:
     return run_here(line, monkeypatch)
 
 
+@pytest.mark.long
 def test_a_run_ends_with_the_verdict_in_the_table_and_in_every_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

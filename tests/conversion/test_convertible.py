@@ -31,6 +31,7 @@ def convertible(model_type: str, merge: str = "mean", **sizes: int) -> Convertib
     return ConvertibleModel(tiny_model(model_type, **sizes), family_of(model_type), merge_of(merge))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @given(first=kv_heads, second=kv_heads)
 @a_few

@@ -228,6 +228,7 @@ def test_siblings_differ_in_the_budget_alone() -> None:
     assert related == {"a-n2": {"a-n2", "a-n5"}, "a-n5": {"a-n2", "a-n5"}, "b": {"b"}}
 
 
+@pytest.mark.long
 def test_the_rows_are_what_compare_says_of_studies_that_workers_made(tmp_path: Path) -> None:
     storage = storage_in(tmp_path)
     tasks = [{"name": "hellaswag", "metric": "bits_per_byte"}]

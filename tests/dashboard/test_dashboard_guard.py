@@ -80,6 +80,7 @@ def test_our_host_names_are_served(serving: Serving, host: str) -> None:
         assert Reply(url, "/mqasearch/", Host=host).status == 200
 
 
+@pytest.mark.long
 def test_an_account_opens_everything_and_nothing_else_does(
     accounts: Accounts, serving: Serving
 ) -> None:
@@ -148,6 +149,7 @@ def test_what_apaches_htpasswd_made_is_read(tmp_path: Path) -> None:
     assert load_accounts(path).who(f"Bearer ada.{SECRET}!") is None
 
 
+@pytest.mark.long
 def test_only_the_whole_of_a_long_secret_opens(tmp_path: Path) -> None:
     """bcrypt reads 72 bytes: what follows must not be ignored."""
     longest = "x" * 72
@@ -214,6 +216,7 @@ def test_the_command_prints_a_line_and_shows_only_a_secret_that_it_made(
     assert load_accounts(path).who(f"Bearer {token}") == "ada"
 
 
+@pytest.mark.processes
 def test_mqasearch_dashboard_serves_a_database_until_it_is_told_to_stop(sqlite_url: str) -> None:
     command = [sys.executable, "-m", "mqasearch", "dashboard", "--storage", sqlite_url, "--port=0"]
     command += ["--allowed-host=studies.example", "--allowed-host=other.example"]

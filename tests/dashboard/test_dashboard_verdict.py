@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from dashboard.sample_studies import fill
 from optuna.storages import InMemoryStorage
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
@@ -14,6 +15,7 @@ from mqasearch.search.verdict_words import sentence
 TOLERANCE = {"metric": "acc_norm", "points": 5.0}
 
 
+@pytest.mark.long
 def test_the_page_says_what_the_table_says(tmp_path: Path) -> None:
     storage = storage_in(tmp_path)
     documents = {"search": 40, "confirmation": 400}

@@ -167,6 +167,7 @@ def test_calibration_texts_are_documents_that_nothing_else_uses() -> None:
     assert 0 < sum(map(len, everything)) < 1_000
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("name", "limit"), [("arc_easy", 2), ("winogrande", 4)])
 def test_law_a_real_model_scores_as_stock_lm_eval_says(name: str, limit: int) -> None:
     """Accuracy, acc_norm and every log-likelihood, for several masks, in float32."""

@@ -72,6 +72,7 @@ def test_that_many_documents_show_the_margin_four_times_of_five() -> None:
     assert shown / 2000 == pytest.approx(0.8, abs=3 * math.sqrt(0.16 / 2000))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("more", "fewer", "n", "margin"), [(12, 8, 400, 0.03), (2, 0, 100, 0.05)])
 def test_so_do_those_for_an_accuracy(more: int, fewer: int, n: int, margin: float) -> None:
     rng = np.random.default_rng(2)

@@ -18,6 +18,7 @@ from mqasearch.score import Documents, Score, TaskSpec
 ALL = Documents("full")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [HarnessScorer, SharedPrefixScorer])
 @pytest.mark.parametrize("name", ["choice", "rolling", "group"])
 def test_parts_grow_into_the_whole_and_a_known_beginning_is_built_upon(
@@ -106,6 +107,7 @@ def test_a_mask_with_the_better_mean_is_kept_though_it_is_worse_on_most_document
     assert not StopRule().stops(worse[:n], np.zeros(400), False)
 
 
+@pytest.mark.long
 def test_a_race_is_level_however_often_it_looks() -> None:
     """Masks that are exactly as good on all 200 documents, at up to 150 looks."""
     rng = np.random.default_rng(0)

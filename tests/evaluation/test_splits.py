@@ -113,6 +113,7 @@ def test_a_row_that_a_task_holds_twice_is_scored_twice() -> None:
     assert sorted(texts) == sorted([*texts[::2], *texts[::2]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("subject", ["mmlu_anatomy", "mmlu_virology"])
 def test_a_question_of_mmlu_has_one_split(subject: str) -> None:
     def splits(name: str) -> dict[str, Split]:

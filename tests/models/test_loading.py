@@ -213,6 +213,7 @@ def test_without_a_hub_one_line_says_so(own_cache, hub_cache, caplog):
     assert not caplog.records
 
 
+@pytest.mark.model
 def test_the_embedded_model_speaks():
     loaded = load_model("smollm2-135m", device="cpu")
     assert (loaded.shape.n_layers, loaded.shape.n_heads, loaded.shape.n_kv_heads) == (30, 9, 3)

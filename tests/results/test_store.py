@@ -140,6 +140,7 @@ def test_a_single_document_has_no_standard_error(engine: Engine) -> None:
     assert math.isnan(store.get(KEY).stderr["acc"])
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(

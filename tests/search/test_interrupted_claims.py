@@ -57,6 +57,7 @@ def is_locked(file: Path) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_an_interrupted_claim_leaves_nothing_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_trials_that_say_nothing_about_masks_are_left_out(storage: BaseStorage) 
     assert HistoryReader(N_LAYERS).read(study) == []
 
 
+@pytest.mark.long
 def test_a_reader_that_has_read_before_reads_what_a_new_one_reads(storage: BaseStorage) -> None:
     rng = np.random.default_rng(0)
     study = optuna.create_study(storage=storage, sampler=at_random())

@@ -35,6 +35,7 @@ def budgets(draw: st.DrawFn, largest: int = 6) -> tuple[int, int]:
     return n_layers, draw(st.integers(1, n_layers))
 
 
+@pytest.mark.long
 @every_selector
 @few
 @given(budgets(5), seeds, st.integers(1, 4))
@@ -72,6 +73,7 @@ def test_invalid_masks_never_come_again(
     assert sorted(map(str, simulation.masks)) == sorted(map(str, masks))
 
 
+@pytest.mark.long
 @every_selector
 @few
 @given(budgets(), seeds, st.integers(1, 4), probabilities)
@@ -101,6 +103,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.processes
 def test_another_process_with_other_hashes_proposes_the_same() -> None:
     here = {
         name: Simulation(

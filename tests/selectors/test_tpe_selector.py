@@ -1,6 +1,7 @@
 """Bayesian search on masks at the budget."""
 
 import numpy as np
+import pytest
 from scipy.stats import wilcoxon
 from selector_workers import Simulation, all_masks, pairwise_loss
 
@@ -16,6 +17,7 @@ def regret(name: str, seed: int, n_trials: int = 50) -> float:
     return loss(simulation.best) - min(map(loss, all_masks(12, 4)))
 
 
+@pytest.mark.long
 def test_tpe_beats_as_many_random_masks() -> None:
     regrets = np.array([[regret(name, seed) for name in ("tpe", "random")] for seed in range(16)])
     assert regrets[:, 0].mean() < 0.6 * regrets[:, 1].mean()

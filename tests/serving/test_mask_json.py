@@ -43,6 +43,7 @@ def masks(storage: Storage, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_every_selectors_best_mask_reads_back(storage: Storage, masks: Path) -> None:
     for row in compare(studies_of(storage)):
         document = read_mask(masks, row.selector)
