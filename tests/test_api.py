@@ -102,6 +102,7 @@ def test_the_docstrings_examples_run_as_shown(folder: Path) -> None:
         assert runner.run(example).failed == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_loaded_folder_is_the_converted_model(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
@@ -144,6 +145,7 @@ def test_a_folder_is_loaded_in_the_dtype_that_it_was_written_in(folder: Path) ->
     assert mqasearch.load("out", dtype="float32").dtype == torch.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -254,6 +256,7 @@ def test_a_mask_that_does_not_fit_leaves_the_model_alone(folder: Path) -> None:
         pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("line", "options"),
     [

@@ -54,6 +54,7 @@ def turn_keys(weights: AttentionWeights, maps: Tensor) -> AttentionWeights:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @given(seed=seeds)
 @a_few

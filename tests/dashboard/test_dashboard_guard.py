@@ -198,6 +198,7 @@ def test_an_auth_file_without_accounts_lets_nobody_start(tmp_path: Path) -> None
         run_dashboard("sqlite:///never-opened.db", auth_file=path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", [SECRET, ""])
 def test_the_command_prints_a_line_and_shows_only_a_secret_that_it_made(
     tmp_path: Path,

@@ -33,6 +33,7 @@ def scorer() -> HarnessScorer:
     return HarnessScorer(convertible, small_tokenizer(), "f", model.dtype, library=library)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kv_heads", [(2, 2, 2), (1, 2, 1)])
 def test_every_type_of_task_scores_as_in_lm_eval(

@@ -1,6 +1,7 @@
 """Bayesian search with a model of layers and pairs of layers."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selector_workers import Simulation, all_masks, pairwise_loss
@@ -37,6 +38,7 @@ def test_it_scores_what_it_was_granted(seed: int, size: int, n_workers: int) -> 
     assert len(gp.masks) == 1 + N_LAYERS + 5
 
 
+@pytest.mark.long
 def test_it_finds_what_pairs_of_layers_hide_from_the_ranking() -> None:
     found = {"gp": 0, "sensitivity": 0}
     for seed in range(20):

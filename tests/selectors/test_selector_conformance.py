@@ -54,6 +54,7 @@ def test_every_mask_within_the_budget_comes_once_before_any_comes_twice(
     assert all(mask.n_converted <= n_converted for mask in simulation.masks)
 
 
+@pytest.mark.long
 @every_selector
 @few
 @given(budgets(5), seeds, st.integers(1, 4), st.data())
@@ -124,6 +125,7 @@ def test_another_process_with_other_hashes_proposes_the_same() -> None:
     assert json.loads(there.stdout) == expected
 
 
+@pytest.mark.long
 @every_selector
 @few
 @given(budgets(), seeds, st.integers(1, 3), probabilities)

@@ -46,6 +46,7 @@ def report() -> Report:
         return measured(loaded("gpt2"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model_type", "n_kv_heads"),
     [("llama", 2), ("mistral", 2), ("gemma2", 4), ("phi3", 2), ("gpt_neox", 4), ("opt", 4)],

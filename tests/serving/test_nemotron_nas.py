@@ -122,6 +122,7 @@ def test_a_llama_with_the_folders_tensors_is_the_masked_model(
     torch.testing.assert_close(logits(read, TOKENS), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hidden_size", [32, 40, 56, 88])
 @pytest.mark.parametrize("intermediate_size", [256, 768, 1792, 18944])
 def test_engines_make_the_intermediate_size_of_the_factor(
