@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import waitress
-from waitress.wasyncore import close_all
+from waitress.wasyncore import close_all, loop
 
 from mqasearch.dashboard.app import dashboard_app
 from mqasearch.dashboard.auth import load_accounts
@@ -28,6 +28,9 @@ SETTINGS: dict[str, Any] = {
     "max_request_body_size": 2**20,
     "ident": None,
 }
+
+MAINTENANCE_SECONDS = 1.0
+"""Between two looks for connections that have been silent for too long."""
 
 READ_SECONDS = 5.0
 """How long a page waits for a database that is away; workers wait much longer."""
@@ -49,26 +52,28 @@ class DashboardServer:
             app, sockets=[listening], map=self._channels, **SETTINGS
         )
         self._is_stopped = threading.Event()
+        self._closing = threading.Lock()
 
     def run(self) -> None:
-        """Answer requests until :meth:`stop`.
-
-        Raises:
-            KeyboardInterrupt: the process was interrupted.
-        """
-        self._server.run()
-        if not self._is_stopped.is_set():
-            raise KeyboardInterrupt  # waitress keeps it to itself
-        self._server.task_dispatcher.shutdown()
+        """Answer requests until :meth:`stop`, or until the process is interrupted."""
+        try:
+            while not self._is_stopped.is_set():
+                loop(timeout=MAINTENANCE_SECONDS, use_poll=True, map=self._channels, count=1)
+        finally:
+            self._server.task_dispatcher.shutdown()
+            self.close()
 
     def stop(self) -> None:
         """End :meth:`run`, from another thread."""
-        self._is_stopped.set()
-        self._server.trigger.pull_trigger(self.close)
+        with self._closing:  # what wakes the other thread must be open for that
+            if self._channels:
+                self._is_stopped.set()
+                self._server.pull_trigger()
 
     def close(self) -> None:
-        """Close all connections and stop listening."""
-        close_all(self._channels)
+        """Close all connections and stop listening. A second call does nothing."""
+        with self._closing:
+            close_all(self._channels)
 
     @property
     def url(self) -> str:
