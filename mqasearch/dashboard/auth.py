@@ -27,8 +27,9 @@ MIN_SECRET, MAX_SECRET_BYTES = 12, 72
 
 MAX_FILE_BYTES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HASH = re.compile(r"\$2[aby]\$(?P<rounds>[0-9]{2})\$[./A-Za-z0-9]{53}")
-_MOST_ROUNDS = 15
+_HASH = re.compile(r"\$2[aby]\$[0-9]{2}\$(?P<salt>[./A-Za-z0-9]{22})[./A-Za-z0-9]{31}")
+_LEAST_ROUNDS, _MOST_ROUNDS = 4, 15
+"""Of bcrypt itself, and of our patience: two seconds a guess."""
 
 
 class Accounts:
@@ -45,7 +46,8 @@ class Accounts:
         self._key = secrets.token_bytes(32)
         self._accepted: dict[bytes, str] = {}
         self._lock = threading.Lock()
-        self._nobody = make_line("nobody", secrets.token_urlsafe(32)).partition(":")[2]
+        rounds = max(map(_rounds_of, hashes.values()), default=ROUNDS)
+        self._nobody = bcrypt.hashpw(secrets.token_bytes(32), bcrypt.gensalt(rounds)).decode()
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -62,7 +64,8 @@ class Accounts:
         name, secret = _credentials(header)
         if not name:
             return None
-        # an unknown name costs as much as a wrong secret, so that names cannot be found out
+        # an unknown name costs as much as a wrong secret, so that names cannot be found out (if all
+        # hashes have the same cost)
         with self._lock:
             matches = _matches(secret, self._hashes.get(name, self._nobody))
         if not matches or name not in self._hashes:
@@ -128,13 +131,23 @@ def _checked_name(name: str) -> str:
 
 
 def _checked_hash(text: str) -> str:
-    """A limit keeps an odd file from stalling us."""
+    """Whether bcrypt takes it, before anybody asks; a limit keeps an odd file from stalling us."""
     found = _HASH.fullmatch(text)
     if found is None:
         raise ValueError("not NAME:$2b$… as bcrypt makes it")
-    if not 4 <= int(found["rounds"]) <= _MOST_ROUNDS:
-        raise ValueError(f"bcrypt's cost is not 4 to {_MOST_ROUNDS}")
+    if not _LEAST_ROUNDS <= _rounds_of(text) <= _MOST_ROUNDS:
+        raise ValueError(f"bcrypt's cost is not {_LEAST_ROUNDS} to {_MOST_ROUNDS}")
+    quick = f"$2b${_LEAST_ROUNDS:02d}${found['salt']}"
+    try:
+        bcrypt.hashpw(b"", quick.encode())
+    except ValueError:
+        raise ValueError("bcrypt refuses the salt") from None
     return text
+
+
+def _rounds_of(hashed: str) -> int:
+    """log₂ of bcrypt's rounds."""
+    return int(hashed.split("$")[2])
 
 
 def _matches(secret: str, hashed: str) -> bool:

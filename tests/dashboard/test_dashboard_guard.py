@@ -140,13 +140,33 @@ def test_accounts_are_kept_as_salted_hashes() -> None:
     assert re.fullmatch(r"ada:\$2b\$12\$[./\w]{53}", first)
 
 
+BY_APACHE = """ada:$2y$05$bJzSDLEVWPgHKiB5amxETe0NSzTbRskZSwWHjOvqVRwRUqf2zBjm6
+
+bob:$2y$12$2x4ZLvhDCwROUbUhjBeFu.Lwt7ugthDKJvOAokWijhAxlN.0f3KQW
+
+"""
+"""What Apache 2.4.71 printed: `htpasswd -nbB ada "correct horse battery"`; for bob with `-C 12`."""
+
+
 def test_what_apaches_htpasswd_made_is_read(tmp_path: Path) -> None:
-    """`htpasswd -nbB ada "correct horse battery"`, of Apache 2.4."""
-    made = bcrypt.hashpw(SECRET.encode(), bcrypt.gensalt(5)).decode()
     path = tmp_path / "auth.txt"
-    path.write_text(f"ada:{made.replace('$2b$', '$2y$')}\n")  # the prefix that Apache writes
-    assert load_accounts(path).who(f"Bearer ada.{SECRET}") == "ada"
-    assert load_accounts(path).who(f"Bearer ada.{SECRET}!") is None
+    path.write_text(BY_APACHE)
+    for name in ("ada", "bob"):
+        assert load_accounts(path).who(f"Bearer {name}.{SECRET}") == name
+        assert load_accounts(path).who(f"Bearer {name}.{SECRET}!") is None
+
+
+def test_an_unknown_name_costs_what_a_known_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "auth.txt"
+    path.write_text(BY_APACHE.splitlines()[0])
+    accounts = load_accounts(path)
+    costs: list[bytes] = []
+    monkeypatch.setattr(bcrypt, "checkpw", lambda _, hashed: costs.append(hashed[4:6]) is None)
+    accounts.who(f"Bearer ada.{SECRET}?")
+    accounts.who(f"Bearer eve.{SECRET}?")
+    assert costs == [b"05", b"05"]
 
 
 @pytest.mark.long
@@ -176,10 +196,11 @@ def test_bad_names_and_short_secrets_are_refused(name: str, secret: str) -> None
         "ada:secret",
         f"ada:$2b$12${'x' * 52}",
         f"ada:$2b$12${'!' * 53}",
-        f"ada:$2b$31${'x' * 53}",
-        f"ada:$2b$03${'x' * 53}",
-        f"ada:$1$12${'x' * 53}",
-        f"a b:$2b$12${'x' * 53}",
+        f"ada:$2b$12${'x' * 53}",  # its salt would be refused when somebody asks
+        f"ada:$2b$31${'.' * 53}",
+        f"ada:$2b$03${'.' * 53}",
+        f"ada:$1$12${'.' * 53}",
+        f"a b:$2b$12${'.' * 53}",
     ],
 )
 def test_a_malformed_auth_file_names_the_line(tmp_path: Path, line: str) -> None:
