@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 import yaml
@@ -263,16 +264,35 @@ def test_the_readmes_commands_run(mqasearch: Command, folder: Path) -> None:
         assert code == 0, f"{command}: {err}"
 
 
+def readmes_python() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
 @pytest.mark.model
 def test_the_readmes_python_runs(folder: Path) -> None:
     write_real_mask(folder / "masks.json")
     (folder / "original").symlink_to(resolve("smollm2-135m").location)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = (each for each in readmes_python() if "import mqasearch\n" in each)
     names: dict[str, Any] = {"inputs": torch.tensor([[1, 2, 3]])}
     exec(code, names)
     assert names["tokens"].shape == (1, 11)
     heads = [layer.self_attn.k_proj.out_features // 64 for layer in names["model"].model.layers]
     assert heads == [1 if layer in (25, 27, 29) else 3 for layer in range(30)]
+
+
+def test_the_readmes_sampler_ends_a_study_with_its_plan() -> None:
+    (code,) = (each for each in readmes_python() if "SelectorSampler" in each)
+
+    def objective(trial: optuna.Trial) -> float:
+        names = [f"layer_{layer:02d}" for layer in range(30)]
+        flags = [trial.suggest_categorical(name, (False, True)) for name in names]
+        return float(sum(layer * flag for layer, flag in enumerate(flags)))
+
+    names: dict[str, Any] = {"objective": objective}
+    exec(code, names)
+    masks = [[*trial.params.values()] for trial in names["study"].trials]
+    assert [True] * 5 + [False] * 25 in masks  # the least harmful five
+    assert max(map(sum, masks)) == 5
 
 
 def test_the_readmes_study_file_is_one() -> None:

@@ -1,5 +1,6 @@
 """What every selector promises, whatever its idea: one suite for the seam ``Selector``."""
 
+import doctest
 import json
 import math
 import os
@@ -266,6 +267,13 @@ def test_done_waits_for_masks_at_the_budget_and_waiting_for_something_that_runs(
             assert len(without) < len(history)
             alone = selector_of(name, 4, 2, seed).wants(History(without, history.number))
             assert alone.masks or alone.done
+
+
+def test_the_docstrings_example_runs_as_shown() -> None:
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    (example,) = finder.find(Selector, globs={})
+    assert example.examples
+    assert runner.run(example).failed == 0
 
 
 def test_two_numbers_of_trials_draw_from_two_streams() -> None:
