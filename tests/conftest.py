@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Command
 
 from mqasearch.mask import ModelShape
 
@@ -125,6 +126,14 @@ def shape() -> ModelShape:
     return ModelShape(
         n_layers=6, n_heads=4, n_kv_heads=2, head_dim=8, hidden_size=32, bytes_per_element=2
     )
+
+
+@pytest.fixture
+def mqasearch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> Command:
+    """``mqasearch(LINE)`` in the working folder, which each folder of tests has of its own kind."""
+    return Command(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ FLOORS = (
     ("evaluation",),
     ("healing",),
     ("search",),
-    ("dashboard", "launch", "report", "serving"),
+    ("dashboard", "launch", "serving"),
     ("api",),
     ("cli",),
     ("__main__",),

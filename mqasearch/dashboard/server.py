@@ -20,8 +20,6 @@ from mqasearch.errors import UserError
 from mqasearch.results import Patience
 from mqasearch.search.storage import open_storage
 
-logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for ten files at once
-
 SETTINGS: dict[str, Any] = {
     "threads": 8,
     "channel_timeout": 30,  # seconds after which a connection that sends nothing is closed
@@ -164,6 +162,8 @@ def run_dashboard(
     Raises:
         UserError: the storage, the auth file or the address cannot be used.
     """
+    # Waitress warns of a request that waits, and a page asks for ten files at once.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     accounts = None if auth_file is None else load_accounts(auth_file)
     patience = Patience(READ_SECONDS)
     opened = open_storage(storage, create=False, read_only=not writable, patience=patience)

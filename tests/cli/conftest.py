@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from command_line import Command
 
 
 @pytest.fixture
@@ -12,11 +11,3 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     return tmp_path
-
-
-@pytest.fixture
-def mqasearch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-) -> Command:
-    """``mqasearch(LINE)`` in the folder."""
-    return Command(monkeypatch, capsys)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from command_line import Command
 
 from mqasearch import api
 from mqasearch.evaluation.prepared import TaskLibrary
@@ -22,14 +21,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(scoring, "TaskLibrary", lambda: TaskLibrary(load_small))
     original(tmp_path / "model")
     return tmp_path
-
-
-@pytest.fixture
-def mqasearch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
-) -> Command:
-    """``mqasearch(LINE)`` in the folder."""
-    return Command(monkeypatch, capsys)
 
 
 @pytest.fixture
