@@ -23,6 +23,7 @@ from mqasearch.families import family_of
 from mqasearch.models import KV_HEADS_KEY, LoadedModel, load_model
 from mqasearch.search import scoring
 from mqasearch.serving.convert import convert_checkpoint
+from mqasearch.serving.latency_transformers import cache_keyword
 from mqasearch.serving.mask_json import read_mask
 from tests.evaluation.small_tasks import load_small, small_tokenizer
 from tests.models.checkpoints import edit_config
@@ -116,7 +117,8 @@ def test_a_loaded_folder_is_the_converted_model(model_type: str, tmp_path: Path)
             torch.testing.assert_close(logits(read, TOKENS), expected, atol=1e-4, rtol=1e-4)
             assert not read.training
         cache = DynamicCache(config=read.config)
-        tokens = read.generate(TOKENS, max_new_tokens=4, past_key_values=cache, pad_token_id=0)
+        options = {"max_new_tokens": 4, "pad_token_id": 0, cache_keyword(read): cache}
+        tokens = read.generate(TOKENS, **options)
         assert tokens.shape == (1, 14)
         heads = [layer.keys.shape[1] for layer in cache.layers]
         assert heads == (list(KV_HEADS) if name == "hf" else [4, 4, 4])

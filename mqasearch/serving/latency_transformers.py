@@ -3,6 +3,7 @@
 Decoding is transformers' own, greedy, with its ``DynamicCache``, which is copied at every token.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -91,11 +92,12 @@ def run_once(model: PreTrainedModel, prompt: Tensor, n_tokens: int) -> Run:
     """
     device = prompt.device
     cache = DynamicCache(config=model.config)
+    named = {cache_keyword(model): cache}
     token = prompt
 
     def step() -> None:
         nonlocal token
-        logits = model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(token, **named, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1:].argmax(dim=-1)
 
     def decode() -> None:
@@ -107,6 +109,15 @@ def run_once(model: PreTrainedModel, prompt: Tensor, n_tokens: int) -> Run:
         decode_seconds = seconds(device, decode)
     kv_bytes = sum(keys.nbytes + values.nbytes for keys, values, _ in cache)
     return Run(prefill_seconds, decode_seconds / n_tokens, kv_bytes)
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What ``forward`` of this model, and so its ``generate``, calls the KV cache.
+
+    transformers calls it ``cache`` from 5.24 on, and warns whoever says ``past_key_values``.
+    """
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _prompt(model: PreTrainedModel, setting: Setting) -> Tensor:

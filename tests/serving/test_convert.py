@@ -20,6 +20,7 @@ from mqasearch.models import LoadedModel, load_model
 from mqasearch.serving import formats
 from mqasearch.serving.convert import convert_checkpoint
 from mqasearch.serving.formats import Options
+from mqasearch.serving.latency_transformers import cache_keyword
 from mqasearch.serving.mask_json import read_mask
 from tests.models.checkpoints import tokenizer
 from tests.tiny import GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
@@ -86,7 +87,7 @@ def test_the_cache_holds_only_the_heads_that_are_left(model_type: str, tmp_path:
     for each in (model, load(tmp_path / "out")):
         cache = DynamicCache(config=each.config)
         with torch.no_grad():
-            each(tokens, past_key_values=cache)
+            each(tokens, **{cache_keyword(each): cache})
         used.append([layer.keys.nbytes + layer.values.nbytes for layer in cache.layers])
         heads = [layer.keys.shape[1] for layer in cache.layers]
 
@@ -114,7 +115,7 @@ def test_padding_eager_attention_and_a_static_cache_change_nothing(
     assert torch.equal(greedy(compact, padded, attention_mask=mask), expected)
     assert torch.equal(greedy(eager, padded, attention_mask=mask), expected)
     static = StaticCache(config=compact.config, max_cache_len=32)
-    fixed = greedy(compact, padded, attention_mask=mask, past_key_values=static)
+    fixed = greedy(compact, padded, attention_mask=mask, **{cache_keyword(compact): static})
     assert torch.equal(fixed, expected)
     assert [layer.keys.shape[1] for layer in static.layers] == list(KV_HEADS)
 

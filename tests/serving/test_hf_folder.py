@@ -17,6 +17,7 @@ from mqasearch.errors import ModelError
 from mqasearch.mask import KVHeads
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.serving.convert import convert_checkpoint
+from mqasearch.serving.latency_transformers import cache_keyword
 from tests.models.checkpoints import save, tokenizer
 from tests.tiny import GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
 
@@ -127,7 +128,7 @@ def test_generate_makes_a_static_cache_of_the_right_sizes(model_type: str, tmp_p
         TOKENS, cache_implementation="static", return_dict_in_generate=True, **options
     )
     assert torch.equal(fixed.sequences, expected)
-    heads = [layer.keys.shape[1] for layer in fixed.past_key_values.layers]
+    heads = [layer.keys.shape[1] for layer in fixed[cache_keyword(model)].layers]
     assert heads == list(KV_HEADS)
 
 

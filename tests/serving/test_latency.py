@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from jsonschema import Draft202012Validator, FormatChecker
+from transformers import DynamicCache
 
 from mqasearch.errors import MaskError, UnknownNameError, UserError
 from mqasearch.mask import KVHeads
@@ -15,10 +16,11 @@ from mqasearch.serving.latency_bytes import weight_bytes, weight_bytes_read
 from mqasearch.serving.latency_figure import check_figure_path, figure_of, write_figure
 from mqasearch.serving.latency_report import Report
 from mqasearch.serving.latency_runner import Run
+from mqasearch.serving.latency_transformers import cache_keyword
 from mqasearch.serving.latency_workload import Setting, Workload, shares_of_layers
 from mqasearch.serving.mask_json import schema
 from tests.models.checkpoints import tokenizer
-from tests.tiny import tiny_model
+from tests.tiny import MODEL_TYPES, tiny_model, tiny_tokens
 
 SMALL = Workload(contexts=(6, 20), batch_sizes=(1, 2), n_tokens=3, repetitions=2)
 ONE = Workload(contexts=(6,), batch_sizes=(1,), n_tokens=2, repetitions=1)
@@ -44,6 +46,16 @@ def report() -> Report:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mqasearch.serving.latency_device.MIN_BUFFER_BYTES", 2**20)
         return measured(loaded("gpt2"))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_model_fills_the_cache_that_it_is_given_by_its_own_word_for_it(model_type: str) -> None:
+    """Whichever word this transformers has: a warning of an old one would be an error here."""
+    model, tokens = tiny_model(model_type), tiny_tokens(batch=1, length=5)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(tokens, **{cache_keyword(model): cache})
+    assert cache.get_seq_length() == 5
 
 
 @pytest.mark.long
