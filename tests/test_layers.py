@@ -5,9 +5,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import mqasearch
-
-ROOT = Path(mqasearch.__file__).parent
+ROOT = Path(__file__).parents[1] / "mqasearch"
 FLOORS = (
     ("errors", "interruption"),
     (
