@@ -7,7 +7,9 @@ JOBS ?= 2
 
 ENGINES ?= llama.cpp mlx vllm
 
-.PHONY: demo quick test engines check setup format clean
+QUICK := not (model or postgres or processes or engine or long)
+
+.PHONY: demo quick test bounds bounds-oldest bounds-newest engines check setup format clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -31,10 +33,38 @@ check: setup
 # line or engine, nor long computing. Its slowest tests are listed: one of seconds wants a mark.
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --durations=5 --durations-min=1 \
-		-m "not (model or postgres or processes or engine or long)"
+		-m "$(QUICK)"
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+# Whether the oldest and the newest packages that pyproject.toml admits install together, search with
+# the fake model and pass tests, each time in a new environment: first as `pip install .` makes it,
+# then with what the tests need. After the quick tests come those that reach what these leave out:
+# PostgreSQL, Ray, llama.cpp, all of Optuna's storage and of transformers' caches.
+# CONSTRAINTS=FILE holds some of the newest back.
+REACHING := tests/test_api.py tests/results tests/search/test_storage_conformance.py \
+	tests/launch/test_embedded_postgres.py tests/launch/test_ray_workers.py \
+	tests/serving/test_convert.py tests/serving/test_gguf_served.py tests/serving/test_hf_folder.py
+
+bounds: bounds-oldest bounds-newest
+
+bounds-oldest: override CONSTRAINTS := constraints-oldest.txt
+
+bounds-oldest bounds-newest: bounds-%:
+	rm -rf build
+	$(PYTHON) -m venv --clear .bounds/$*
+	PIP_CONSTRAINT= .bounds/$*/bin/pip install --quiet $(CONSTRAINTS:%=--constraint %) .
+	.bounds/$*/bin/pip check
+	.bounds/$*/bin/mqasearch --help
+	cd .bounds/$* && bin/mqasearch run fake:6 --budget 2 --output-dir run
+	PIP_CONSTRAINT= .bounds/$*/bin/pip install --quiet $(CONSTRAINTS:%=--constraint %) '.[dev]'
+	.bounds/$*/bin/pip check
+	.bounds/$*/bin/pip freeze > .bounds/$*/installed.txt
+	.bounds/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .bounds/$*/packages.txt
+	echo '$(CURDIR)' > "$$(cat .bounds/$*/packages.txt)/tests.pth"    # after what is installed
+	OMP_NUM_THREADS=1 .bounds/$*/bin/pytest -n $(JOBS) -m "$(QUICK)"
+	OMP_NUM_THREADS=1 .bounds/$*/bin/pytest -n $(JOBS) --dist loadgroup $(REACHING)
 
 # Stock engines, each in an environment of its own; then whether they compute what transformers does.
 engines: setup $(ENGINES:%=.engines/%/.ready)
@@ -52,4 +82,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bounds build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

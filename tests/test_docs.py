@@ -75,6 +75,16 @@ def test_paths_tests_and_links_exist(doc: str) -> None:
 
 
 @every_doc
+def test_what_make_is_told_to_make_is_a_target(doc: str) -> None:
+    lines = [line for block in fenced(DOCS[doc], "console") for line in block.splitlines()]
+    spans = re.findall(r"`(make [^`]+)`", DOCS[doc])
+    shown = {line.split()[1] for line in (*lines, *spans) if line.startswith("make ")}
+    rules = re.findall(r"^(\w[\w -]*):", text_of(ROOT / "Makefile"), re.MULTILINE)
+    assert shown <= {target for rule in rules for target in rule.split()}
+    assert shown or doc != "CONTRIBUTING.md"
+
+
+@every_doc
 def test_constants_have_the_values_that_are_told(doc: str) -> None:
     for name, told in re.findall(r"`(_?[A-Z][A-Z_]+) = ([\d.]+)`", DOCS[doc]):
         where = [path for path in MODULES if f"\n{name} = " in text_of(path)]
