@@ -1,10 +1,12 @@
 """What it costs to run a trial, apart from scoring: the service, and beside it plain Optuna.
 
 Real worker processes on a real database, with a scorer that takes no time. A trial has 30
-categorical parameters. The service adds scores, claims, turns, statistics and the list of workers;
-plain Optuna is ``RDBStorage`` with a heartbeat and one user attribute a trial.
+categorical parameters. The service adds scores, claims, the queue, statistics and the list of
+workers; plain Optuna is ``RDBStorage`` with a heartbeat and one user attribute a trial. Queries on
+a worker's path are those that it waits for: a thread of its own records trials in Optuna's study.
 
     python benchmarks/service.py                            PostgreSQL and SQLite, 1 to 32 workers
+    python benchmarks/service.py --before CHECKOUT          beside the service of an older checkout
     python benchmarks/service.py --workers 8 --storage postgresql
     python benchmarks/service.py --growth 5000              cost per trial as a study grows
 """
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +55,7 @@ class Measured:
     Attributes:
         seconds: from the end of one trial to the end of the next.
         queries: statements sent to the database meanwhile.
+        waited: those of them that the worker waited for.
         began, ended: wall clock.
     """
 
@@ -59,6 +63,7 @@ class Measured:
     queries: int
     began: float
     ended: float
+    waited: int = 0
 
 
 class Stopwatch:
@@ -66,7 +71,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.queries = 0
+        self.queries = self.waited = self._waiting = 0
         self.began = time.time()
         self._last = time.perf_counter()
 
@@ -75,14 +80,16 @@ class Stopwatch:
 
     def _count(self, *_: Any) -> None:
         self.queries += 1
+        self._waiting += threading.current_thread() is threading.main_thread()
 
     def lap(self, *_: Any) -> None:
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
+        self.waited = self._waiting  # without what is left to be recorded at the end
 
     def measured(self) -> Measured:
-        return Measured(self.seconds, self.queries, self.began, time.time())
+        return Measured(self.seconds, self.queries, self.began, time.time(), self.waited)
 
 
 def spec_of(n_trials: int) -> Any:
@@ -172,17 +179,41 @@ def worker(mode: str, url: str, n_trials: int) -> None:
     print(json.dumps(vars(measured)), flush=True)
 
 
-def run_workers(mode: str, url: str, n_workers: int, n_trials: int) -> list[Measured]:
+def create_before(checkout: Path, url: str, n_trials: int) -> None:
+    """``create`` of an older checkout."""
+    lines = f"import service; service.create('service', {url!r}, {n_trials})"
+    folders = os.pathsep.join(map(str, (checkout, checkout / "benchmarks", checkout / "tests")))
+    environment = {**os.environ, "PYTHONPATH": folders, "PYTHONWARNINGS": "ignore"}
+    subprocess.run(
+        [sys.executable, "-c", lines],
+        check=True,
+        cwd=checkout,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def run_workers(
+    mode: str, url: str, n_workers: int, n_trials: int, before: Path | None = None
+) -> list[Measured]:
     """All start at the same moment; each does its share (plain) or what it gets (service)."""
-    create(mode, url, n_trials)
-    command = [sys.executable, __file__, "--work", mode, url, str(n_trials // n_workers)]
+    script, environment = Path(__file__), dict(os.environ)
+    if mode == "before":
+        assert before is not None
+        create_before(before, url, n_trials)
+        script = before / "benchmarks" / "service.py"
+        environment["PYTHONPATH"] = str(before)
+    else:
+        create(mode, url, n_trials)
+    work = "service" if mode == "before" else mode
+    command = [sys.executable, str(script), "--work", work, url, str(n_trials // n_workers)]
     processes = [
         subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         )
         for _ in range(n_workers)
     ]
@@ -206,6 +237,7 @@ def summary(results: Sequence[Measured]) -> dict[str, float]:
         "p50_ms": 1e3 * statistics.median(laps),
         "p95_ms": 1e3 * laps[int(0.95 * (len(laps) - 1))],
         "queries_per_trial": sum(one.queries for one in results) / n_trials,
+        "waited_per_trial": sum(one.waited for one in results) / n_trials,
     }
 
 
@@ -222,22 +254,27 @@ def urls(kind: str, stack: ExitStack) -> Iterator[str]:
         yield f"sqlite:///{folder}/{number}.db"
 
 
-def compare(kinds: Sequence[str], modes: Sequence[str], counts: Sequence[int], n: int) -> None:
-    print(
-        f"{'':24}"
-        + "".join(f"{title:>12}" for title in ("trials/s", "p50 ms", "p95 ms", "queries"))
-    )
+def compare(
+    kinds: Sequence[str],
+    modes: Sequence[str],
+    counts: Sequence[int],
+    n: int,
+    before: Path | None,
+) -> None:
+    titles = ("trials/s", "p50 ms", "p95 ms", "queries", "on path")
+    print(f"{'':24}" + "".join(f"{title:>12}" for title in titles))
     for kind in kinds:
         with ExitStack() as stack:
             fresh = urls(kind, stack)
             for n_workers in counts:
                 for mode in modes:
-                    row = summary(run_workers(mode, next(fresh), n_workers, max(n, 4 * n_workers)))
+                    done = run_workers(mode, next(fresh), n_workers, max(n, 4 * n_workers), before)
+                    row = summary(done)
                     figures = [row[key] for key in ("trials_per_second", "p50_ms", "p95_ms")]
                     print(
                         f"{kind:11}{n_workers:4} {mode:8}"
                         + "".join(f"{figure:12.1f}" for figure in figures)
-                        + f"{row['queries_per_trial']:12.1f}",
+                        + f"{row['queries_per_trial']:12.1f}{row['waited_per_trial']:12.1f}",
                         flush=True,
                     )
 
@@ -268,6 +305,7 @@ def main() -> None:
     parser.add_argument("--workers", type=numbers, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--storage", default="postgresql,sqlite")
     parser.add_argument("--mode", default="plain,service")
+    parser.add_argument("--before", type=Path, help="a checkout of older code")
     parser.add_argument("--trials", type=int, default=400, help="of each study")
     parser.add_argument("--growth", type=int, help="trials of one study, by one worker")
     parser.add_argument("--work", nargs=3, metavar=("MODE", "URL", "N"), help=argparse.SUPPRESS)
@@ -281,7 +319,8 @@ def main() -> None:
         growth(options.storage.split(","), options.mode.split(","), options.growth)
     else:
         kinds, modes = options.storage.split(","), options.mode.split(",")
-        compare(kinds, modes, options.workers, options.trials)
+        modes = ["before"] * (options.before is not None) + modes
+        compare(kinds, modes, options.workers, options.trials, options.before)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,9 @@ CREATE OR REPLACE TRIGGER mqasearch_keep_study
 -- A new trial locks its study's row, which PostgreSQL allows to those who may update a column.
 GRANT UPDATE (study_id) ON studies TO mqasearch_worker;
 
+-- The queue: a worker adds masks and writes what they came to, and deletes none.
+GRANT INSERT, UPDATE ON mqasearch_task TO mqasearch_worker;
+
 -- Scores are only ever added; claims and the list of workers come and go.
 GRANT INSERT ON mqasearch_score TO mqasearch_worker;
 GRANT INSERT, UPDATE, DELETE ON mqasearch_claim, mqasearch_worker TO mqasearch_worker;

@@ -23,7 +23,7 @@ FLOORS = (
     ),
     ("families", "models"),
     ("conversion", "selectors", "results"),
-    ("evaluation",),
+    ("evaluation", "queue"),
     ("healing",),
     ("search",),
     ("dashboard", "launch", "serving"),
@@ -36,6 +36,7 @@ FORBIDDEN = {  # room → packages that it must not know
     "selectors": {"torch", "transformers", "lm_eval", "sqlalchemy"},
     "conversion": {"optuna", "sqlalchemy", "lm_eval"},
     "results": {"optuna", "torch", "transformers", "lm_eval"},
+    "queue": {"optuna", "torch", "transformers", "lm_eval"},
     "spec": {"optuna", "torch", "transformers", "sqlalchemy"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
@@ -85,6 +86,32 @@ def test_rooms_keep_to_their_packages() -> None:
         if name.partition(".")[0] in FORBIDDEN.get(room(path), ())
     ]
     assert not forbidden, "\n".join(forbidden)
+
+
+def test_nothing_private_of_optuna_is_used() -> None:
+    """So that Optuna can be upgraded: no module of its own, and no attribute of what it returns."""
+    modules = [
+        f"{path}:{line}: {name}"
+        for path in FILES
+        for name, line in imports(path)
+        if name.partition(".")[0] in ("optuna", "optuna_dashboard") and "._" in name
+    ]
+    functions = (
+        each for path in FILES for each in nodes(path) if isinstance(each, ast.FunctionDef)
+    )
+    ours = {function.name for function in functions}
+    attributes = [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path in FILES
+        if any(name.partition(".")[0] == "optuna" for name, _ in imports(path))
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value) not in ("self", "super()")
+        and node.attr not in ours
+    ]
+    assert not [*modules, *attributes], "\n".join([*modules, *attributes])
 
 
 def test_imports_are_absolute() -> None:

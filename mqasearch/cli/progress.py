@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from mqasearch.estimate import Estimate
-from mqasearch.search.attributes import TrialFacts
-from mqasearch.search.compare import best_trial, finished
+from mqasearch.search.attributes import TrialFacts, facts_of_trial
+from mqasearch.search.best import best
+from mqasearch.search.compare import FinishedTrial
 from mqasearch.search.run import Watcher
 from mqasearch.search.selection import Selection
 
@@ -53,7 +54,7 @@ class Progress:
         self._bars.stop()
 
     def _start(self, selection: Selection) -> None:
-        done = len(finished(selection.study))
+        done = sum(task.is_scored for task in selection.tasks())
         self._bars.update(
             self._task,
             selector=selection.facts.selector,
@@ -61,17 +62,18 @@ class Progress:
             total=max(selection.expected_trials(), done + 1),
         )
 
-    def _trial(self, selection: Selection, number: int) -> None:
-        rows = finished(selection.study)
-        mine = [row for row in rows if row.number == number]
-        if not mine:
+    def _trial(self, selection: Selection, trial: FinishedTrial | None) -> None:
+        if trial is None:
             return  # it failed, as a log line says
-        last = mine[0].facts
+        last = trial.facts
         if not last.reused:
             self._scoring_seconds.append(time.monotonic() - self._started)
         self._started = time.monotonic()
-        best = best_trial(selection.study)
-        shown = f"best {_value(best.facts)}" if best else f"probe {_value(last)}"
+        rows = [task for task in selection.tasks() if task.is_scored]
+        at_budget = (task for task in rows if task.state == "complete")
+        chosen = best(at_budget, maximize=selection.facts.maximize)
+        found = None if chosen is None else facts_of_trial(selection.queue.facts(chosen))
+        shown = f"best {_value(found)}" if found else f"probe {_value(last)}"
         left = max(selection.expected_trials() - len(rows), 0)
         note = f"{shown}  {self._left(left)}"
         self._bars.update(self._task, completed=len(rows), note=note)
@@ -79,12 +81,12 @@ class Progress:
             log.info(
                 "%s trial %d: %s %s%s; %s",
                 selection.study.study_name,
-                number,
+                trial.number,
                 last.mask,
                 _value(last),
                 " known" if last.reused else f" in {last.seconds:.1f} s",
                 note,
-                extra={"study": selection.study.study_name, "trial": number},
+                extra={"study": selection.study.study_name, "trial": trial.number},
             )
 
     def _confirm(self, selection: Selection) -> None:

@@ -173,14 +173,22 @@ def open_database(storage: str, *, create: bool = True, read_only: bool = False)
     return open_storage(storage, create=create, read_only=read_only)
 
 
-def _open_to_look(storage: str) -> "OpenStorage":
-    """Writable if it may be written, so that trials of the dead are failed; else to read only."""
+def _open_to_look(storage: str, name: str | None = None) -> "OpenStorage":
+    """Writable if it may be written, else to read only.
+
+    If it may be, what workers have finished of the study file with ``name`` is recorded first: one
+    that was killed may have left something.
+    """
     from mqasearch.errors import ReadOnlyError
+    from mqasearch.search.record import bring_up
 
     try:
-        return open_database(storage, create=False)
+        opened = open_database(storage, create=False)
     except ReadOnlyError:
         return open_database(storage, create=False, read_only=True)
+    if name is not None:
+        bring_up(opened.optuna, name)
+    return opened
 
 
 def ending_of(storage: str, name: str) -> "ScoreError | None":
@@ -188,7 +196,7 @@ def ending_of(storage: str, name: str) -> "ScoreError | None":
     from mqasearch.errors import ScoreError
     from mqasearch.search.status import endings
 
-    lines = endings(_open_to_look(storage).optuna, name)
+    lines = endings(_open_to_look(storage, name).optuna, name)
     return ScoreError("; ".join(lines)) if lines else None
 
 
@@ -197,7 +205,7 @@ def _studies(storage: str, name: str) -> "list[optuna.Study]":
 
     from mqasearch.search.selection import find_studies
 
-    opened = _open_to_look(storage)
+    opened = _open_to_look(storage, name)
     return [
         optuna.load_study(study_name=study, storage=opened.optuna)
         for study in find_studies(opened.optuna, name)
@@ -225,7 +233,7 @@ def verdict_of(storage: str, name: str) -> "Verdict | None":
     from mqasearch.search.selection import studies_of_file
     from mqasearch.search.verdict import verdict
 
-    return verdict(studies_of_file(_open_to_look(storage).optuna, name))
+    return verdict(studies_of_file(_open_to_look(storage, name).optuna, name))
 
 
 def print_verdict(storage: str, name: str) -> None:

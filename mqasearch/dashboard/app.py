@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-import optuna
 import optuna_dashboard
 from optuna.storages import BaseStorage
 
@@ -27,15 +26,14 @@ def dashboard_app(
     writes, so that a database role with SELECT alone is enough.
 
     Args:
-        storage: of the studies.
+        storage: of the studies; one that fetches finished trials once.
         writable: let Optuna's dashboard change and delete studies.
         auth: who may enter; None = whoever reaches the port, for loopback only.
         allowed_hosts: names, besides the loopback ones, under which the dashboard is reached.
     """
-    remembering = optuna.storages.get_storage(storage)
-    optunas = LivePlots(optuna_dashboard.wsgi(remembering), remembering)
+    optunas = LivePlots(optuna_dashboard.wsgi(storage), storage)
     return Guard(
-        _routed(optunas, Site(remembering)),
+        _routed(optunas, Site(storage)),
         writable=writable,
         accounts=auth,
         allowed_hosts=allowed_hosts,

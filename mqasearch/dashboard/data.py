@@ -1,6 +1,6 @@
 """What the figures and pages show, as plain data, read from the Optuna storage.
 
-Everything comes from two calls, all studies and one study's trials, so a database role with SELECT
+Everything comes from all studies, a study's trials and its queue, so a database role with SELECT
 alone is enough. Studies that mqasearch did not create, and trials without a mask, are left out; so
 is whatever an attribute of another version lacks: one odd study must not hide all others.
 """
@@ -19,9 +19,11 @@ from scipy.stats import t
 
 from mqasearch.dashboard.confirmed import Confirmed, by_task, read_confirmed
 from mqasearch.estimate import Estimate
+from mqasearch.queue import Queue, Task
 from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
 from mqasearch.search.best import best, improvements
 from mqasearch.search.held_out import HeldOut, Part, held_out, parts_of
+from mqasearch.search.storage_optuna import SharedStorage
 from mqasearch.search.stored import count, mapping, number
 from mqasearch.selectors import INVALID_KEY, MASK_KEY
 
@@ -35,7 +37,7 @@ class TrialRow:
     """One trial.
 
     Attributes:
-        number: of the trial in its study.
+        number: of the trial in its study; of a mask without a trial so far, behind all trials.
         mask: a row of 0 and 1, layer 0 first.
         n_converted: ones in the mask.
         value: of the objective; None while unknown.
@@ -209,25 +211,34 @@ def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
     """Every comparison of the storage, newest first.
 
     Args:
-        storage: wrap an ``RDBStorage`` by ``optuna.storages.get_storage`` when reading repeatedly;
-            finished trials are then fetched once.
+        storage: one that fetches finished trials once, if it is read repeatedly.
     """
     by_name: dict[str, list[StudyRows]] = {}
     for frozen in storage.get_all_studies():
         attributes = _ours(frozen.user_attrs.get(STUDY_KEY))
         if attributes is None:
             continue
+        study_id = storage.get_study_id_from_name(frozen.study_name)
         study = _study(
-            frozen._study_id,
+            study_id,
             frozen.study_name,
             frozen.directions[0] == StudyDirection.MAXIMIZE,
             attributes,
             read_confirmed(frozen.user_attrs.get(CONFIRMATION_KEY)),
-            storage.get_all_trials(frozen._study_id, deepcopy=False),
+            storage.get_all_trials(study_id, deepcopy=False),
+            _in_hand(storage, study_id),
         )
         by_name.setdefault(study.comparison, []).append(study)
     comparisons = [Comparison(name, _at_one_budget(of)) for name, of in by_name.items()]
     return tuple(sorted(comparisons, key=lambda c: -c.studies[-1].study_id))
+
+
+def _in_hand(storage: BaseStorage, study_id: int) -> Sequence[Task]:
+    """Masks that are to be scored or are being scored, which Optuna's study does not show."""
+    if not isinstance(storage, SharedStorage):
+        return ()
+    tasks = Queue(storage.engine, storage.patience).tasks(study_id)
+    return [task for task in tasks if not task.is_finished]
 
 
 def _at_one_budget(studies: Sequence[StudyRows]) -> tuple[StudyRows, ...]:
@@ -261,6 +272,7 @@ def _study(
     attributes: Mapping[str, Any],
     confirmed: tuple[Confirmed, ...],
     trials: Sequence[FrozenTrial],
+    in_hand: Sequence[Task],
 ) -> StudyRows:
     spec = mapping(attributes.get("spec"))
     return StudyRows(
@@ -276,7 +288,13 @@ def _study(
         n_trials=attributes.get("n_trials"),
         parts=parts_of(spec),
         confirmed=confirmed,
-        trials=_rows(trials, attributes["selector"], attributes["n_layers"]),
+        trials=(
+            *_rows(trials, attributes["selector"], attributes["n_layers"]),
+            *(
+                _row_in_hand(task, len(trials) + place, attributes["selector"])
+                for place, task in enumerate(in_hand)
+            ),
+        ),
     )
 
 
@@ -336,6 +354,20 @@ def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow
         stderr=number(facts.get("stderr")),
         delta_stderr=number(facts.get("delta_stderr")),
         n_docs=tuple(n for n in map(count, mapping(facts.get("n_docs")).values()) if n),
+    )
+
+
+def _row_in_hand(task: Task, number: int, selector: str) -> TrialRow:
+    return TrialRow(
+        number=number,
+        mask=task.mask,
+        n_converted=task.n_converted,
+        value=None,
+        state="running" if task.state == "leased" else "waiting",
+        delta=None,
+        selector=selector,
+        evaluations=None,
+        label=task.name or "",
     )
 
 

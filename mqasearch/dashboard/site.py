@@ -43,7 +43,7 @@ class Site:
     """Index, comparisons, figures and static files; reads the storage at every request.
 
     Args:
-        storage: best one that remembers finished trials (``optuna.storages.get_storage``).
+        storage: one that fetches finished trials once.
     """
 
     def __init__(self, storage: BaseStorage) -> None:

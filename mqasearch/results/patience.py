@@ -43,7 +43,8 @@ def is_passing(error: BaseException) -> bool:
             return is_passing(cause.orig)
         lost = cause.connection_invalidated
         return lost or isinstance(cause, exc.OperationalError | exc.InterfaceError)
-    return isinstance(cause, exc.TimeoutError)  # no connection of the pool came free
+    # No connection of the pool came free, or one was lost earlier in the same session.
+    return isinstance(cause, exc.TimeoutError | exc.PendingRollbackError)
 
 
 PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")

@@ -3,27 +3,41 @@
 Alembic keeps it in a table of our own, since ``alembic_version`` in the same database is Optuna's.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Table, inspect, text
 
 from mqasearch.errors import StorageError
+from mqasearch.results.insert import insert_if_absent
+from mqasearch.results.tables import TaskRow, WorkerRow
 
 VERSION_TABLE = "mqasearch_alembic_version"
+
+TASKS = cast(Table, TaskRow.__table__)
 
 LOCK = 7_305_216_801
 """PostgreSQL's advisory lock under which the schema is changed; any constant nobody else uses."""
 
 
-def upgrade(engine: Engine) -> None:
+WITHOUT_QUEUE = ("0001", "0002", "0003")
+"""Revisions of the versions that kept the masks to be scored in Optuna's studies alone."""
+
+
+def upgrade(engine: Engine, tasks: Sequence[Mapping[str, Any]] = ()) -> None:
     """Make our tables, or bring older ones to this version's schema. Nothing is lost.
 
-    One transaction, one process at a time: interrupted, the database stays as it was. Changes
-    only ever add, so that workers of the older version go on while this runs.
+    One transaction, one process at a time: interrupted, the database stays as it was. Changes only
+    ever add.
+
+    Args:
+        engine: of the database.
+        tasks: rows that the queue begins with.
     """
     config = _config()
     with engine.begin() as connection:
@@ -31,6 +45,13 @@ def upgrade(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        for row in tasks:
+            insert_if_absent(connection, TASKS, [row])
+
+
+def has_workers(engine: Engine) -> bool:
+    """Whether there is a list of workers."""
+    return inspect(engine).has_table(WorkerRow.__tablename__)
 
 
 def check(engine: Engine) -> None:

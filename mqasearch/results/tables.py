@@ -1,8 +1,20 @@
 """The tables of mqasearch. Optuna owns the plain names; ours begin with ``mqasearch_``."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import JSON, DateTime, Double, LargeBinary, MetaData, String, Text, func
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Double,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 PREFIX = "mqasearch_"
@@ -90,3 +102,48 @@ class WorkerRow(Base):
     started_at: Mapped[float]
     seen_at: Mapped[float]
     """Both in seconds since 1970, on the database's clock."""
+
+
+class TaskRow(Base):
+    """A mask of a study: one that is to be scored, is being scored, or has a result.
+
+    The constraints keep two promises, whatever workers do at once: no mask twice in a study, and no
+    two tasks in one place of its order.
+    """
+
+    __tablename__ = "mqasearch_task"
+    __table_args__ = (
+        UniqueConstraint("study_id", "mask", name="uq_mqasearch_task_study_id_mask"),
+        UniqueConstraint("study_id", "number", name="uq_mqasearch_task_study_id_number"),
+    )
+
+    task_id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int]
+    """Optuna's number of the study."""
+    number: Mapped[int]
+    """The place in the order in which the study's masks were proposed, from 0."""
+    mask: Mapped[str] = mapped_column(String(512))
+    """Layers as a row of 0 and 1."""
+    name: Mapped[str | None] = mapped_column(String(255))
+    """Of a mask that was enqueued."""
+    state: Mapped[str] = mapped_column(String(16))
+    """``queued``, ``leased``, ``complete``, ``pruned`` or ``invalid``."""
+    worker: Mapped[str | None] = mapped_column(String(255))
+    """That has the lease, or had the last one."""
+    lease_until: Mapped[float | None]
+    """Seconds since 1970, on the database's clock."""
+    deaths: Mapped[int] = mapped_column(server_default="0")
+    """Workers that were lost while they had it."""
+    out_of_memory: Mapped[int] = mapped_column(server_default="0")
+    """Attempts that ended for want of memory."""
+    value: Mapped[float | None]
+    given_up: Mapped[int | None]
+    """Documents after which the mask lost a race."""
+    fault: Mapped[str | None] = mapped_column(Text)
+    """Why an ``invalid`` mask has no value."""
+    facts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """What the trial found, as Optuna's study shows it."""
+    trial_id: Mapped[int | None]
+    """Optuna's number of the trial that records the task."""
+    recorded: Mapped[bool] = mapped_column(server_default=false())
+    """Whether that trial is finished."""

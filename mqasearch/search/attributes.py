@@ -1,23 +1,22 @@
 """Every Optuna attribute that mqasearch writes, each with its getter and setter.
 
-Each attribute is a transaction of its own, so facts travel together: one attribute a study, one a
-trial (besides the mask, which the sampler writes first so that other workers see it at once).
+Each attribute is a transaction of its own, so facts travel together: one attribute a study.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search.agreement import differences, remedies
-from mqasearch.search.attributes_once import record_once
-from mqasearch.search.best import best
-from mqasearch.selectors import MASK_KEY, SELECTORS, parameters_of
+from mqasearch.search.attributes_table import record_once
+from mqasearch.selectors import SELECTORS, parameters_of
 from mqasearch.spec import StudySpec, parse_spec
 from mqasearch.tolerance import ToleranceEntry
 
@@ -27,9 +26,18 @@ UNCONFIRMED_KEY = "mqasearch:unconfirmed"
 HEALED = "its healed mask"
 """Whose result is missing, where the mask itself has one."""
 
+NO_MASK = "no mask"
+"""What is missing, if none at the budget has a score."""
+
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
 FACTS_KEY = "mqasearch:facts"
+NAME_KEY = "mqasearch:name"
+TASK_KEY = "mqasearch:task"
+"""On a trial: the number of the task that it records."""
+QUEUED_KEY = "mqasearch:queued"
+"""On a trial that somebody enqueued with Optuna: the number of the task that does it."""
+
 Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"
 """What the selector of a study that holds only masks enqueued by name is called."""
@@ -186,7 +194,7 @@ def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:
     return ModelFacts(**_known(ModelFacts, row)) if isinstance(row, dict) else None
 
 
-def agree_on_model(study: optuna.Study, mine: ModelFacts) -> None:
+def agree_on_model(storage: BaseStorage, study: optuna.Study, mine: ModelFacts) -> None:
     """Record what this worker scores with, or check it against what the first one recorded.
 
     The first one must have the mqasearch that created the study. Of two that come first at once,
@@ -203,7 +211,8 @@ def agree_on_model(study: optuna.Study, mine: ModelFacts) -> None:
     _refuse_differences(study, ours, theirs)
     recorded = model_facts(attributes)
     if recorded is None:
-        record_once(study, MODEL_KEY, ours)
+        study_id = storage.get_study_id_from_name(study.study_name)
+        record_once(storage, study_id, MODEL_KEY, ours)
         recorded = model_facts(study.user_attrs)
         assert recorded is not None
     _refuse_differences(study, ours, asdict(recorded))
@@ -256,50 +265,14 @@ class TrialFacts:
     n_docs: dict[str, int] = field(default_factory=dict)
 
 
-def set_trial_facts(trial: optuna.Trial, facts: TrialFacts) -> None:
-    """Write a trial's facts."""
-    trial.set_user_attr(FACTS_KEY, asdict(facts))
-
-
 def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
     """A trial's facts; None while it is not finished."""
-    row = trial.user_attrs.get(FACTS_KEY)
-    return TrialFacts(**_known(TrialFacts, row)) if isinstance(row, dict) else None
+    return facts_of_trial(trial.user_attrs.get(FACTS_KEY))
 
 
-class _Rival(NamedTuple):
-    """Of a finished trial what decides whether it is the best."""
-
-    number: int
-    n_converted: int
-    value: float
-    given_up: int | None
-    mask: str
-
-
-def best_of_size(
-    trials: Iterable[FrozenTrial], n_converted: int, *, maximize: bool
-) -> LayerMask | None:
-    """The best mask of so many layers that was scored in full; of equals the earliest one.
-
-    Read before every trial of a race, hence without the facts of masks of another size.
-    """
-    found = best(
-        (
-            _Rival(trial.number, n_converted, row["value"], row.get("given_up"), row["mask"])
-            for trial in trials
-            if isinstance(row := trial.user_attrs.get(FACTS_KEY), dict)
-            and row["n_converted"] == n_converted
-        ),
-        maximize=maximize,
-    )
-    return None if found is None else LayerMask.parse(found.mask)
-
-
-def trial_mask(trial: FrozenTrial) -> LayerMask | None:
-    """The mask a trial works on, as soon as its selector has proposed it."""
-    text = trial.user_attrs.get(MASK_KEY)
-    return LayerMask.parse(text) if isinstance(text, str) else None
+def facts_of_trial(row: object) -> TrialFacts | None:
+    """From plain data; None if there is none, as of a mask without a score."""
+    return TrialFacts(**_known(TrialFacts, row)) if row and isinstance(row, dict) else None
 
 
 def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.best import best
 from mqasearch.search.held_out import HeldOut, held_out, metric_of, parts_of
+from mqasearch.selectors import INVALID_KEY
 
 HEADLINES = ("acc_norm", "acc")
 """The accuracy that a table shows, the first that a task has."""
@@ -62,7 +63,7 @@ class ComparisonRow:
         trial_number: of that mask.
         n_trials: trials that were scored, probes included.
         n_scored: those that were not in the database already.
-        n_failed: trials whose score was not a number, or whose worker died.
+        n_failed: masks that have no score.
         seconds: spent scoring.
         confirmed: task → metric → held-out result; empty before confirmation.
         kv_bytes_per_token: original and converted.
@@ -158,6 +159,7 @@ def _row(study: optuna.Study) -> ComparisonRow:
     facts = study_facts(study.user_attrs)
     assert facts is not None, "only mqasearch's own studies are compared"
     rows = finished(study)
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     row = ComparisonRow(
         comparison=facts.comparison,
         budget=facts.n_converted,
@@ -169,7 +171,7 @@ def _row(study: optuna.Study) -> ComparisonRow:
         trial_number=None,
         n_trials=len(rows),
         n_scored=sum(not row.facts.reused for row in rows),
-        n_failed=len(study.get_trials(deepcopy=False, states=(TrialState.FAIL,))),
+        n_failed=sum(INVALID_KEY in trial.user_attrs for trial in failed),
         seconds=sum(row.facts.seconds for row in rows),
         confirmed={},
         kv_bytes_per_token=None,

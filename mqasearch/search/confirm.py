@@ -18,6 +18,7 @@ from mqasearch.score import HIGHER_IS_BETTER, Score
 from mqasearch.search.attributes import (
     ENQUEUED,
     HEALED,
+    NO_MASK,
     confirmation,
     set_confirmation,
     set_unconfirmed,
@@ -61,9 +62,12 @@ def confirm(
     original: Mapping[str, Score] | str | None = None
     finalists: list[_Finalist] = []
     for selection in selections:
-        best = best_trial(selection.study)
-        if best is None or selection.facts.selector == ENQUEUED:
+        if selection.facts.selector == ENQUEUED:
             continue  # masks that were enqueued by name are no winners of a search
+        best = best_trial(selection.study)
+        if best is None:
+            _note_no_mask(selection)
+            continue
         plain = {
             "trial_number": best.number,
             "mask": best.facts.mask,
@@ -89,6 +93,13 @@ def confirm(
             finalists.append(_Finalist(selection, mask, wanted, original, converted))
     if healer is not None:
         _heal(finalists, evaluator, limit, healer)
+
+
+def _note_no_mask(selection: Selection) -> None:
+    """Say in the study that it ended without a mask at the budget."""
+    row = {"whose": NO_MASK, "fault": selection.fault_of_masks(), "trial_number": None}
+    if row["fault"] is not None and unconfirmed(selection.study.user_attrs) != row:
+        set_unconfirmed(selection.study, row)
 
 
 @dataclass(frozen=True, slots=True)

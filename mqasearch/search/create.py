@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import optuna
-from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 
 from mqasearch.conversion import merge_of
 from mqasearch.conversion.refit import least_tokens
 from mqasearch.errors import MaskError, SpecError, UserError
 from mqasearch.evaluation.identity import PACKAGES
 from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.queue import Queue
 from mqasearch.search.attributes import (
     ENQUEUED,
     Direction,
@@ -32,15 +31,18 @@ from mqasearch.search.changes import changes
 from mqasearch.search.generations import earlier, hold_out, mark, refusal
 from mqasearch.search.names import maximizes
 from mqasearch.search.selection import known_studies
-from mqasearch.selectors import SELECTORS, mask_params, selector_of
+from mqasearch.search.storage_optuna import SharedStorage
+from mqasearch.selectors import SELECTORS, selector_of
 from mqasearch.source_code import versions_of
 from mqasearch.spec import SelectorEntry, StudySpec
 
-NAME_KEY = "mqasearch:name"
+CREATOR_KEY = "mqasearch:creator"
+"""On a study that mqasearch is making, before its facts are there."""
+
 _PATIENCE_SECONDS = 5.0
 
 
-def create_studies(storage: BaseStorage, spec: StudySpec, shape: ModelShape) -> list[str]:
+def create_studies(storage: SharedStorage, spec: StudySpec, shape: ModelShape) -> list[str]:
     """Create what is missing and return the names of the Optuna studies, in the spec's order.
 
     Raises:
@@ -106,7 +108,10 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
                 continue
             faults += _selector_faults(spec, shape, entry.budget.n_converted(shape, target))
     faults += _calibration_faults(spec, shape)
+    first: dict[frozenset[int], str] = {}
     for name, layers in spec.enqueue.items():
+        if (other := first.setdefault(frozenset(layers), name)) != name:
+            faults.append(f"enqueue.{name}: the same layers as {other}; give one of them")
         if not layers:
             faults.append(f"enqueue.{name}: names no layer; the original is scored in every study")
         try:
@@ -198,17 +203,14 @@ def _masks(facts: StudyFacts, spec: StudySpec) -> dict[str, LayerMask]:
     return masks
 
 
-def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMask]) -> str:
+def _create(storage: SharedStorage, facts: StudyFacts, masks: Mapping[str, LayerMask]) -> str:
     name = facts.name
-    study, theirs = _open(storage, name, facts.direction)
+    queue = Queue(storage.engine, storage.patience)
+    study, theirs = _open(storage, queue, name, facts.direction)
     if theirs is None:
-        present = {
-            trial.user_attrs.get(NAME_KEY)
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        }
+        study_id = storage.get_study_id_from_name(name)
         for label, mask in masks.items():
-            if label not in present:
-                study.enqueue_trial(mask_params(mask), user_attrs={NAME_KEY: label})
+            queue.enqueue(study_id, label, str(mask))
         set_study_facts(study, facts)
     elif differing := changes(theirs.study_spec, facts.study_spec):
         raise UserError(refusal(name, differing))
@@ -221,23 +223,25 @@ def _create(storage: BaseStorage, facts: StudyFacts, masks: Mapping[str, LayerMa
 
 
 def _open(
-    storage: BaseStorage, name: str, direction: Direction
+    storage: SharedStorage, queue: Queue, name: str, direction: Direction
 ) -> tuple[optuna.Study, StudyFacts | None]:
     """The study, and its facts unless it is ours to finish."""
     try:
-        return optuna.create_study(study_name=name, storage=storage, direction=direction), None
+        study = optuna.create_study(study_name=name, storage=storage, direction=direction)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
+    else:
+        queue.forget(storage.get_study_id_from_name(name))
+        study.set_user_attr(CREATOR_KEY, "mqasearch")
+        return study, None
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while (facts := study_facts(study.user_attrs)) is None and time.monotonic() < deadline:
-        if _is_foreign(study):
-            raise UserError(
-                f"study {name!r} exists and was not made by mqasearch; "
-                "choose another name for the study, or another --storage"
-            )
+        if CREATOR_KEY not in study.user_attrs and study.get_trials(deepcopy=False):
+            break
         time.sleep(0.1)
+    if facts is None and CREATOR_KEY not in study.user_attrs:
+        raise UserError(
+            f"study {name!r} exists and was not made by mqasearch; "
+            "choose another name for the study, or another --storage"
+        )
     return study, facts
-
-
-def _is_foreign(study: optuna.Study) -> bool:
-    return any(NAME_KEY not in trial.user_attrs for trial in study.get_trials(deepcopy=False))

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 
 from mqasearch.errors import UserError
 from mqasearch.search.attributes import STUDY_KEY, StudyFacts, facts_of
-from mqasearch.search.attributes_together import change_together
+from mqasearch.search.attributes_table import change_together
 from mqasearch.selectors import SELECTORS
 from mqasearch.spec import StudySpec
 

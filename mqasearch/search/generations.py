@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage
 
 from mqasearch.errors import UserError
 from mqasearch.search.attributes import STUDY_KEY, StudyFacts
-from mqasearch.search.attributes_together import change_together
+from mqasearch.search.attributes_table import change_together
 from mqasearch.search.changes import changes
 from mqasearch.spec import StudySpec
 

@@ -1,49 +1,36 @@
-"""Trials of workers that are certainly dead, taken over at once.
+"""Tasks of workers that are certainly dead, given to others at once.
 
-Optuna fails a trial whose worker has been silent for the grace period. Where every worker that
-could hold a trial ran on this machine and its process is gone, nobody needs to wait for that.
+A worker that is not heard of loses its task when its lease is over. If it ran on this machine and
+its process is gone, nobody needs to wait for that.
 """
 
-import contextlib
 import os
 from collections.abc import Sequence
 
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
 from sqlalchemy import delete
 
+from mqasearch.queue import Queue
 from mqasearch.results.tables import ClaimRow, WorkerRow
 from mqasearch.search.roster import WorkerInfo, list_workers
-from mqasearch.search.selection import Selection
 from mqasearch.search.storage import Storage
 
 
-def take_over(storage: Storage, selections: Sequence[Selection], me: str) -> int:
-    """Queue the running trials again if no worker but ``me`` can be alive.
+def take_over(storage: Storage, queue: Queue, me: str) -> int:
+    """Give up the tasks of workers whose process is gone.
 
     Args:
-        storage: of the selections.
-        selections: whose trials are looked at.
+        storage: with the list of workers.
+        queue: of the tasks.
         me: the name of this worker in the list.
 
     Returns:
-        Number of trials that were taken over; the masks of those that had one are queued again.
+        The number of tasks.
     """
-    # Before the list of workers is read: whoever runs one of these wrote itself down earlier.
-    running = [
-        trial
-        for selection in selections
-        for trial in selection.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    ]
-    others = [row for row in list_workers(storage.engine, storage.patience) if row.worker != me]
-    if not all(map(_is_dead, others)):
-        return 0
-    _forget(storage, [row.worker for row in others])
-    n_orphans = 0
-    for trial in running:
-        with contextlib.suppress(UpdateFinishedTrialError):  # it ended meanwhile
-            n_orphans += storage.optuna.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    return n_orphans
+    workers = list_workers(storage.engine, storage.patience)
+    dead = [row.worker for row in workers if row.worker != me and _is_dead(row)]
+    n_tasks = queue.give_up_leases(dead)
+    _forget(storage, dead)
+    return n_tasks
 
 
 def _is_dead(worker: WorkerInfo) -> bool:

@@ -1,16 +1,14 @@
-"""Trials that ran out of memory: another process may be the cause, so the mask is tried again.
+"""Masks that ran out of memory.
 
-Such a trial fails as if its worker had died: its mask is queued again, with its name if it has one,
-for whichever worker asks next. After some attempts the mask is called invalid, so that one which no
-worker has the memory for keeps no study from its end.
+Such a trial says nothing about its mask: other processes may have had the memory, or the worker's
+device is small. So the task is given back, for whichever worker asks next. After some attempts the
+mask is called invalid, so that one which no worker has the memory for keeps no study from its end.
 """
 
 import time
 
-import optuna
-
 from mqasearch.interruption import interruptible
-from mqasearch.selectors import INVALID_KEY
+from mqasearch.queue import Result, Task
 
 ATTEMPTS = 3
 
@@ -18,23 +16,15 @@ PAUSE_SECONDS = 5.0
 """Before the second attempt, and four times as long before the third one: a process that takes the
 memory for a moment must not cost a mask all its attempts, however many workers make them."""
 
-OUT_OF_MEMORY_KEY = "mqasearch:out_of_memory"
-"""How many trials of a mask ran out of memory. Each hands it to the one that takes its place."""
-
-
 _REASON = "out of memory"
 
 
-class OutOfMemoryTrial(Exception):
-    """A trial failed for want of memory."""
-
-
-def note_out_of_memory(trial: optuna.Trial) -> None:
-    """Say why the trial fails, and at the last attempt that its mask cannot be scored."""
-    n_failed = _n_failed(trial) + 1
-    trial.set_user_attr(OUT_OF_MEMORY_KEY, n_failed)
-    if n_failed >= ATTEMPTS:
-        trial.set_user_attr(INVALID_KEY, f"{_REASON}, {n_failed} times")
+def last_attempt(task: Task) -> Result | None:
+    """What a task came to that ran out of memory again; None if somebody is to try it again."""
+    n_failed = task.out_of_memory + 1
+    if n_failed < ATTEMPTS:
+        return None
+    return Result("invalid", fault=f"{_REASON}, {n_failed} times")
 
 
 def lacks_memory(fault: str) -> bool:
@@ -42,11 +32,7 @@ def lacks_memory(fault: str) -> bool:
     return fault.startswith(_REASON)
 
 
-def pause_before(trial: optuna.Trial) -> None:
+def pause_before(task: Task) -> None:
     """Give other processes time to let go of memory, if the mask ran out of it before."""
     with interruptible():
-        time.sleep(PAUSE_SECONDS * _n_failed(trial) ** 2)
-
-
-def _n_failed(trial: optuna.Trial) -> int:
-    return int(trial.user_attrs.get(OUT_OF_MEMORY_KEY, 0))
+        time.sleep(PAUSE_SECONDS * task.out_of_memory**2)

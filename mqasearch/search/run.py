@@ -3,17 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import optuna
-
 from mqasearch.errors import UserError
 from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.interruption import undisturbed
+from mqasearch.queue import Queue
 from mqasearch.results import ScoreStore
 from mqasearch.search.agreement import task_versions
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
 from mqasearch.search.claims import Claims
-from mqasearch.search.claims_turn import Turn
+from mqasearch.search.compare import FinishedTrial
 from mqasearch.search.confirm import confirm
 from mqasearch.search.create import create_studies, versions
 from mqasearch.search.ending import fault_of_original
@@ -21,14 +20,15 @@ from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.extend import More, extend
 from mqasearch.search.healing import Healer, with_healing
 from mqasearch.search.orphans import take_over
+from mqasearch.search.record import Record
 from mqasearch.search.roster import Presence
 from mqasearch.search.scoring import Scoring, model_shape, open_scoring, search_split
 from mqasearch.search.selection import (
     Outlook,
     Selection,
+    facts_of_file,
     find_studies,
     open_selections,
-    studies_of_file,
 )
 from mqasearch.search.storage import Storage
 from mqasearch.search.worker import Worker
@@ -41,12 +41,12 @@ class Watcher:
 
     Attributes:
         on_start: before every trial.
-        on_trial: after every trial, with its number.
+        on_trial: after every trial, with what it found; None if it has no score.
         on_confirm: before a mask is confirmed.
     """
 
     on_start: Callable[[Selection], None] = lambda _: None
-    on_trial: Callable[[Selection, int], None] = lambda _, __: None
+    on_trial: Callable[[Selection, FinishedTrial | None], None] = lambda _, __: None
     on_confirm: Callable[[Selection], None] = lambda _: None
 
 
@@ -131,8 +131,51 @@ def work_with(
 ) -> int:
     """``work``, with a scorer that is already there."""
     spec = next(iter(studies.values())).study_spec
-    selections = open_selections(storage.optuna, dict(studies))
-    mine = ModelFacts(
+    presence = Presence(storage.engine, storage.patience, scoring.device, versions())
+    queue = Queue(
+        storage.engine, storage.patience, worker=presence.worker, lease_seconds=storage.grace
+    )
+    selections = open_selections(storage.optuna, dict(studies), queue)
+    mine = _model_facts(scoring, spec)
+    for selection in selections:
+        agree_on_model(storage.optuna, selection.study, mine)
+    claims = Claims(
+        storage.engine,
+        ScoreStore(storage.engine, storage.patience),
+        storage.patience,
+        worker=presence.worker,
+        lease_seconds=storage.grace,
+    )
+    evaluator = Evaluator(
+        scoring.scorer,
+        claims,
+        spec.task_specs,
+        target_kv_heads=spec.target_kv_heads,
+        search_split=search_split(spec),
+        seed=spec.documents.seed,
+        maximize=selections[0].facts.maximize,
+        rule=stop_rule(spec),
+    )
+    file = facts_of_file(storage.optuna, next(iter(studies)))
+    related = open_selections(storage.optuna, file)
+    evaluator.fault_of_original = fault_of_original(
+        [task for selection in related for task in selection.tasks()]
+    )
+    record = Record(storage.optuna, selections, presence.worker)
+    worker = Worker(
+        selections, evaluator, queue, record, presence, watcher.on_trial, watcher.on_start
+    )
+    with undisturbed(), presence:
+        take_over(storage, queue, presence.worker)
+        with record:
+            record.catch_up(wait=False)
+            done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
+        _confirm_ended(selections, evaluator, spec, watcher, scoring.healer)
+    return done
+
+
+def _model_facts(scoring: Scoring, spec: StudySpec) -> ModelFacts:
+    return ModelFacts(
         scoring.fingerprint,
         scoring.dtype,
         scoring.merge,
@@ -142,42 +185,6 @@ def work_with(
         scoring.scorer.tokenizer,
         scoring_code() if scoring.healer is None else with_healing(scoring_code()),
     )
-    for selection in selections:
-        agree_on_model(selection.study, mine)
-    presence = Presence(storage.engine, storage.patience, scoring.device, versions())
-    store = ScoreStore(storage.engine, storage.patience)
-    claims = Claims(
-        storage.engine,
-        store,
-        storage.patience,
-        worker=presence.worker,
-        lease_seconds=storage.grace,
-    )
-
-    def turn_in(study: optuna.Study) -> Turn:
-        return Turn(storage, claims, study._study_id)
-
-    evaluator = Evaluator(
-        scoring.scorer,
-        claims,
-        spec.task_specs,
-        target_kv_heads=spec.target_kv_heads,
-        search_split=search_split(spec),
-        seed=spec.documents.seed,
-        maximize=next(iter(studies.values())).maximize,
-        rule=stop_rule(spec),
-    )
-    related = studies_of_file(storage.optuna, next(iter(studies)))
-    trials = [trial for study in related for trial in study.get_trials(deepcopy=False)]
-    evaluator.fault_of_original = fault_of_original(selections[0].facts, trials)
-    for selection in selections:
-        selection.sampler.prefer = evaluator.cheapest
-    worker = Worker(selections, evaluator, turn_in, presence, watcher.on_trial, watcher.on_start)
-    with undisturbed(), presence:
-        take_over(storage, selections, presence.worker)
-        done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
-        _confirm_ended(selections, evaluator, spec, watcher, scoring.healer)
-    return done
 
 
 def stop_rule(spec: StudySpec) -> StopRule | None:

@@ -1,17 +1,18 @@
 """Optuna studies with their selectors: what a name means, and what is left to do in each."""
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage
 
 from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
-from mqasearch.search.attributes import StudyFacts, model_facts, study_facts
+from mqasearch.queue import Queue, Task
+from mqasearch.search.attributes import ENQUEUED, StudyFacts, model_facts, study_facts
 from mqasearch.search.ending import (
     fault_of_all,
     fault_of_masks,
@@ -20,10 +21,11 @@ from mqasearch.search.ending import (
     why_original,
 )
 from mqasearch.search.generations import meant_by
-from mqasearch.search.sampler import SharedSampler
-from mqasearch.search.storage_cached import TrialCache
 from mqasearch.search.storage_optuna import SharedStorage
-from mqasearch.selectors import INVALID_KEY, History, Selector, selector_of
+from mqasearch.selectors import History, MaskTrial, Selector, repaired, selector_of
+
+Preference = Callable[[Sequence[LayerMask]], LayerMask]
+"""Chooses one of several masks, at least one of which is given."""
 
 
 class Outlook(Enum):
@@ -32,7 +34,7 @@ class Outlook(Enum):
     READY = "ready"
     """A mask to score now."""
     WAIT = "wait"
-    """Whatever comes next depends on trials that are running."""
+    """Whatever comes next depends on masks that are being scored."""
     DONE = "done"
     """Nothing is left."""
 
@@ -42,101 +44,152 @@ class Look:
     """What was found of a study at one moment.
 
     Attributes:
-        outlook: whether a trial can be started.
-        newest: Optuna's ``trial_id`` of the newest trial, −1 if there is none; None where an
-            enqueued trial is to be run and no new one made.
+        outlook: whether a mask can be scored.
+        n_tasks: that the study had.
+        wanted: equally wanted new masks, if no task is free.
     """
 
     outlook: Outlook
-    newest: int | None
+    n_tasks: int
+    wanted: Sequence[LayerMask] = ()
 
 
 @dataclass
 class Selection:
-    """One selector's Optuna study.
+    """One selector's study.
 
     The facts are those that were read when it was opened, or by ``has_more``.
+
+    Attributes:
+        facts: what the study is.
+        study: the record that Optuna keeps.
+        study_id: Optuna's number of it.
+        selector: chooses the masks.
+        queue: of the masks.
     """
 
     facts: StudyFacts
     study: optuna.Study
-    sampler: SharedSampler
+    study_id: int
+    selector: Selector
+    queue: Queue
 
-    def outlook(self) -> Outlook:
-        """Whether a trial can be started now, must wait for running ones, or is not needed."""
-        return self.look().outlook
+    def tasks(self) -> list[Task]:
+        """Every task of the study by number."""
+        return self.queue.tasks(self.study_id)
 
-    def trials(self) -> list[FrozenTrial]:
-        """Every trial of the study by number.
+    def next(self, prefer: Preference) -> Task | Outlook:
+        """The task that this worker does next, or why there is none now.
+
+        Args:
+            prefer: which of equally wanted masks this worker scores, the cheapest for it, say.
 
         Raises:
             StorageError: somebody has deleted the study.
         """
-        try:
-            return self.study.get_trials(deepcopy=False)
-        except KeyError:
-            raise self._deleted() from None
+        while True:
+            look = self.look()
+            if look.outlook != Outlook.READY:
+                return look.outlook
+            if look.wanted:
+                mask = prefer(look.wanted)
+                task = self.queue.add(self.study_id, look.n_tasks, str(mask))
+            else:
+                task = self.queue.take(self.study_id)
+            if task is not None:
+                return task  # else another worker came first
+
+    def outlook(self) -> Outlook:
+        """Whether a mask can be scored now, must wait for others, or is not needed."""
+        return self.look().outlook
 
     def look(self) -> Look:
-        """``outlook``, and what it holds for."""
-        trials = self.trials()
-        if fault_of_original(self.facts, trials) is not None:
-            return Look(Outlook.DONE, None)
-        if fault_of_masks(self.facts, trials) is not None:
-            return Look(_done_after_running(trials), None)
-        if any(trial.state == TrialState.WAITING for trial in trials):
-            return Look(Outlook.READY, None)
-        return Look(self._outlook(trials), trials[-1]._trial_id if trials else -1)
+        """``outlook``, and what it rests on.
 
-    def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
-        """Of a study none of whose trials is waiting."""
-        if self.facts.n_trials is not None:  # a killed worker's trial does not count
-            failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-            spent = len(trials) - sum(INVALID_KEY not in trial.user_attrs for trial in failed)
-            if spent >= self.facts.n_trials:
-                return _done_after_running(trials)
-        wanted = self.selector.wants(self.history(trials))
-        if wanted.masks:
-            return Outlook.READY
-        return Outlook.DONE if wanted.done else Outlook.WAIT
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
+        look = self._look(self.tasks())
+        if look.outlook != Outlook.READY:
+            self._facts_now()
+        return look
 
-    @property
-    def selector(self) -> Selector:
-        """That chooses the masks."""
-        return self.sampler.selector
+    def _look(self, tasks: Sequence[Task]) -> Look:
+        n_tasks = len(tasks)
+        after_running = Outlook.DONE
+        if any(task.state == "leased" and not task.is_free for task in tasks):
+            after_running = Outlook.WAIT
+        if fault_of_original(tasks) is not None:
+            return Look(Outlook.DONE, n_tasks)
+        if self._fault_of_masks(tasks) is not None:
+            return Look(after_running, n_tasks)
+        if any(task.is_free for task in tasks):
+            return Look(Outlook.READY, n_tasks)
+        if self.facts.n_trials is not None and n_tasks >= self.facts.n_trials:
+            return Look(after_running, n_tasks)
+        wants = self.selector.wants(self.history(tasks))
+        if wants.masks:
+            return Look(Outlook.READY, n_tasks, wants.masks)
+        return Look(Outlook.DONE if wants.done else Outlook.WAIT, n_tasks)
 
-    def history(self, trials: Sequence[FrozenTrial] | None = None) -> History:
-        """All that the study knows about masks; ``trials``: all of them, if just read."""
-        return self.sampler.history(self.study, trials)
+    def history(self, tasks: Sequence[Task] | None = None) -> History:
+        """All that the study knows about masks; ``tasks``: all of them, if just read."""
+        sign = -1.0 if self.facts.maximize else 1.0
+        tasks = self.tasks() if tasks is None else tasks
+        return History([_mask_trial(task, sign) for task in tasks], len(tasks))
+
+    def completed(self, fixed: Mapping[int, bool]) -> LayerMask:
+        """The mask with the flags that are given; if some are missing, at the budget.
+
+        Args:
+            fixed: layer → whether it is converted.
+        """
+        if len(fixed) == self.facts.n_layers:
+            return LayerMask(tuple(fixed[layer] for layer in range(len(fixed))))
+        history = self.history()
+        wanted = self.selector.wants(history).masks
+        mask = wanted[0] if wanted else self.selector.spare(history)
+        rng = self.selector.generator(history)
+        return repaired(mask, self.facts.n_converted, rng, fixed=fixed)
 
     def has_more(self) -> bool:
-        """Read the facts again: whether somebody has added trials since they were read."""
-        try:
-            facts = study_facts(self.study.user_attrs)
-        except KeyError:
-            raise self._deleted() from None
+        """Read the facts again: whether somebody has added trials since they were read.
+
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
+        facts = self._facts_now()
         if facts is None or facts.extension == self.facts.extension:
             return False
-        preference = self.sampler.prefer
-        self.facts, self.sampler = facts, SharedSampler(_selector(facts))
-        self.sampler.prefer = preference
-        self.study.sampler = self.sampler
+        self.facts, self.selector = facts, _selector(facts)
         return True
 
-    def _deleted(self) -> StorageError:
-        name = self.study.study_name
-        return StorageError(f"study {name!r} is no longer in the database; somebody deleted it")
+    def _facts_now(self) -> StudyFacts | None:
+        try:
+            return study_facts(self.study.user_attrs)
+        except KeyError:
+            name = self.study.study_name
+            raise StorageError(
+                f"study {name!r} is no longer in the database; somebody deleted it"
+            ) from None
 
     def fault_of_original(self) -> str | None:
         """Why the original model cannot be scored, as far as this study knows."""
-        return fault_of_original(self.facts, self.trials())
+        return fault_of_original(self.tasks())
 
     def fault_of_masks(self) -> str | None:
         """Why this study ended although its plan or its trials did not, or found no mask."""
-        if self.outlook() != Outlook.DONE:
+        tasks = self.tasks()
+        if self._look(tasks).outlook != Outlook.DONE:
             return None
-        trials = self.trials()
-        return fault_of_masks(self.facts, trials) or fault_of_all(self.facts, trials)
+        return self._fault_of_masks(tasks) or fault_of_all(self.facts, tasks)
+
+    def _fault_of_masks(self, tasks: Sequence[Task]) -> str | None:
+        """Masks that were enqueued by name are each wanted for itself: one says nothing about the
+        next."""
+        if self.facts.selector == ENQUEUED:
+            return None
+        return fault_of_masks(tasks, self.selector.most_invalid_in_a_row())
 
     def dtype(self) -> str | None:
         """That scores are computed in; None before the first worker."""
@@ -153,30 +206,30 @@ class Selection:
         """About how many trials the study will have; a plan may end earlier or later."""
         if self.facts.n_trials is not None:
             return self.facts.n_trials
-        layers, budget = self.facts.n_layers, self.facts.n_converted
-        return {
-            "alternating": 1 + budget,
-            "consecutive": 2 + budget.bit_length(),
-            "sensitivity": layers + budget,
-            "greedy": 1 + layers + 2 * (budget - 1),
-            "gp": 1 + layers + getattr(self.selector, "n_masks", 0),
-            "exhaustive": math.comb(layers, budget),
-        }.get(self.facts.selector, len(self.study.get_trials(deepcopy=False)))
+        expected = self.selector.expected_trials()
+        return len(self.tasks()) if expected is None else expected
 
     def trials_left(self) -> int:
         """About how many trials are to be finished; 0 once the study is done."""
         if self.outlook() == Outlook.DONE:
             return 0
-        done = sum(
-            trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            for trial in self.study.get_trials(deepcopy=False)
-        )
-        return max(1, self.expected_trials() - done)
+        return max(1, self.expected_trials() - sum(task.is_scored for task in self.tasks()))
 
 
-def _done_after_running(trials: Sequence[FrozenTrial]) -> Outlook:
-    running = any(trial.state == TrialState.RUNNING for trial in trials)
-    return Outlook.WAIT if running else Outlook.DONE
+def _mask_trial(task: Task, sign: float) -> MaskTrial:
+    mask = _mask(task.mask)
+    if task.state == "complete" or task.state == "pruned":
+        assert task.value is not None
+        return MaskTrial(task.number, mask, task.state, sign * task.value)
+    if task.state == "invalid":
+        return MaskTrial(task.number, mask, "invalid", math.inf)
+    return MaskTrial(task.number, mask, "running", math.nan)
+
+
+@lru_cache(maxsize=16384)
+def _mask(text: str) -> LayerMask:
+    """Read once: a study's history is read before every trial."""
+    return LayerMask.parse(text)
 
 
 def why_ended(selections: Sequence[Selection]) -> str | None:
@@ -190,7 +243,7 @@ def why_ended(selections: Sequence[Selection]) -> str | None:
     return why_masks(list(faults), [*faults.values()][-1], selections[0].dtype())
 
 
-def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]:
+def known_studies(storage: BaseStorage) -> dict[str, StudyFacts]:
     """Every Optuna study that mqasearch created, by name."""
     return {
         study.study_name: facts
@@ -199,7 +252,7 @@ def known_studies(storage: optuna.storages.BaseStorage) -> dict[str, StudyFacts]
     }
 
 
-def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, StudyFacts]:
+def find_studies(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
     """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
 
     Of what was searched again on more documents the latest ones; see
@@ -222,36 +275,40 @@ def find_studies(storage: optuna.storages.BaseStorage, name: str) -> dict[str, S
     raise StorageError(unknown_name("study", name, offered))
 
 
-def studies_of_file(storage: optuna.storages.BaseStorage, name: str) -> list[optuna.Study]:
-    """Every Optuna study of the study file that ``name`` is a part of; read, not to be run.
+def facts_of_file(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
+    """Every Optuna study of the study file that ``name`` is a part of.
 
     Raises:
         StorageError: no such name, with the names there are.
     """
     known = known_studies(storage)
     file = next(iter(find_studies(storage, name).values())).study
-    return [
-        optuna.load_study(study_name=study, storage=storage)
-        for study, facts in known.items()
-        if facts.study == file
-    ]
+    return {study: facts for study, facts in known.items() if facts.study == file}
+
+
+def studies_of_file(storage: BaseStorage, name: str) -> list[optuna.Study]:
+    """Those of ``facts_of_file``; read, not to be run.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    names = facts_of_file(storage, name)
+    return [optuna.load_study(study_name=study, storage=storage) for study in names]
 
 
 def open_selections(
-    storage: optuna.storages.BaseStorage, studies: dict[str, StudyFacts]
+    storage: SharedStorage, studies: dict[str, StudyFacts], queue: Queue | None = None
 ) -> list[Selection]:
-    """Load each study with its selector."""
-    if isinstance(storage, SharedStorage):
-        storage = TrialCache(storage)
-    return [_open_selection(storage, name, facts) for name, facts in studies.items()]
+    """Load each study with its selector; ``queue``: that of a worker."""
+    queue = queue or Queue(storage.engine, storage.patience)
+    return [_open_selection(storage, name, facts, queue) for name, facts in studies.items()]
 
 
 def _open_selection(
-    storage: optuna.storages.BaseStorage, name: str, facts: StudyFacts
+    storage: SharedStorage, name: str, facts: StudyFacts, queue: Queue
 ) -> Selection:
-    sampler = SharedSampler(_selector(facts))
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    return Selection(facts, study, sampler)
+    study = optuna.load_study(study_name=name, storage=storage)
+    return Selection(facts, study, storage.get_study_id_from_name(name), _selector(facts), queue)
 
 
 def _selector(facts: StudyFacts) -> Selector:
@@ -262,10 +319,3 @@ def _selector(facts: StudyFacts) -> Selector:
         facts.study_spec.seed,
         **facts.parameters,
     )
-
-
-def fail_stale_trials(study: optuna.Study) -> None:
-    """Fail the running trials whose worker has not been heard of for the grace period."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)

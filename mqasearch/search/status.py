@@ -3,21 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from optuna.storages import BaseStorage
-from optuna.trial import TrialState
-
 from mqasearch.mask import LayerMask
-from mqasearch.search.compare import best_trial
+from mqasearch.search.best import best
 from mqasearch.search.roster import list_workers
 from mqasearch.search.selection import (
     Selection,
-    fail_stale_trials,
     find_studies,
     known_studies,
     open_selections,
     why_ended,
 )
 from mqasearch.search.storage import Storage
+from mqasearch.search.storage_optuna import SharedStorage
 from mqasearch.search.unconfirmed import why_unconfirmed
 
 STATUS_HEADERS = (
@@ -33,39 +30,40 @@ STATUS_HEADERS = (
     "best layers",
 )
 WORKER_HEADERS = ("worker", "device", "trial", "trials done", "trials per hour", "last seen")
-_STATES = (
-    TrialState.COMPLETE,
-    TrialState.PRUNED,
-    TrialState.RUNNING,
-    TrialState.WAITING,
-    TrialState.FAIL,
-)
+_STATES = ("complete", "pruned", "leased", "queued", "invalid")
 
 
-def study_rows(storage: BaseStorage, name: str | None = None) -> Iterator[tuple[Any, ...]]:
+def study_rows(storage: SharedStorage, name: str | None = None) -> Iterator[tuple[Any, ...]]:
     """One row per Optuna study, as ``STATUS_HEADERS`` names it.
 
-    What is left of a plan is an estimate: it depends on losses. Trials whose worker has not been
-    heard of for longer than the grace period are failed first.
+    What is left of a plan is an estimate: it depends on losses.
 
     Raises:
         StorageError: ``name`` is given and there is no such study.
     """
     known = known_studies(storage) if name is None else find_studies(storage, name)
     for selection in open_selections(storage, known):
-        study = selection.study
-        fail_stale_trials(study)
-        trials = study.get_trials(deepcopy=False)
-        counts = [sum(trial.state == state for trial in trials) for state in _STATES]
-        best = best_trial(study)
-        layers = best and ",".join(map(str, LayerMask.parse(best.facts.mask).layers))
-        left = selection.trials_left()
-        value = best and round(best.facts.value, 6)
-        error = best and best.facts.stderr and float(f"{best.facts.stderr:.2g}")
-        yield (study.study_name, *counts, left, value, error, layers)
+        yield study_row(selection)
 
 
-def endings(storage: BaseStorage, name: str | None = None) -> list[str]:
+def study_row(selection: Selection) -> tuple[Any, ...]:
+    """One study's row, as ``STATUS_HEADERS`` names it."""
+    tasks = selection.tasks()
+    counts = [sum(task.state == state for task in tasks) for state in _STATES]
+    chosen = best(
+        (task for task in tasks if task.state == "complete"), maximize=selection.facts.maximize
+    )
+    layers = value = error = None
+    if chosen is not None and chosen.value is not None:
+        layers = ",".join(map(str, LayerMask.parse(chosen.mask).layers))
+        value = round(chosen.value, 6)
+        stderr = selection.queue.facts(chosen).get("stderr")
+        error = stderr and float(f"{stderr:.2g}")
+    left = selection.trials_left()
+    return (selection.study.study_name, *counts, left, value, error, layers)
+
+
+def endings(storage: SharedStorage, name: str | None = None) -> list[str]:
     """What is missing of studies that ended, a line each, with the reason: scores, and with them
     masks, or the held-out results of masks.
 

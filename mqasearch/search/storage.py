@@ -1,25 +1,26 @@
 """The door to the database: Optuna's tables and ours, opened together."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages._rdb import models
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from sqlalchemy import URL, Engine, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 
 from mqasearch.errors import DatabaseAwayError, ReadOnlyError, StorageError
+from mqasearch.queue import GRACE_SECONDS
 from mqasearch.results import Patience, schema
 from mqasearch.results.patience import is_away, one_line
 from mqasearch.results.reading import reading
-from mqasearch.results.tables import ClaimRow
+from mqasearch.results.tables import ClaimRow, TaskRow
+from mqasearch.search.old_trials import end_old_trials, task_rows
+from mqasearch.search.roster import list_workers
 from mqasearch.search.storage_engine import engine_settings
-from mqasearch.search.storage_optuna import SharedStorage
-from mqasearch.search.storage_stale import GRACE_SECONDS, HEARTBEAT_SECONDS
+from mqasearch.search.storage_optuna import SharedStorage, opened, opening
 from mqasearch.search.storage_url import for_optuna, hidden, parse, sqlite_file
 
 LOCK = 7_305_216_802
@@ -38,7 +39,6 @@ class Storage:
         engine: for our own tables; the connections are shared with ``optuna``.
         patience: for whatever else talks to the database.
         url_hidden: the URL as it may be shown.
-        heartbeat: seconds between two signs of life of a worker.
         grace: seconds of silence after which what a worker has in hand is given to others.
     """
 
@@ -46,12 +46,10 @@ class Storage:
     engine: Engine
     patience: Patience
     url_hidden: str
-    heartbeat: int
     grace: int
 
     def close(self) -> None:
         """Close the connections. What is open elsewhere stays open."""
-        self.optuna.flush()
         self.optuna.remove_session()
         self.engine.dispose()
 
@@ -62,7 +60,6 @@ def open_storage(
     create: bool = True,
     read_only: bool = False,
     patience: Patience | None = None,
-    heartbeat: int = HEARTBEAT_SECONDS,
     grace: int = GRACE_SECONDS,
 ) -> Storage:
     """Open a database for studies, or say within seconds why that is impossible.
@@ -74,8 +71,7 @@ def open_storage(
         create: make the tables, and SQLite's file, if there are none.
         read_only: for those who only look; the database need not be writable.
         patience: with a database that is away, from the second connection on.
-        heartbeat: seconds between two signs of life of a running trial.
-        grace: seconds of silence after which a trial is failed and its mask queued again.
+        grace: seconds of silence after which what a worker has in hand is given to others.
 
     Raises:
         StorageError: the URL does not parse; the database refuses, is read-only, or of another
@@ -90,14 +86,14 @@ def open_storage(
         first = _first_engine(parsed)
         _check_access(first, shown, read_only)
         patience = patience or Patience()
-        connect = partial(_shared_storage, parsed, patience, heartbeat, grace)
+        connect = partial(_shared_storage, parsed, patience)
         if create and schema.current(first) is None:
             _make_tables(first, connect)
         schema.check(first)
         if not read_only:
             _check_rights(first, shown)
         shared = connect()
-    return Storage(shared, shared.engine, patience, shown, heartbeat, grace)
+    return Storage(shared, shared.engine, patience, shown, grace)
 
 
 def upgrade_storage(url: str) -> None:
@@ -113,53 +109,64 @@ def upgrade_storage(url: str) -> None:
         first = _first_engine(parsed)
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
-            with reading():  # see storage_patient._opening
-                shared = optuna.storages.RDBStorage(
+            with opening():
+                database = RDBStorage(
                     for_optuna(parsed),
                     engine_kwargs=engine_settings(parsed),
                     skip_compatibility_check=True,
                 )
-                if shared.get_current_version() != shared.get_head_version():
-                    shared.upgrade()
-                shared.engine.dispose()
-            schema.upgrade(first)  # last, as in _make_tables
+                if database.get_current_version() != database.get_head_version():
+                    database.upgrade()
+            before = schema.current(first)
+            if before in schema.WITHOUT_QUEUE:
+                _check_nobody_works(first, shown)
+            shared = SharedStorage(database, Patience())
+            rows = task_rows(shared) if before in schema.WITHOUT_QUEUE else []
+            schema.upgrade(first, rows)  # last, as in _make_tables
+            if before in schema.WITHOUT_QUEUE:
+                end_old_trials(shared)
+            shared.remove_session()
+            database.engine.dispose()
 
 
-def _make_tables(engine: Engine, connect: Callable[[], SharedStorage]) -> None:
+def _check_nobody_works(engine: Engine, shown: str) -> None:
+    """Workers of a version without a queue would go on without it."""
+    if not schema.has_workers(engine):
+        return
+    alive = [worker for worker in list_workers(engine) if worker.alive]
+    if alive:
+        raise StorageError(
+            f"{shown}: {len(alive)} worker(s) of an older mqasearch are at work in it "
+            f"({', '.join(f'process {one.pid} on {one.host}' for one in alive)}); stop them, "
+            "which loses nothing, wait a minute, and upgrade then"
+        )
+
+
+def _make_tables(engine: Engine, connect: Callable[..., SharedStorage]) -> None:
     """Optuna's and ours, unless another process has made them meanwhile.
 
     Ours are the last: whoever sees them, without a lock, may count on all others.
     """
     with _one_at_a_time(engine):
         if schema.current(engine) is None:
-            models.BaseModel.metadata.create_all(engine)
-            shared = connect()  # in which Optuna notes its version
+            shared = connect(make_tables=True)
             shared.remove_session()
             shared.engine.dispose()
             schema.upgrade(engine)
 
 
-def _shared_storage(url: URL, patience: Patience, heartbeat: int, grace: int) -> SharedStorage:
-    def once() -> SharedStorage:
-        return SharedStorage(
-            for_optuna(url),
-            patience,
-            engine_kwargs=engine_settings(url),
-            skip_table_creation=True,
-            heartbeat_interval=heartbeat,
-            grace_period=grace,
-        )
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
-        try:
-            # Two processes that open a new SQLite file at once may meet; one tries again.
-            return Patience(OPENING_SECONDS)(once)
-        except RuntimeError as error:  # Optuna's word for tables of another Optuna
-            raise StorageError(
-                f"{hidden(url)} was made by another Optuna than {optuna.__version__}; bring it up: "
-                f"mqasearch db upgrade --storage {hidden(url)}"
-            ) from error
+def _shared_storage(url: URL, patience: Patience, *, make_tables: bool = False) -> SharedStorage:
+    connect = partial(
+        opened, for_optuna(url), engine_settings(url), patience, make_tables=make_tables
+    )
+    try:
+        # Two processes that open a new SQLite file at once may meet; one tries again.
+        return Patience(OPENING_SECONDS)(connect)
+    except RuntimeError as error:  # Optuna's word for tables of another Optuna
+        raise StorageError(
+            f"{hidden(url)} was made by another Optuna than {optuna.__version__}; bring it up: "
+            f"mqasearch db upgrade --storage {hidden(url)}"
+        ) from error
 
 
 def _first_engine(url: URL) -> Engine:
@@ -206,12 +213,14 @@ def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
 def _check_rights(engine: Engine, shown: str) -> None:
     if engine.dialect.name != "postgresql":
         return
-    may_write = text(f"SELECT has_table_privilege('{ClaimRow.__tablename__}', 'INSERT')")
+    needed = (ClaimRow, TaskRow)
+    rights = [f"has_table_privilege('{table.__tablename__}', 'INSERT')" for table in needed]
     with engine.connect() as connection:
-        if not connection.execute(may_write).scalar_one():
+        if not connection.execute(text(f"SELECT {' AND '.join(rights)}")).scalar_one():
             raise ReadOnlyError(
-                f"{shown}: the user {engine.url.username!r} may only read; "
-                "use one with the rights of a worker (dashboards/roles.sql)"
+                f"{shown}: the user {engine.url.username!r} may only read, or less than this "
+                "version needs; use one with the rights of a worker (dashboards/roles.sql, to be "
+                "run after each upgrade)"
             )
 
 

@@ -40,9 +40,9 @@ meanwhile."""
 _HANDED_ON = "in the middle of a query"
 
 POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
-"""A worker uses one connection, a second one for its turn to start a trial, and now and then a
-third one for a sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of
-them do everything at once."""
+"""A worker uses one connection, a second one to record trials, and now and then a third one for a
+sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of them do
+everything at once."""
 
 
 def engine_settings(url: URL) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mqasearch.evaluation.noninferiority import NonInferiority, first_in_order
 from mqasearch.search.attributes import (
     ENQUEUED,
     HEALED,
+    NO_MASK,
     StudyFacts,
     confirmation,
     study_facts,
@@ -24,7 +25,6 @@ from mqasearch.search.attributes import (
     unconfirmed,
 )
 from mqasearch.search.compare import FinishedTrial, best_trial
-from mqasearch.selectors import INVALID_KEY
 from mqasearch.tolerance import ToleranceEntry
 
 Result = Literal["within", "not shown", "not tested"]
@@ -213,10 +213,9 @@ def _not_healed(study: optuna.Study, best: FinishedTrial) -> bool:
 
 
 def _has_failed(study: optuna.Study) -> bool:
-    """Whether every trial has ended, and some without a score, so that none at the budget has."""
-    trials = study.get_trials(deepcopy=False)
-    failed = any(INVALID_KEY in trial.user_attrs for trial in trials)
-    return failed and all(trial.state.is_finished() for trial in trials)
+    """Whether the search ended, and no mask at the budget has a score."""
+    row = unconfirmed(study.user_attrs)
+    return row is not None and row["whose"] == NO_MASK
 
 
 def _outcome(task: str, tolerance: ToleranceEntry, row: dict[str, Any]) -> Outcome:

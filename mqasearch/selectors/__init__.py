@@ -4,13 +4,13 @@
 :class:`SelectorSampler` makes any of them the sampler of an Optuna study.
 """
 
+from mqasearch.selectors.draw import repaired
 from mqasearch.selectors.history import History, MaskState, MaskTrial
 from mqasearch.selectors.optuna_history import (
     INVALID_KEY,
     MASK_KEY,
-    HistoryReader,
-    StudyHistory,
     mask_of,
+    read_history,
 )
 from mqasearch.selectors.optuna_sampler import SelectorSampler
 from mqasearch.selectors.planned import Plan, PlannedSelector
@@ -32,20 +32,20 @@ __all__ = [
     "RECOMMENDED",
     "SELECTORS",
     "History",
-    "HistoryReader",
     "MaskState",
     "MaskTrial",
     "Plan",
     "PlannedSelector",
     "Selector",
     "SelectorSampler",
-    "StudyHistory",
     "Wants",
     "check_parameters",
     "mask_of",
     "mask_params",
     "param_name",
     "parameters_of",
+    "read_history",
+    "repaired",
     "search_space",
     "selector_of",
 ]

@@ -42,6 +42,10 @@ class AlternatingSelector(PlannedSelector):
         walk = range(n_layers) if start == "front" else range(n_layers)[::-1]
         self.order = [layer for offset in range(stride) for layer in walk[offset::stride]]
 
+    def expected_trials(self) -> int:
+        """The original and one prefix for each layer of the budget."""
+        return 1 + self.n_converted
+
     def plan(self) -> Plan:
         """All prefixes of the order at once; nothing depends on a loss."""
         lengths = range(1, self.n_converted + 1)

@@ -36,6 +36,10 @@ class ConsecutiveSelector(PlannedSelector):
             raise UserError(f"tolerance {tolerance} is not a finite number of at least 0")
         self.tolerance = tolerance
 
+    def expected_trials(self) -> int:
+        """The original, and the steps of a search by halves."""
+        return 2 + self.n_converted.bit_length()
+
     def plan(self) -> Plan:
         """The budget's run and the original at once, then one length at a time."""
         original, longest = self._run(0), self._run(self.n_converted)

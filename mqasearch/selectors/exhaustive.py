@@ -39,6 +39,15 @@ class ExhaustiveSelector(Selector):
                 f"{LIMIT:,} that the selector 'exhaustive' takes on; choose 'greedy'"
             )
 
+    def expected_trials(self) -> int:
+        """Every mask at the budget."""
+        return math.comb(self.n_layers, self.n_converted)
+
+    def most_invalid_in_a_row(self) -> int:
+        """It goes by layer: first all masks with layer 0."""
+        with_one = math.comb(self.n_layers - 1, self.n_converted - 1)
+        return max(super().most_invalid_in_a_row(), with_one + 1)
+
     def wants(self, history: History) -> Wants:
         """The first unseen ones; the order among them is open, for all will be scored."""
         if (ended := self.none_left(history)) is not None:

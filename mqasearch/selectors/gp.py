@@ -73,6 +73,10 @@ class GPSelector(Selector):
         """With a budget of one layer the layers alone are masks at the budget themselves."""
         return self.n_layers if self.n_converted == 1 else self.n_masks
 
+    def expected_trials(self) -> int:
+        """The original, every layer alone, and its masks at the budget."""
+        return 1 + self.n_layers + self.n_masks
+
     def least_trials(self) -> int:
         """The layers alone come first."""
         return 2 if self.n_converted == 1 else self.n_layers + 2

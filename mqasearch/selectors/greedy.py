@@ -37,6 +37,10 @@ class GreedySelector(PlannedSelector):
         super().__init__(n_layers, n_converted, seed)
         self.lazy = lazy
 
+    def expected_trials(self) -> int:
+        """The original, every layer alone, and about two masks for each further layer."""
+        return 1 + self.n_layers + 2 * (self.n_converted - 1)
+
     def plan(self) -> Plan:
         """Round by round; each request is what the queue wants re-scored."""
         chosen = LayerMask.empty(self.n_layers)

@@ -40,18 +40,12 @@ class History(list[MaskTrial]):
     Args:
         trials: that count: of a worker that died without a score, none.
         number: of the next trial, which is more than ``len`` if some trials do not count.
-        masks: those of ``trials``, if they are known already.
     """
 
-    def __init__(
-        self,
-        trials: Iterable[MaskTrial] = (),
-        number: int | None = None,
-        masks: MaskSet | None = None,
-    ) -> None:
+    def __init__(self, trials: Iterable[MaskTrial] = (), number: int | None = None) -> None:
         super().__init__(trials)
         self.number = len(self) if number is None else number
-        self._masks = masks
+        self._masks: MaskSet | None = None
 
     @property
     def taken(self) -> MaskSet:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mqasearch.mask import LayerMask
 from mqasearch.selectors.draw import repaired
 from mqasearch.selectors.history import History, MaskTrial
-from mqasearch.selectors.optuna_history import HistoryReader, StudyHistory, mask_of
+from mqasearch.selectors.optuna_history import mask_of, read_history
 from mqasearch.selectors.selector import Selector
 from mqasearch.selectors.space import param_name, search_space
 
@@ -44,7 +44,6 @@ class SelectorSampler(BaseSampler):
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
         self._foreign = RandomSampler(selector.seed)
-        self._reader = HistoryReader(selector.n_layers)
         self._proposing = threading.Lock()
         self._proposed: dict[int, LayerMask] = {}
         """Number → mask of the trials of this process, whose parameters may not be written yet."""
@@ -60,15 +59,15 @@ class SelectorSampler(BaseSampler):
         trials: Sequence[FrozenTrial] | None = None,
         *,
         without: int | None = None,
-    ) -> StudyHistory:
-        """All that the study knows about masks; cheap, and current at every call.
+    ) -> History:
+        """All that the study knows about masks.
 
         Args:
             study: with this sampler.
             trials: all of its trials by number, if the caller has just read them.
             without: the number of an unfinished trial, which is the next one to get a mask.
         """
-        return self._reader.read(study, trials, without=without)
+        return read_history(study, self.selector.n_layers, trials, without=without)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

@@ -132,6 +132,20 @@ class Selector(abc.ABC):
                 return frozenset()
         return found
 
+    def expected_trials(self) -> int | None:
+        """About how many trials its plan takes, the original model's among them; a plan may turn
+        out shorter or longer. None without a plan that ends."""
+        return None
+
+    def most_invalid_in_a_row(self) -> int:
+        """How many masks in a row may lack a score because of one layer, or of each layer alone.
+
+        A layer that has no score when it is converted spoils every mask that converts it. Selectors
+        that begin with single layers meet ``n_layers`` masks before the first pair; some layers may
+        well be fine, and if none is, no larger mask will be.
+        """
+        return max(10, self.n_layers + 1)
+
     def least_trials(self) -> int:
         """Trials up to the first mask at the budget at best, the original model's among them."""
         return 2

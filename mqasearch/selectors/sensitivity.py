@@ -17,6 +17,10 @@ class SensitivitySelector(PlannedSelector):
     name: ClassVar[str] = "sensitivity"
     summary: ClassVar[str] = "each layer alone, then the least sensitive ones together"
 
+    def expected_trials(self) -> int:
+        """The original, every layer alone, and the larger prefixes of their order."""
+        return self.n_layers + self.n_converted
+
     def plan(self) -> Plan:
         """All layers at once, then all prefixes at once."""
         ranking = yield from ranked_layers(self.n_layers)

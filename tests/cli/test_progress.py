@@ -48,8 +48,8 @@ def test_a_line_is_of_the_trial_that_this_worker_ran(
     (selection,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
     first, *_, last = finished(selection.study)
     with caplog.at_level(logging.INFO, logger="mqasearch"):
-        for number in (first.number, last.number, last.number + 1):
-            Progress().watcher.on_trial(selection, number)
+        for trial in (first, last, None):
+            Progress().watcher.on_trial(selection, trial)
     one, two = [line for line in caplog.messages if line.startswith("s.sensitivity trial")]
     assert one.startswith(f"s.sensitivity trial {first.number}: {first.facts.mask} ")
     assert two.startswith(f"s.sensitivity trial {last.number}: {last.facts.mask} ")

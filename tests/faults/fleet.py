@@ -26,7 +26,7 @@ from studies_on_fake import run_study, spec_of, storage_in
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.results import Patience, ScoreStore
 from mqasearch.score import Documents
-from mqasearch.search import storage_engine, storage_optuna
+from mqasearch.search import record, storage_engine
 from mqasearch.search.run import create, work
 from mqasearch.search.scoring import model_shape
 from mqasearch.search.selection import Outlook, find_studies, open_selections
@@ -34,7 +34,7 @@ from mqasearch.search.storage import Storage, open_storage
 from mqasearch.serving.export import export
 from mqasearch.spec import StudySpec
 
-HEARTBEAT, GRACE = 1, 4
+GRACE = 4
 PLANNED = ("sensitivity", "greedy")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["faults.fleet"])
@@ -112,9 +112,7 @@ def _open(url: str, handicap: Handicap) -> Storage:
     while True:  # as whatever supervises workers does
         try:
             patience = Patience(handicap.patience)
-            return open_storage(
-                url, create=False, patience=patience, heartbeat=HEARTBEAT, grace=GRACE
-            )
+            return open_storage(url, create=False, patience=patience, grace=GRACE)
         except Exception:
             if time.monotonic() > deadline:
                 raise
@@ -132,7 +130,7 @@ def _skew(seconds: float) -> None:
 
     time.time = lambda: real() + seconds
     optuna_rdb.datetime = SkewedClock  # type: ignore[misc]
-    storage_optuna.datetime = SkewedClock  # type: ignore[misc]
+    record.datetime = SkewedClock  # type: ignore[misc]
 
 
 def _fill(storage: Storage, disk: Path) -> None:
@@ -214,7 +212,7 @@ class Fleet:
         storage = open_storage(self.url, create=False)
         lines = [f"{len(self.alive)} workers alive, {len(self.scored())} masks scored"]
         with storage.engine.connect() as connection:
-            for table in ("mqasearch_claim", "mqasearch_worker"):
+            for table in ("mqasearch_claim", "mqasearch_worker", "mqasearch_task"):
                 lines += [str(row) for row in connection.execute(text(f"SELECT * FROM {table}"))]
         for name in find_studies(storage.optuna, self.spec.name):
             study = optuna.load_study(study_name=name, storage=storage.optuna)

@@ -118,7 +118,7 @@ def test_a_refusal_is_one_line_and_the_launchers_exit_code(
     another = ModelFacts("another model", "float32", "mean", "", {})
     with contextlib.closing(open_storage(study_url)) as storage:
         study = optuna.load_study(study_name="demo.greedy", storage=storage.optuna)
-        agree_on_model(study, another)
+        agree_on_model(storage.optuna, study, another)
     code, _, err = mqasearch(
         f"launch --engine ray --study-name demo --workers 1 --storage {study_url}"
     )
@@ -154,7 +154,7 @@ def test_an_interrupt_gives_trials_back(
     assert code == 143, err
     greedy, _ = rows_of(postgres_url)
     assert greedy["running"] == 0  # given back: nobody waits for a grace period
-    assert greedy["waiting"] <= greedy["failed"] <= 1
+    assert greedy["failed"] == 0
 
 
 def test_an_outage_is_met_with_another_try(monkeypatch: pytest.MonkeyPatch) -> None:

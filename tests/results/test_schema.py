@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from optuna.trial import TrialState
-from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect, select
+from sqlalchemy import Engine, create_engine, event, inspect, select
 
 from mqasearch.errors import StorageError
 from mqasearch.results import ScoreStore, schema
@@ -93,17 +93,6 @@ def test_nobody_takes_over_a_score_of_unknown_code(revision: str, tmp_path: Path
             store.put(key, score)  # beside it
             assert store.get(key) == score
         assert store.document_sets(replace(OLD_KEY, code="new")) == set()
-
-
-def test_a_worker_of_the_older_version_goes_on_after_the_upgrade(tmp_path: Path) -> None:
-    url = restored(REVISIONS[-2], tmp_path)
-    old = create_engine(url)
-    table = Table("mqasearch_score", MetaData(), autoload_with=old)
-    upgrade_storage(url)
-    with old.begin() as connection:
-        row = dict(connection.execute(select(table)).mappings().one())
-        connection.execute(table.insert().values(row | {"score_id": 2, "digest": "e" * 64}))
-    old.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

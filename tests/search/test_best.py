@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
-from studies_on_fake import spec_of
+from studies_on_fake import spec_of, storage_in
 
 from mqasearch.cli.progress import Progress
 from mqasearch.dashboard.data import StudyRows, read_comparisons
@@ -21,13 +22,21 @@ from mqasearch.dashboard.figures import budget_front, selectors_by_evaluations
 from mqasearch.dashboard.heatmap import masks_by_trial
 from mqasearch.dashboard.pages import comparison_page
 from mqasearch.mask import LayerMask, ModelShape
-from mqasearch.search.attributes import FACTS_KEY, TrialFacts, best_of_size
+from mqasearch.queue import Queue, Task, TaskState
+from mqasearch.search.attributes import (
+    FACTS_KEY,
+    StudyFacts,
+    TrialFacts,
+    set_study_facts,
+    study_facts,
+)
 from mqasearch.search.best import best, front, improvements, ranked
 from mqasearch.search.compare import FinishedTrial, best_trial, compare, finished
 from mqasearch.search.create import create_studies
-from mqasearch.search.selection import find_studies, open_selections
-from mqasearch.search.status import STATUS_HEADERS, study_rows
-from mqasearch.selectors import MASK_KEY
+from mqasearch.search.selection import Selection, find_studies
+from mqasearch.search.status import STATUS_HEADERS, study_row
+from mqasearch.search.trial import incumbent
+from mqasearch.selectors import MASK_KEY, selector_of
 from mqasearch.serving.export import export
 
 N_LAYERS, BUDGET = 4, 2
@@ -79,19 +88,76 @@ def trial_of(mask: LayerMask, value: float, given_up: int | None, fate: str) -> 
     )
 
 
+METRICS = ("bits_per_byte", "acc")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[StudyFacts]]:
+    """Metric → what is known of one study per selector."""
+    found = {}
+    for metric in METRICS:
+        folder = tmp_path_factory.mktemp(metric)
+        with closing(storage_in(folder)) as storage:
+            selectors = [{"name": name, "n_trials": 20} for name in ("random", "tpe")]
+            tasks = [{"name": "hellaswag", "metric": metric}]
+            spec = spec_of(selectors=selectors, budget=BUDGET, tasks=tasks)
+            create_studies(storage.optuna, spec, SHAPE)
+            found[metric] = [*find_studies(storage.optuna, "s").values()]
+    return found
+
+
+class GivenTasks(Queue):
+    """The queue that a record was made from, without a database."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.trials = study.get_trials(deepcopy=False)
+
+    def tasks(self, study_id: int) -> list[Task]:
+        states: dict[TrialState, TaskState] = {
+            TrialState.COMPLETE: "complete",
+            TrialState.PRUNED: "pruned",
+            TrialState.FAIL: "invalid",
+            TrialState.RUNNING: "leased",
+        }
+        return [
+            Task(
+                trial.number,
+                study_id,
+                trial.number,
+                trial.user_attrs[MASK_KEY],
+                states[trial.state],
+                value=trial.user_attrs[FACTS_KEY]["value"] if trial.state in ENDED else None,
+                given_up=trial.user_attrs[FACTS_KEY]["given_up"],
+            )
+            for trial in self.trials
+        ]
+
+    def facts(self, task: Task) -> Any:
+        return self.trials[task.number].user_attrs[FACTS_KEY]
+
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def selection_of(study: optuna.Study) -> Selection:
+    facts = study_facts(study.user_attrs)
+    assert facts is not None
+    selector = selector_of(facts.selector, N_LAYERS, BUDGET)
+    return Selection(facts, study, 0, selector, GivenTasks(study))
+
+
 def history_of(
+    known: Sequence[StudyFacts],
     truth: Sequence[float],
     trials: Sequence[Sequence[tuple[LayerMask, float | None, str]]],
-    metric: str = "bits_per_byte",
 ) -> BaseStorage:
     """One study per selector; a mask that is scored in full has the same value in all of them."""
     storage = InMemoryStorage()
-    selectors = [{"name": name, "n_trials": 20} for name in ("random", "tpe")]
-    tasks = [{"name": "hellaswag", "metric": metric}]
-    spec = spec_of(selectors=selectors, budget=BUDGET, tasks=tasks)
-    names = create_studies(storage, spec, SHAPE)
-    for name, rows in zip(names, trials, strict=True):
-        study = optuna.load_study(study_name=name, storage=storage)
+    for facts, rows in zip(known, trials, strict=True):
+        study = optuna.create_study(
+            study_name=facts.name, storage=storage, direction=facts.direction
+        )
+        set_study_facts(study, facts)
         for mask, estimate, fate in rows:
             value = truth[MASKS.index(mask)] if estimate is None else estimate
             study.add_trial(trial_of(mask, value, None if estimate is None else 50, fate))
@@ -120,15 +186,17 @@ def shown_by_dashboard(study: StudyRows) -> list[Any]:
     ]
 
 
-def logged_by_progress(storage: BaseStorage, caplog: pytest.LogCaptureFixture) -> list[str]:
-    lines = []
-    for selection in open_selections(storage, find_studies(storage, "s")):
-        caplog.clear()
-        with caplog.at_level(logging.INFO, logger="mqasearch"):
-            rows = finished(selection.study)
-            Progress().watcher.on_trial(selection, rows[-1].number if rows else 0)
-        lines.append(caplog.messages[0] if caplog.messages else "")
-    return lines
+def logged_by_progress(study: optuna.Study, caplog: pytest.LogCaptureFixture) -> str:
+    caplog.clear()
+    selection = selection_of(study)
+    with caplog.at_level(logging.INFO, logger="mqasearch"):
+        rows = finished(study)
+        Progress().watcher.on_trial(selection, rows[-1] if rows else None)
+    return caplog.messages[0] if caplog.messages else ""
+
+
+def shown_by_status(study: optuna.Study) -> Any:
+    return dict(zip(STATUS_HEADERS, study_row(selection_of(study)), strict=True))["best value"]
 
 
 @settings(
@@ -137,15 +205,16 @@ def logged_by_progress(storage: BaseStorage, caplog: pytest.LogCaptureFixture) -
 @given(
     truth=st.lists(VALUES, min_size=len(MASKS), max_size=len(MASKS)),
     trials=st.tuples(TRIALS, TRIALS),
-    metric=st.sampled_from(["bits_per_byte", "acc"]),
+    metric=st.sampled_from(METRICS),
 )
 def test_all_readers_name_the_same_best_mask(
     truth: list[float],
     trials: tuple[list[tuple[LayerMask, float | None, str]], ...],
     metric: str,
+    known: dict[str, list[StudyFacts]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    storage = history_of(truth, trials, metric)
+    storage = history_of(known[metric], truth, trials)
     studies = studies_in(storage)
     bests = [best_trial(study) for study in studies]
     assert [row and row.value for row in bests] == [optunas_best(study) for study in studies]
@@ -154,15 +223,15 @@ def test_all_readers_name_the_same_best_mask(
     compared = [(row.trial_number, row.value) for row in compare(studies)]
     told = [(row.number, row.value) if row else (None, None) for row in bests]
     assert compared == told
-    status = [dict(zip(STATUS_HEADERS, row, strict=True)) for row in study_rows(storage)]
-    assert [row["best value"] for row in status] == [value for _, value in told]
+    assert [shown_by_status(study) for study in studies] == [value for _, value in told]
     (comparison,) = read_comparisons(storage)
     for study, row in zip(comparison.studies, bests, strict=True):
         ours, improved, first = shown_by_dashboard(study)
         assert ours == (row and (row.number, row.value))
         assert improved == (row and row.value)
         assert row is None or first == str(row.number)
-    for line, row in zip(logged_by_progress(storage, caplog), bests, strict=True):
+    for study, row in zip(studies, bests, strict=True):
+        line = logged_by_progress(study, caplog)
         assert ("best" in line) == (row is not None)
         assert row is None or f"best {row.value:.4f}" in line
     _check_the_whole_comparison(storage, [row for row in bests if row is not None])
@@ -208,12 +277,13 @@ def _check_the_whole_comparison(storage: BaseStorage, bests: list[FinishedTrial]
 @given(truth=st.lists(VALUES, min_size=len(MASKS), max_size=len(MASKS)), trials=TRIALS)
 @settings(max_examples=40, deadline=None)
 def test_a_race_is_against_the_best_mask_of_its_size(
-    truth: list[float], trials: list[tuple[LayerMask, float | None, str]]
+    truth: list[float],
+    trials: list[tuple[LayerMask, float | None, str]],
+    known: dict[str, list[StudyFacts]],
 ) -> None:
-    (study, _) = studies_in(history_of(truth, (trials, [])))
-    ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    (study, _) = studies_in(history_of(known["bits_per_byte"], truth, (trials, [])))
     at_budget = best_trial(study)
-    found = best_of_size(ended, BUDGET, maximize=False)
+    found = incumbent(selection_of(study).tasks(), BUDGET, maximize=False)
     assert str(found) == (at_budget.facts.mask if at_budget else "None")
 
 

@@ -1,4 +1,4 @@
-"""Trials of the dead are taken over at once where they are certainly dead, and only there."""
+"""Tasks of the dead are taken over at once where they are certainly dead, and only there."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
 from studies_on_fake import spec_of, storage_in
 
 from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.queue import Queue
 from mqasearch.search.create import create_studies
 from mqasearch.search.orphans import take_over
 from mqasearch.search.roster import Presence, place
@@ -40,30 +40,37 @@ def dead_pid() -> int:
     return process.pid
 
 
-def leave_trial(
+def leave_task(
     storage: Storage, selection: Selection, monkeypatch: pytest.MonkeyPatch, pid: int, where: str
 ) -> None:
-    """A worker starts the enqueued trial and is never heard of again."""
+    """A worker takes the enqueued task and is never heard of again."""
     gone = Presence(storage.engine, storage.patience, "cpu", {}, worker=f"{where}-gone")
     with monkeypatch.context() as patch:
         patch.setattr("os.getpid", lambda: pid)
         gone._transact(gone._register)
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        selection.study.ask()
+    assert Queue(storage.engine, worker=gone.worker).take(selection.study_id) is not None
 
 
-def states(selection: Selection) -> list[TrialState]:
-    return [trial.state for trial in selection.study.get_trials()]
+def states(selection: Selection) -> list[str]:
+    return [task.state for task in selection.tasks()]
 
 
 def test_a_worker_whose_process_is_gone(
     storage: Storage, selection: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave_trial(storage, selection, monkeypatch, dead_pid(), place())
-    assert states(selection) == [TrialState.RUNNING]
-    assert take_over(storage, [selection], "me") == 1
-    assert states(selection) == [TrialState.FAIL, TrialState.WAITING]
-    assert take_over(storage, [selection], "me") == 0
+    leave_task(storage, selection, monkeypatch, dead_pid(), place())
+    assert states(selection) == ["leased"]
+    assert take_over(storage, Queue(storage.engine), "me") == 1
+    assert states(selection) == ["queued"]
+    assert take_over(storage, Queue(storage.engine), "me") == 0
+
+
+def test_one_that_is_alive_does_not_keep_the_tasks_of_a_dead_one(
+    storage: Storage, selection: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Presence(storage.engine, storage.patience, "cpu", {}):
+        leave_task(storage, selection, monkeypatch, dead_pid(), place())
+        assert take_over(storage, Queue(storage.engine), "me") == 1
 
 
 @pytest.mark.parametrize(("pid", "where"), [(1, None), (None, "elsewhere-0123")])
@@ -74,6 +81,6 @@ def test_a_worker_that_may_be_alive(
     pid: int | None,
     where: str | None,
 ) -> None:
-    leave_trial(storage, selection, monkeypatch, pid or dead_pid(), where or place())
-    assert take_over(storage, [selection], "me") == 0
-    assert states(selection) == [TrialState.RUNNING]
+    leave_task(storage, selection, monkeypatch, pid or dead_pid(), where or place())
+    assert take_over(storage, Queue(storage.engine), "me") == 0
+    assert states(selection) == ["leased"]

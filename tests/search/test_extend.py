@@ -11,7 +11,7 @@ from studies_on_fake import run_study, scoring_of, spec_of, storage_in, studies_
 
 from mqasearch.errors import UserError
 from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.search import attributes_together
+from mqasearch.search import attributes_table
 from mqasearch.search.attributes import study_facts
 from mqasearch.search.compare import best_trial, finished
 from mqasearch.search.create import create_studies
@@ -83,7 +83,7 @@ def test_whoever_is_at_work_goes_on(storage: Storage) -> None:
     create_studies(storage.optuna, spec, scorer.shape)
     n_left = [3]
 
-    def extended(selection: Selection, _: int) -> None:
+    def extended(selection: Selection, _: object) -> None:
         if selection.facts.selector == "tpe" and n_left:
             n_left[0] -= 1
             if not n_left[0]:
@@ -122,7 +122,7 @@ def test_a_lost_answer_adds_nothing_twice(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_studies(storage.optuna, spec_of(selectors=SELECTORS), FakeScorer(8).shape)
-    change: Callable[..., Any] = attributes_together._change
+    change: Callable[..., Any] = attributes_table._change
     lost: list[OperationalError] = [OperationalError("COMMIT", {}, Exception("connection lost"))]
 
     def losing(*arguments: Any) -> Any:
@@ -131,7 +131,7 @@ def test_a_lost_answer_adds_nothing_twice(
             raise lost.pop()
         return done
 
-    monkeypatch.setattr(attributes_together, "_change", losing)
+    monkeypatch.setattr(attributes_table, "_change", losing)
     changed = add_trials(storage, "s", TEN_MORE)
     assert not lost
     assert changed == {"s.gp": (4, 14), "s.random": (6, 16), "s.tpe": (8, 18)}
@@ -152,7 +152,7 @@ def test_all_studies_are_extended_or_none(
         return row | {"n_trials": 99}
 
     with pytest.raises(KeyboardInterrupt):
-        attributes_together.change_together(storage.optuna, studies, "mqasearch:study", change)
+        attributes_table.change_together(storage.optuna, studies, "mqasearch:study", change)
     facts = [study_facts(study.user_attrs) for study in studies_of(storage)]
     assert 99 not in [each.n_trials for each in facts if each]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.errors import ScoreError, StorageError, UserError
@@ -17,7 +16,7 @@ from mqasearch.search.compare import compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.extend import More
 from mqasearch.search.run import Watcher, add_trials
-from mqasearch.search.selection import Selection, find_studies
+from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage
 from mqasearch.serving.export import export
 
@@ -210,5 +209,5 @@ def test_a_half_made_larger_study_is_finished_by_the_next_caller(storage: Storag
     names = create_studies(storage.optuna, spec_on(64), shape)
     storage.optuna.delete_study(storage.optuna.get_study_id_from_name(names[-1]))
     assert create_studies(storage.optuna, spec_on(64), shape) == names
-    for study in studies_of(storage):
-        assert len(study.get_trials(states=(TrialState.WAITING,))) == 1
+    for selection in open_selections(storage.optuna, find_studies(storage.optuna, names[0])):
+        assert [task.state for task in selection.tasks()] == ["queued"]

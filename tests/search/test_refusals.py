@@ -27,7 +27,7 @@ from mqasearch.search.attributes import (
     model_facts,
     study_facts,
 )
-from mqasearch.search.attributes_once import record_once
+from mqasearch.search.attributes_table import record_once
 from mqasearch.search.create import create_studies, versions
 from mqasearch.search.run import NO_LIMITS, Watcher, work_with
 from mqasearch.search.selection import find_studies
@@ -50,17 +50,21 @@ def with_version(package: str, version: str) -> ModelFacts:
     return replace(FACTS, versions={**FACTS.versions, package: version})
 
 
+def agree(study: optuna.Study, mine: ModelFacts) -> None:
+    agree_on_model(study._storage, study, mine)
+
+
 @pytest.fixture
 def study() -> optuna.Study:
     """In memory, and agreed on."""
     study = optuna.create_study(study_name="demo.greedy")
-    agree_on_model(study, FACTS)
+    agree(study, FACTS)
     return study
 
 
 def refusal(study: optuna.Study, mine: ModelFacts) -> str:
     with pytest.raises(ModelError) as refused:
-        agree_on_model(study, mine)
+        agree(study, mine)
     message = str(refused.value)
     assert "\n" not in message
     assert "study 'demo.greedy'" in message
@@ -92,8 +96,8 @@ def test_code_that_differs_because_a_package_does_is_said_once(study: optuna.Stu
 
 def test_builds_of_a_version_may_work_together() -> None:
     study = optuna.create_study()
-    agree_on_model(study, with_version("torch", "2.1.0+cu126"))
-    agree_on_model(study, with_version("torch", "2.1.0+cpu"))
+    agree(study, with_version("torch", "2.1.0+cu126"))
+    agree(study, with_version("torch", "2.1.0+cpu"))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_everything_that_differs_is_named_at_once(study: optuna.Study) -> None:
 
 
 def test_equal_workers_agree(study: optuna.Study) -> None:
-    agree_on_model(study, FACTS)
+    agree(study, FACTS)
     assert model_facts(study.user_attrs) == FACTS
 
 
@@ -162,9 +166,9 @@ def test_what_older_and_newer_code_wrote_is_understood() -> None:
     older.set_user_attr(MODEL_KEY, {key: row[key] for key in row if key not in later})
     newer.set_user_attr(MODEL_KEY, row | {"moon": "full"})
     for study in (older, newer):
-        agree_on_model(study, FACTS)
+        agree(study, FACTS)
         with pytest.raises(ModelError, match="dtype"):
-            agree_on_model(study, replace(FACTS, dtype="float16"))
+            agree(study, replace(FACTS, dtype="float16"))
 
 
 @pytest.fixture
@@ -183,9 +187,9 @@ def change_facts(study: optuna.Study, **changes: object) -> None:
 
 def test_the_first_worker_has_the_mqasearch_that_created_the_study(created: optuna.Study) -> None:
     with pytest.raises(ModelError, match=r"mqasearch .* here, 99\.0 .*pip install mqasearch==99"):
-        agree_on_model(created, FACTS)
+        agree(created, FACTS)
     assert model_facts(created.user_attrs) is None
-    agree_on_model(created, with_version("mqasearch", "99.0"))
+    agree(created, with_version("mqasearch", "99.0"))
 
 
 def test_a_study_file_of_a_newer_mqasearch_says_so(created: optuna.Study) -> None:
@@ -220,16 +224,16 @@ def race(url: str, facts: list[ModelFacts], monkeypatch: pytest.MonkeyPatch) -> 
         together.wait()
         record_once(*args)
 
-    def agree(index: int) -> None:
+    def come(index: int) -> None:
         with closing(open_storage(url, create=False)) as storage:
             study = optuna.load_study(study_name="s", storage=storage.optuna)
             try:
-                agree_on_model(study, facts[index])
+                agree(study, facts[index])
             except ModelError:
                 refused.append(index)
 
     monkeypatch.setattr(attributes, "record_once", meet)
-    threads = [threading.Thread(target=agree, args=(index,)) for index in range(len(facts))]
+    threads = [threading.Thread(target=come, args=(index,)) for index in range(len(facts))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -260,7 +264,7 @@ def test_a_worker_of_another_model_scores_nothing(tmp_path: Path) -> None:
         spec = spec_of(selectors=["greedy"])
         create_studies(storage.optuna, spec, FakeScorer(6).shape)
         (study,) = studies_of(storage)
-        agree_on_model(study, FACTS)
+        agree(study, FACTS)
         scorer = FakeScorer(6)
         with pytest.raises(ModelError, match="model fingerprint: fake:6"):
             work_with(

@@ -1,5 +1,6 @@
 """The main job on the fake scorer: create, work, confirm, and again."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +14,15 @@ from studies_on_fake import run_study, spec_of, storage_in, studies_of
 from mqasearch.errors import ModelError, SpecError, StorageError, UserError
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
+from mqasearch.queue import Queue, Task
+from mqasearch.search import create as create_module
 from mqasearch.search import run as run_module
 from mqasearch.search.attributes import confirmation, trial_facts
 from mqasearch.search.compare import best_trial, compare, finished
 from mqasearch.search.create import create_studies
 from mqasearch.search.run import Watcher, create, work
 from mqasearch.search.scoring import Scoring, open_scoring
-from mqasearch.search.selection import Selection, find_studies, open_selections
+from mqasearch.search.selection import Outlook, Selection, find_studies, open_selections
 from mqasearch.search.status import STATUS_HEADERS, study_rows
 from mqasearch.search.storage import Storage
 from mqasearch.serving.export import export
@@ -104,7 +107,7 @@ def test_an_interrupted_run_goes_on_without_scoring_anything_twice(tmp_path: Pat
 
         def interrupt(
             selection: Selection,
-            _: int,
+            _: object,
             seen: list[Selection] = seen,
             stop_after: int = stop_after,
         ) -> None:
@@ -137,10 +140,11 @@ def test_an_interrupt_while_scoring_gives_the_mask_back(storage: Storage) -> Non
     with pytest.raises(Stop):
         run_study(storage, spec, Interrupted(6))
     (study,) = studies_of(storage)
-    failed, waiting = (study.get_trials(states=(s,)) for s in (TrialState.FAIL, TrialState.WAITING))
-    assert len(failed) == len(waiting) == 1
+    (selection,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    (task,) = (task for task in selection.tasks() if not task.is_finished)
+    assert task.state == "queued"
     run_study(storage, spec, FakeScorer(6))
-    assert failed[0].user_attrs["mqasearch:mask"] in {r.facts.mask for r in finished(study)}
+    assert task.mask in {r.facts.mask for r in finished(study)}
 
 
 def test_a_score_that_is_not_a_number_fails_the_trial_and_the_study_goes_on(
@@ -172,9 +176,51 @@ def test_the_best_masks_are_confirmed_on_documents_the_search_never_saw(storage:
 def test_creating_again_changes_nothing(storage: Storage) -> None:
     shape = FakeScorer(6).shape
     names = create_studies(storage.optuna, spec_of(), shape)
-    before = [len(study.trials) for study in studies_of(storage)]
     assert create_studies(storage.optuna, spec_of(), shape) == names
-    assert [len(study.trials) for study in studies_of(storage)] == before == [1] * 4
+    selections = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    assert [len(selection.tasks()) for selection in selections] == [1] * 4
+
+
+def test_an_empty_study_of_somebody_else_is_left_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(create_module, "_PATIENCE_SECONDS", 0.2)
+    optuna.create_study(study_name="s.greedy", storage=storage.optuna)
+    with pytest.raises(UserError, match="not made by mqasearch"):
+        create_studies(storage.optuna, spec_of(selectors=["greedy"]), FakeScorer(6).shape)
+
+
+def test_a_study_whose_creator_died_is_finished_by_the_next_one(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Stop
+
+    spec, shape = spec_of(selectors=["greedy"]), FakeScorer(6).shape
+    with monkeypatch.context() as patched:
+        patched.setattr(create_module, "set_study_facts", die)
+        with pytest.raises(Stop):
+            create_studies(storage.optuna, spec, shape)
+    monkeypatch.setattr(create_module, "_PATIENCE_SECONDS", 0.2)
+    create_studies(storage.optuna, spec, shape)
+    (selection,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    assert [task.name for task in selection.tasks()] == ["original"]
+
+
+def test_a_new_study_takes_nothing_over_from_a_deleted_one(storage: Storage) -> None:
+    """SQLite gives the number of the newest study again."""
+    spec = spec_of(selectors=["greedy"])
+    run_study(storage, spec, FakeScorer(6))
+    optuna.delete_study(study_name="s.greedy", storage=storage.optuna)
+    create_studies(storage.optuna, spec, FakeScorer(6).shape)
+    (selection,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    assert [task.state for task in selection.tasks()] == ["queued"]
+
+
+def test_two_names_for_one_mask_are_refused(storage: Storage) -> None:
+    spec = spec_of(selectors=[], enqueue={"one": [0, 1], "other": [1, 0]})
+    with pytest.raises(SpecError, match=r"enqueue.other: the same layers as one"):
+        create_studies(storage.optuna, spec, FakeScorer(6).shape)
 
 
 def test_another_spec_under_the_same_name_is_refused_with_the_difference(storage: Storage) -> None:
@@ -318,7 +364,14 @@ def delete(study: optuna.Study, folder: Path) -> None:
 def test_a_worker_whose_study_is_deleted_while_it_works_says_so(
     storage: Storage, tmp_path: Path
 ) -> None:
-    watcher = Watcher(on_start=lambda selection: delete(selection.study, tmp_path))
+    deleted: list[str] = []
+
+    def delete_once(selection: Selection) -> None:
+        if not deleted:
+            delete(selection.study, tmp_path)
+            deleted.append(selection.study.study_name)
+
+    watcher = Watcher(on_start=delete_once)
     with pytest.raises(StorageError, match=r"'s\.random' is no longer in the database"):
         run_study(storage, spec_of(selectors=["random"]), FakeScorer(6), watcher=watcher)
 
@@ -328,10 +381,13 @@ def test_a_worker_whose_study_is_deleted_while_it_waits_says_so(
 ) -> None:
     create_studies(storage.optuna, spec_of(selectors=["sensitivity"]), FakeScorer(6).shape)
     (study,) = studies_of(storage)
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        study.ask()  # somebody else has the only trial that can be started now
     (waiting,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
-    assert waiting.look().newest is not None
+    for number in itertools.count():
+        if waiting.outlook() != Outlook.READY:  # others have all that can be started now
+            break
+        other = Queue(storage.engine, worker=f"other-{number}")
+        (other_s,) = open_selections(storage.optuna, find_studies(storage.optuna, "s"), other)
+        assert isinstance(other_s.next(lambda masks: masks[0]), Task)
     delete(study, tmp_path)
     with pytest.raises(StorageError, match=r"'s\.sensitivity' is no longer in the database"):
         waiting.look()

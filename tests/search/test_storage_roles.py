@@ -52,6 +52,7 @@ def test_a_worker_can_do_its_work(postgres_server: Postgres, database: str) -> N
         "UPDATE mqasearch_score SET seconds = 0",
         "DELETE FROM mqasearch_score",
         "DELETE FROM trials",
+        "DELETE FROM mqasearch_task",
         "DELETE FROM studies",
         "UPDATE studies SET study_name = 'mine'",
         "INSERT INTO studies (study_name) VALUES ('mine')",
@@ -104,3 +105,13 @@ def test_whoever_may_only_read_is_told_so_at_the_start(
 ) -> None:
     with pytest.raises(StorageError, match=r"viewer_1.* may only read"):
         open_storage(postgres_server.address(database, "viewer_1"), create=False)
+
+
+def test_a_worker_without_the_rights_of_a_newer_version_is_told_so(
+    postgres_server: Postgres, database: str
+) -> None:
+    """Somebody upgraded the database, and did not run the roles again."""
+    postgres_server.execute("REVOKE INSERT ON mqasearch_task FROM mqasearch_worker", database)
+    with pytest.raises(StorageError, match=r"worker_1.* may only read.*roles\.sql"):
+        open_storage(postgres_server.address(database, "worker_1"), create=False)
+    postgres_server.execute("GRANT INSERT ON mqasearch_task TO mqasearch_worker", database)

@@ -172,6 +172,20 @@ def test_a_tolerance_changed_before_anything_is_confirmed_is_as_good_as_the_firs
     assert not found(storage).late
 
 
+def test_a_selector_that_is_still_searching_is_waited_for(storage: Storage) -> None:
+    """Some of its masks have no score, and nothing of it runs in Optuna's study."""
+    spec = tolerant(selectors=["sensitivity", "greedy"], budget=3)
+    scorer = FakeScorer(8, diverging=(0,))
+    run_study(storage, spec, scorer, n_trials=14)  # all of the first, and some of the second
+    one, other = studies_of(storage)
+    assert best_trial(one) is not None
+    assert best_trial(other) is None
+    assert any("mqasearch:invalid" in trial.user_attrs for trial in other.trials)
+    assert found(storage).sizes == ()
+    run_study(storage, spec, scorer)
+    assert len(found(storage).sizes) == 1
+
+
 def test_automatic_sizes_are_those_of_the_model(storage: Storage) -> None:
     run_study(storage, tolerant(budget="auto", selectors=["sensitivity"]), FakeScorer(12))
     run_study(storage, tolerant(budget="auto", selectors=["sensitivity"]), FakeScorer(12))

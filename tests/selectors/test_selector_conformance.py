@@ -36,6 +36,21 @@ def budgets(draw: st.DrawFn, largest: int = 6) -> tuple[int, int]:
     return n_layers, draw(st.integers(1, n_layers))
 
 
+@selectors_that_end
+@pytest.mark.parametrize(("n_layers", "n_converted"), [(6, 3), (9, 4), (12, 2)])
+def test_a_plan_takes_about_as_many_trials_as_it_says(
+    name: str, n_layers: int, n_converted: int
+) -> None:
+    selector = selector_of(name, n_layers, n_converted)
+    expected = selector.expected_trials()
+    assert expected is not None
+    original = LayerMask.empty(n_layers)
+    simulation = Simulation(
+        lambda: selector, additive_loss(n_layers, seed=1), enqueued=[original]
+    ).run()
+    assert expected / 2 <= len(simulation.masks) <= 2 * expected
+
+
 @pytest.mark.long
 @every_selector
 @few
