@@ -38,7 +38,6 @@ GRANT INSERT, UPDATE ON
     trial_intermediate_values,
     trial_user_attributes,
     trial_system_attributes,
-    trial_heartbeats,
     study_user_attributes,
     study_system_attributes
 TO mqasearch_worker;
@@ -66,8 +65,10 @@ CREATE OR REPLACE TRIGGER mqasearch_keep_study
 -- A new trial locks its study's row, which PostgreSQL allows to those who may update a column.
 GRANT UPDATE (study_id) ON studies TO mqasearch_worker;
 
--- The queue: a worker adds masks and writes what they came to, and deletes none.
-GRANT INSERT, UPDATE ON mqasearch_task TO mqasearch_worker;
+-- The queue: a worker adds masks and writes what they came to, and changes or deletes none.
+GRANT INSERT, UPDATE (
+    state, worker, lease_until, deaths, out_of_memory, value, given_up, fault, facts, trial_id, recorded
+) ON mqasearch_task TO mqasearch_worker;
 
 -- Scores are only ever added; claims and the list of workers come and go.
 GRANT INSERT ON mqasearch_score TO mqasearch_worker;

@@ -36,7 +36,7 @@ NAME_KEY = "mqasearch:name"
 TASK_KEY = "mqasearch:task"
 """On a trial: the number of the task that it records."""
 QUEUED_KEY = "mqasearch:queued"
-"""On a trial that somebody enqueued with Optuna: the number of the task that does it."""
+"""On a trial that somebody enqueued with Optuna: the mask that a task has in its place."""
 
 Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"

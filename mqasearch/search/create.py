@@ -2,7 +2,8 @@
 
 Safe to call again and from several processes at once: the study's facts are written last, so a
 study without facts is one whose creator is still at work, or died; then the next caller finishes
-it.
+it. (A creator that dies within its first transactions leaves an empty study, which nobody can tell
+from somebody else's: it is left alone, too.)
 """
 
 import time

@@ -22,14 +22,15 @@ def task_rows(storage: BaseStorage) -> list[dict[str, Any]]:
 
 
 def end_old_trials(storage: BaseStorage) -> None:
-    """Fail the trials that wait or run in our studies: their masks are in the queue."""
+    """Fail the trials that run in our studies and record no task: their masks are in the queue.
+
+    Those that wait are left to the workers, who queue what anybody enqueued.
+    """
     for study in storage.get_all_studies():
         if STUDY_KEY not in study.user_attrs:
             continue
         study_id = storage.get_study_id_from_name(study.study_name)
-        for trial in storage.get_all_trials(
-            study_id, deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)
-        ):
+        for trial in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             if TASK_KEY not in trial.user_attrs:
                 trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
                 storage.set_trial_state_values(trial_id, TrialState.FAIL)

@@ -9,6 +9,7 @@ process at a time records a study, because the database would make the others wa
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +62,8 @@ def bring_up(storage: SharedStorage, name: str) -> None:
         DatabaseAwayError: the database stayed away.
     """
     studies = facts_of_file(storage, name)
-    Record(storage, open_selections(storage, studies)).catch_up(wait=False)
+    if not Record(storage, open_selections(storage, studies)).catch_up(within=LEASE_SECONDS + 1):
+        logger.warning("not all results of %s are recorded yet; run the same command again", name)
 
 
 class Record:
@@ -84,6 +86,8 @@ class Record:
         self._queue = Queue(storage.engine, storage.patience)
         store = ScoreStore(storage.engine, storage.patience)
         self._claims = Claims(storage.engine, store, storage.patience, worker=worker)
+        self._writing = threading.Lock()
+        """The lease is this process's, and one of its threads has it."""
         self._wake = threading.Event()
         self._stop = False
         self._thread = threading.Thread(target=self._keep, name="record", daemon=True)
@@ -107,7 +111,7 @@ class Record:
             self.catch_up()
         elif isinstance(error, KeyboardInterrupt):  # whoever looks next sees what was done
             with suppress(DatabaseAwayError):
-                self.catch_up(wait=False)
+                self.catch_up(within=0)
 
     def notify(self) -> None:
         """Say that a task was finished.
@@ -119,53 +123,68 @@ class Record:
             raise self.fault
         self._wake.set()
 
-    def catch_up(self, *, wait: bool = True) -> None:
-        """Record whatever is finished, and take in what was enqueued in Optuna's studies.
+    def catch_up(self, within: float | None = None) -> bool:
+        """Record whatever is finished now, and take in what was enqueued in Optuna's studies.
 
         Args:
-            wait: for another process that is recording, until all is recorded.
+            within: seconds to wait for another process that is recording; None: as long as it
+                takes.
+
+        Returns:
+            Whether all of it is recorded.
 
         Raises:
             StorageError: somebody has deleted a study.
             DatabaseAwayError: the database stayed away.
         """
+        deadline = math.inf if within is None else time.monotonic() + within
+        is_complete = True
         with undisturbed():
             for selection in self._selections:
                 with _of(selection):
                     self.take_in(selection)
-                    while self._is_behind(selection.study_id):
-                        if self._record(selection.study_id, thoroughly=True):
-                            continue
-                        if not wait:
-                            break
-                        with interruptible():
-                            time.sleep(POLL_SECONDS)
+                    is_complete &= self._catch_up(selection.study_id, deadline)
+        return is_complete
 
-    def take_in(self, selection: Selection) -> int:
+    def _catch_up(self, study_id: int, deadline: float) -> bool:
+        due = self._missing(study_id)
+        while due & self._missing(study_id):  # others may finish more meanwhile, and record it
+            if self._record(study_id, thoroughly=True):
+                continue
+            if time.monotonic() >= deadline:
+                return False
+            with interruptible():
+                time.sleep(POLL_SECONDS)
+        return True
+
+    def _missing(self, study_id: int) -> set[int]:
+        """The numbers of tasks that have no trial so far, and of those whose trial has no end."""
+        begun = {trial.user_attrs[TASK_KEY] for trial in self._begun(study_id)}
+        return begun | {task.number for task, *_ in self._queue.unrecorded(study_id)}
+
+    def take_in(self, selection: Selection) -> None:
         """Queue the masks of trials that somebody has enqueued in Optuna's study.
 
-        Such a trial ends, failed, with the number of its task; the task gets a trial of its own.
-
-        Returns:
-            The number of trials.
+        Such a trial ends, failed, with the mask that it became; the task gets a trial of its own.
+        If another process is writing the study, it does that too.
         """
         study_id = selection.study_id
         if not self._in_state(study_id, TrialState.WAITING):
-            return 0
+            return
         with self._leased(study_id) as is_ours:
             # Read again: another worker may have had the lease meanwhile.
-            waiting = self._in_state(study_id, TrialState.WAITING) if is_ours else []
-            for trial in waiting:
+            for trial in self._in_state(study_id, TrialState.WAITING) if is_ours else ():
                 self._queue_enqueued(selection, trial)
-        return len(waiting)
 
     def _queue_enqueued(self, selection: Selection, trial: FrozenTrial) -> None:
-        mask = selection.completed(_fixed_flags(trial, selection.facts.n_layers))
-        name = str(trial.user_attrs.get(NAME_KEY, f"trial {trial.number}"))
-        task = self._queue.enqueue(selection.study_id, name, str(mask))
         trial_id = self._trial_id(selection.study_id, trial)
         with suppress(UpdateFinishedTrialError):  # somebody ran it
-            self._storage.set_trial_user_attr(trial_id, QUEUED_KEY, task.number)
+            mask = trial.user_attrs.get(QUEUED_KEY)
+            if mask is None:  # written first: whoever repeats this makes the same task
+                mask = str(selection.completed(_fixed_flags(trial, selection.facts.n_layers)))
+                self._storage.set_trial_user_attr(trial_id, QUEUED_KEY, mask)
+            name = str(trial.user_attrs.get(NAME_KEY, f"trial {trial.number}"))
+            self._queue.enqueue(selection.study_id, name, mask)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def _keep(self) -> None:
@@ -190,9 +209,6 @@ class Record:
                 break
         self._storage.remove_session()
 
-    def _is_behind(self, study_id: int) -> bool:
-        return bool(self._queue.unrecorded(study_id)) or bool(self._begun(study_id))
-
     def _record(self, study_id: int, *, thoroughly: bool = False) -> bool:
         """Record what is finished. False if another process is at it."""
         with self._leased(study_id) as is_ours:
@@ -203,15 +219,18 @@ class Record:
     @contextmanager
     def _leased(self, study_id: int) -> Iterator[bool]:
         """Whether this process is the one that writes the study, for the length of the block."""
-        is_ours = self._claims.claim(_lease(study_id), LEASE_SECONDS)
-        try:
-            yield is_ours
-        finally:
-            if is_ours:
-                self._claims.release(_lease(study_id))
+        with self._writing:
+            is_ours = self._claims.claim(_lease(study_id), LEASE_SECONDS)
+            try:
+                yield is_ours
+            finally:
+                if is_ours:
+                    self._claims.release(_lease(study_id))
 
     def _record_all(self, study_id: int, thoroughly: bool) -> None:
         """May be repeated from the start, whatever part of it was done."""
+        if not self._claims.claim(_lease(study_id), LEASE_SECONDS):
+            return  # the first attempt took long; another process goes on
         if thoroughly:
             self._adopt(study_id)
         for task, facts, trial_id in self._queue.unrecorded(study_id):
@@ -220,6 +239,9 @@ class Record:
                 if not self._queue.set_trial(task, trial_id):
                     self._end(trial_id, TrialState.FAIL)
                     continue
+            if task.fault is not None:
+                with suppress(UpdateFinishedTrialError):  # another process did it
+                    self._storage.set_trial_user_attr(trial_id, INVALID_KEY, task.fault)
             self._end(trial_id, _ENDS[task.state], task.value)
             self._queue.set_recorded(task)
             if not self._claims.claim(_lease(study_id), LEASE_SECONDS):
@@ -228,8 +250,9 @@ class Record:
     def _adopt(self, study_id: int) -> None:
         """Trials that were begun and have no end: one for each task that has none is used, all
         others fail."""
+        begun = self._begun(study_id)  # first: their tasks were finished before
         missing = {task.number: task for task, *_ in self._queue.unrecorded(study_id)}
-        for trial in self._begun(study_id):
+        for trial in begun:
             trial_id = self._trial_id(study_id, trial)
             task = missing.get(trial.user_attrs[TASK_KEY])
             if task is None or not self._queue.set_trial(task, trial_id):
@@ -273,8 +296,6 @@ def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
         user_attrs[NAME_KEY] = task.name
     if facts:
         user_attrs[FACTS_KEY] = dict(facts)
-    if task.state == "invalid":
-        user_attrs[INVALID_KEY] = task.fault
     reported = {mask.n_converted: task.value} if task.state == "pruned" else {}
     trial = optuna.create_trial(
         state=TrialState.RUNNING,

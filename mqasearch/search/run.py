@@ -167,10 +167,12 @@ def work_with(
     )
     with undisturbed(), presence:
         take_over(storage, queue, presence.worker)
+        record.catch_up(within=0)
         with record:
-            record.catch_up(wait=False)
             done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
-        _confirm_ended(selections, evaluator, spec, watcher, scoring.healer)
+        ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
+        record.catch_up()  # with what others finished last
+        _confirm(ended, evaluator, spec, watcher, scoring.healer)
     return done
 
 
@@ -195,8 +197,8 @@ def stop_rule(spec: StudySpec) -> StopRule | None:
     return StopRule(pruner.interval_steps, pruner.n_startup_steps, pruner.p_threshold)
 
 
-def _confirm_ended(
-    selections: Sequence[Selection],
+def _confirm(
+    ended: Sequence[Selection],
     evaluator: Evaluator,
     spec: StudySpec,
     watcher: Watcher,
@@ -204,5 +206,4 @@ def _confirm_ended(
 ) -> None:
     if not spec.documents.hold_out:
         return  # nothing is left to confirm on, or wanted
-    ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
     confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm, healer)

@@ -91,13 +91,11 @@ class Selection:
             look = self.look()
             if look.outlook != Outlook.READY:
                 return look.outlook
-            if look.wanted:
-                mask = prefer(look.wanted)
-                task = self.queue.add(self.study_id, look.n_tasks, str(mask))
-            else:
-                task = self.queue.take(self.study_id)
+            if not look.wanted:  # another worker may be about to take what is free
+                return self.queue.take(self.study_id) or Outlook.WAIT
+            task = self.queue.add(self.study_id, look.n_tasks, str(prefer(look.wanted)))
             if task is not None:
-                return task  # else another worker came first
+                return task  # else another worker has added one
 
     def outlook(self) -> Outlook:
         """Whether a mask can be scored now, must wait for others, or is not needed."""

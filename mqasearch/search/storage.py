@@ -123,8 +123,7 @@ def upgrade_storage(url: str) -> None:
             shared = SharedStorage(database, Patience())
             rows = task_rows(shared) if before in schema.WITHOUT_QUEUE else []
             schema.upgrade(first, rows)  # last, as in _make_tables
-            if before in schema.WITHOUT_QUEUE:
-                end_old_trials(shared)
+            end_old_trials(shared)
             shared.remove_session()
             database.engine.dispose()
 

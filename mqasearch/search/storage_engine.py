@@ -123,8 +123,7 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
 
 def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock first: a transaction that reads, then writes, fails at once instead of
-    waiting when another one has written in between, and Optuna hands one waiting trial to two
-    workers."""
+    waiting when another one has written in between."""
     connection.exec_driver_sql("BEGIN" if is_reading() else "BEGIN IMMEDIATE")
 
 

@@ -137,7 +137,7 @@ class SharedStorage(BaseStorage):
         return self._reading(self._optunas.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """As Optuna's. Made once: a second attempt could make a second trial."""
+        """As Optuna's. Not repeated here: a second attempt could make a second trial."""
         try:
             return self._optunas.create_new_trial(study_id, template_trial)
         except Exception:

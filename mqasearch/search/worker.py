@@ -116,8 +116,9 @@ class Worker:
         """Whether somebody has added trials, or enqueued some, since the studies ended."""
         self._ended.clear()
         added = [selection.has_more() for selection in self.selections]
-        enqueued = [self.record.take_in(selection) for selection in self.selections]
-        return any(added) or any(enqueued)
+        for selection in self.selections:
+            self.record.take_in(selection)
+        return any(added) or any(s.outlook() != Outlook.DONE for s in self.selections)
 
     def _run_trial(self, selection: Selection, task: Task) -> None:
         self.on_start(selection)

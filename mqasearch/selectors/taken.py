@@ -21,13 +21,6 @@ class MaskSet(Set[LayerMask]):
                 self._masks.add(mask)
                 self._sizes[mask.n_converted] += 1
 
-    def copy(self) -> "MaskSet":
-        """Another set of the same masks; nothing is hashed or counted again."""
-        other = MaskSet()
-        other._masks = self._masks.copy()
-        other._sizes = self._sizes.copy()
-        return other
-
     def n_of_size(self, n_converted: int) -> int:
         """How many of the masks convert so many layers."""
         return self._sizes[n_converted]

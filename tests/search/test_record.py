@@ -18,8 +18,10 @@ from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.queue import Queue, Result
+from mqasearch.search.attributes import confirmation
 from mqasearch.search.create import create_studies
-from mqasearch.search.record import Record
+from mqasearch.search.record import Record, _lease, bring_up
+from mqasearch.search.run import Watcher
 from mqasearch.search.selection import Selection, find_studies, open_selections
 from mqasearch.search.storage import Storage, open_storage
 from mqasearch.selectors import param_name
@@ -207,7 +209,7 @@ def test_what_somebody_enqueues_in_optunas_study_is_scored(
     assert "011101" in [task.mask for task in named]
     for trial in study.trials[n_before : n_before + 2]:
         assert trial.state == TrialState.FAIL
-        task = tasks[trial.user_attrs["mqasearch:queued"]]
+        (task,) = (task for task in tasks if task.mask == trial.user_attrs["mqasearch:queued"])
         assert task.is_scored
         if task.mask != "011101":
             assert all(task.mask[layer] == "1" for layer in fixed)
@@ -238,3 +240,39 @@ def test_what_is_left_unrecorded_is_seen_to_in_the_background(storage: Storage) 
         left = connection.execute(text("SELECT count(*) FROM mqasearch_claim")).scalar_one()
     assert left == 0
     engine.dispose()
+
+
+def test_what_is_enqueued_in_a_study_that_ended_is_scored_while_another_one_goes_on(
+    storage: Storage,
+) -> None:
+    spec = spec_of(selectors=["greedy", "sensitivity"])
+    done: list[str] = []
+
+    def enqueue_once(selection: Selection, _: object) -> None:
+        if selection.facts.selector == "sensitivity" and not done:
+            done.append("enqueued")
+            study = optuna.load_study(study_name="s.greedy", storage=storage.optuna)
+            study.enqueue_trial({param_name(layer): layer > 1 for layer in range(N_LAYERS)})
+            greedy = open_selections(storage.optuna, find_studies(storage.optuna, "s.greedy"))
+            Record(storage.optuna, greedy).catch_up()  # as another worker does
+
+    run_study(storage, spec, FakeScorer(N_LAYERS), watcher=Watcher(on_trial=enqueue_once))
+    greedy, _ = open_selections(storage.optuna, find_studies(storage.optuna, "s"))
+    (task,) = (task for task in greedy.tasks() if task.mask == "001111")
+    assert done
+    assert task.is_scored
+    assert all(confirmation(study.user_attrs) is not None for study in studies_of(storage))
+
+
+def test_a_lease_of_a_process_that_died_is_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mqasearch.search.record.LEASE_SECONDS", 0.3)
+    finish_some(storage)
+    dead = record_of(storage)
+    study_id = storage.optuna.get_study_id_from_name("s.greedy")
+    assert dead._claims.claim(_lease(study_id), 0.3)
+    record_of(storage).catch_up(within=0)
+    assert trials_of(storage) == []
+    bring_up(storage.optuna, "s")
+    assert trials_of(storage) == EXPECTED

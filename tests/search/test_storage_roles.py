@@ -53,6 +53,7 @@ def test_a_worker_can_do_its_work(postgres_server: Postgres, database: str) -> N
         "DELETE FROM mqasearch_score",
         "DELETE FROM trials",
         "DELETE FROM mqasearch_task",
+        "UPDATE mqasearch_task SET mask = '11111'",
         "DELETE FROM studies",
         "UPDATE studies SET study_name = 'mine'",
         "INSERT INTO studies (study_name) VALUES ('mine')",
