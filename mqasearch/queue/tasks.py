@@ -233,10 +233,15 @@ class Queue:
         was begun for them, its number in the database."""
         query = (
             select(*_COLUMNS, false(), TABLE.c.facts, TABLE.c.trial_id)
-            .where(TABLE.c.study_id == study_id, TABLE.c.recorded.is_(False), not_(_UNFINISHED))
+            .where(self._is_unrecorded(study_id))
             .order_by(TABLE.c.number)
         )
         return [(Task(*row[:-2]), row[-2] or {}, row[-1]) for row in self._read(query)]
+
+    def unrecorded_numbers(self, study_id: int) -> set[int]:
+        """The numbers of those tasks."""
+        query = select(TABLE.c.number).where(self._is_unrecorded(study_id))
+        return {row.number for row in self._read(query)}
 
     def set_trial(self, task: Task, trial_id: int) -> bool:
         """Say which of Optuna's trials records a task. False if another one does."""
@@ -254,6 +259,10 @@ class Queue:
         """Say that the trial that records a task is finished."""
         statement = update(TABLE).where(TABLE.c.task_id == task.task_id).values(recorded=True)
         self._write(lambda connection: connection.execute(statement).rowcount)
+
+    @staticmethod
+    def _is_unrecorded(study_id: int) -> ColumnElement[bool]:
+        return and_(TABLE.c.study_id == study_id, TABLE.c.recorded.is_(False), not_(_UNFINISHED))
 
     @property
     def _free(self) -> ColumnElement[bool]:

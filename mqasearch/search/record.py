@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 """After which a process that died while it recorded a study is replaced."""
 
-POLL_SECONDS = 0.05
+SHORTEST_WAIT, LONGEST_WAIT = 0.05, 1.0
+"""Between two looks at what another process records."""
+
 LOOK_SECONDS = 5.0
 """Between two looks for trials that somebody has enqueued in Optuna's study."""
 
@@ -147,20 +149,23 @@ class Record:
         return is_complete
 
     def _catch_up(self, study_id: int, deadline: float) -> bool:
-        due = self._missing(study_id)
-        while due & self._missing(study_id):  # others may finish more meanwhile, and record it
-            if self._record(study_id, thoroughly=True):
-                continue
-            if time.monotonic() >= deadline:
-                return False
-            with interruptible():
-                time.sleep(POLL_SECONDS)
+        # Others may finish more meanwhile, and record it. Trials without an end are looked for
+        # last: reading trials costs more.
+        for missing in (self._queue.unrecorded_numbers, self._begun_numbers):
+            due, pause = missing(study_id), SHORTEST_WAIT
+            while due & missing(study_id):
+                if self._record(study_id, thoroughly=True):
+                    continue
+                if time.monotonic() >= deadline:
+                    return False
+                with interruptible():
+                    time.sleep(pause)
+                pause = min(2 * pause, LONGEST_WAIT)
         return True
 
-    def _missing(self, study_id: int) -> set[int]:
-        """The numbers of tasks that have no trial so far, and of those whose trial has no end."""
-        begun = {trial.user_attrs[TASK_KEY] for trial in self._begun(study_id)}
-        return begun | {task.number for task, *_ in self._queue.unrecorded(study_id)}
+    def _begun_numbers(self, study_id: int) -> set[int]:
+        """The numbers of tasks whose trial has no end."""
+        return {trial.user_attrs[TASK_KEY] for trial in self._begun(study_id)}
 
     def take_in(self, selection: Selection) -> None:
         """Queue the masks of trials that somebody has enqueued in Optuna's study.
@@ -194,7 +199,7 @@ class Record:
             self._wake.clear()
             try:
                 for selection in self._selections:
-                    if self._queue.unrecorded(selection.study_id):
+                    if self._queue.unrecorded_numbers(selection.study_id):
                         with _of(selection):
                             self._record(selection.study_id)
                 if time.monotonic() - looked >= LOOK_SECONDS:
