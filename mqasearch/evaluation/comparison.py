@@ -21,6 +21,7 @@ import numpy as np
 from lm_eval.api.task import Task
 
 from mqasearch.evaluation.batches import TokenPair
+from mqasearch.evaluation.likelihoods import Divergence
 from mqasearch.evaluation.prepared import PreparedDocument
 
 COMPARISONS = {
@@ -43,23 +44,6 @@ class Passage:
 
     pair: TokenPair
     whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """KL(original ‖ converted) of next-token distributions, summed over tokens, in nats.
-
-    Attributes:
-        total: over all tokens that count.
-        n_tokens: how many.
-        answer: over the continuation's tokens.
-        n_answer: how many.
-    """
-
-    total: float
-    n_tokens: int
-    answer: float
-    n_answer: int
 
 
 @dataclass(frozen=True, slots=True)

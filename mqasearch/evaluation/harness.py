@@ -17,12 +17,12 @@ from mqasearch.errors import ScoreError
 from mqasearch.evaluation.batches import Answer, TokenPair
 from mqasearch.evaluation.comparison import (
     Comparison,
-    Divergence,
     Passage,
     compared_request,
     is_compared,
 )
 from mqasearch.evaluation.identity import Identity, tokenizer_digest
+from mqasearch.evaluation.likelihoods import Divergence
 from mqasearch.evaluation.metrics import (
     Responses,
     Row,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mqasearch.evaluation.batches import Answer, Batch, Plan
-from mqasearch.evaluation.comparison import Divergence
 from mqasearch.evaluation.likelihoods import (
+    Divergence,
     divergences,
     first_likeliest,
     log_probabilities,

@@ -20,8 +20,9 @@ from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ScoreError
 from mqasearch.evaluation.batch_size import BatchSize
 from mqasearch.evaluation.batches import Answer, Plan, TokenPair, plan_of
-from mqasearch.evaluation.comparison import Comparison, Divergence, is_compared
+from mqasearch.evaluation.comparison import Comparison, is_compared
 from mqasearch.evaluation.harness import HarnessScorer, ResidentLM, TokenRequest
+from mqasearch.evaluation.likelihoods import Divergence
 from mqasearch.evaluation.memory import (
     MASKS_KEPT,
     default_batch_tokens,

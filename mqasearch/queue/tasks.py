@@ -83,8 +83,8 @@ class Queue:
         worker: str = "",
         lease_seconds: float = GRACE_SECONDS,
     ) -> None:
-        self._engine = engine
-        self._patience = patience or Patience()
+        self.engine = engine
+        self.patience = patience or Patience()
         self.worker = worker
         self.lease_seconds = lease_seconds
 
@@ -337,17 +337,17 @@ class Queue:
 
     def _read(self, query: Any) -> Sequence[Any]:
         def once() -> Sequence[Any]:
-            with reading(), self._engine.connect() as connection:
+            with reading(), self.engine.connect() as connection:
                 return connection.execute(query).all()
 
-        return self._patience(once)
+        return self.patience(once)
 
     def _write(self, action: Callable[[Connection], T]) -> T:
         def once() -> T:
-            with self._engine.begin() as connection:
+            with self.engine.begin() as connection:
                 return action(connection)
 
-        return self._patience(once)
+        return self.patience(once)
 
 
 def _one_more_death() -> dict[str, Any]:

@@ -8,10 +8,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mqasearch.evaluation.scorer import Scorer
-from mqasearch.score import Documents
-from mqasearch.spec import StudySpec
-
 Facts = Mapping[str, Any]
 """``ModelFacts`` as plain data, or a part of it."""
 
@@ -35,15 +31,6 @@ _ANOTHER = "create another study (with another name in the study file)"
 _LATER = ("tokenizer", "code")
 """Empty where a study's first worker was of a version that did not write them down."""
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
-
-
-def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
-    """lm-eval's version of each task of a study, as this worker has it."""
-    versions = {}
-    for task in spec.task_specs:
-        documents = Documents("search", task.limit, spec.documents.seed)
-        versions[task.name] = scorer.key(scorer.shape.original, task, documents).task_version
-    return versions
 
 
 def differences(ours: Facts, theirs: Facts) -> list[str]:

@@ -6,15 +6,13 @@ The search picks the mask that looks best on the documents it saw, so that its v
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mqasearch.errors import ScoreError, UserError
 from mqasearch.evaluation.memory import ran_out_of_memory
-from mqasearch.evaluation.metrics import higher_is_better
-from mqasearch.evaluation.statistics import paired_difference
 from mqasearch.mask import LayerMask
-from mqasearch.score import HIGHER_IS_BETTER, Score
+from mqasearch.score import Score
 from mqasearch.search.attributes import (
     ENQUEUED,
     HEALED,
@@ -25,10 +23,10 @@ from mqasearch.search.attributes import (
     unconfirmed,
 )
 from mqasearch.search.compare import best_trial
+from mqasearch.search.confirmation_rows import against
 from mqasearch.search.evaluator import Evaluator
 from mqasearch.search.healing import Healer
 from mqasearch.search.selection import Selection
-from mqasearch.search.uncertainty import stderrs
 
 logger = logging.getLogger(__name__)
 
@@ -167,37 +165,3 @@ def _scores(evaluator: Evaluator, mask: LayerMask, limit: int | None) -> Mapping
         return evaluator.confirm(mask, limit).scores
     except ScoreError as error:
         return str(error)
-
-
-def against(task: str, converted: Score, original: Score) -> dict[str, Any]:
-    """One task's row of a confirmation: metric → values of both, and their difference."""
-    rows: dict[str, Any] = {}
-    of_converted, of_original = stderrs(converted), stderrs(original)
-    for metric, value in converted.values.items():
-        row: dict[str, Any] = {
-            "value": value,
-            "stderr": of_converted[metric],
-            "n_docs": converted.n_docs,
-            "original": original.values[metric],
-            "original_stderr": of_original[metric],
-            "higher_is_better": _direction(task, metric),
-        }
-        if metric in converted.documents and converted.n_docs > 1:
-            difference = paired_difference(converted.documents[metric], original.documents[metric])
-            row["delta"] = asdict(difference)
-        rows[metric] = row
-    return rows
-
-
-def _direction(task: str, metric: str) -> bool | None:
-    """Whether more of a metric is better; None if lm-eval does not say.
-
-    A metric of filtered answers ("exact_match,strict-match") has the direction of the metric.
-    """
-    name = metric.partition(",")[0]
-    if name in HIGHER_IS_BETTER:
-        return HIGHER_IS_BETTER[name]
-    try:
-        return higher_is_better(task, name)
-    except UserError:
-        return None

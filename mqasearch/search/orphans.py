@@ -12,24 +12,22 @@ from sqlalchemy import delete
 from mqasearch.queue import Queue
 from mqasearch.results.tables import ClaimRow, WorkerRow
 from mqasearch.search.roster import WorkerInfo, list_workers
-from mqasearch.search.storage import Storage
 
 
-def take_over(storage: Storage, queue: Queue, me: str) -> int:
+def take_over(queue: Queue, me: str) -> int:
     """Give up the tasks of workers whose process is gone.
 
     Args:
-        storage: with the list of workers.
-        queue: of the tasks.
+        queue: of a database, which holds the list of workers too.
         me: the name of this worker in the list.
 
     Returns:
         The number of tasks.
     """
-    workers = list_workers(storage.engine, storage.patience)
+    workers = list_workers(queue.engine, queue.patience)
     dead = [row.worker for row in workers if row.worker != me and _is_dead(row)]
     n_tasks = queue.give_up_leases(dead)
-    _forget(storage, dead)
+    _forget(queue, dead)
     return n_tasks
 
 
@@ -46,13 +44,13 @@ def _is_dead(worker: WorkerInfo) -> bool:
     return False
 
 
-def _forget(storage: Storage, workers: Sequence[str]) -> None:
+def _forget(queue: Queue, workers: Sequence[str]) -> None:
     """Cross the dead out and end their claims."""
 
     def once() -> None:
-        with storage.engine.begin() as connection:
+        with queue.engine.begin() as connection:
             for table in (ClaimRow.__table__, WorkerRow.__table__):
                 connection.execute(delete(table).where(table.c.worker.in_(workers)))  # type: ignore[arg-type]
 
     if workers:
-        storage.patience(once)
+        queue.patience(once)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from mqasearch.errors import UserError
 from mqasearch.evaluation.identity import scoring_code
 from mqasearch.evaluation.racing import StopRule
+from mqasearch.evaluation.scorer import Scorer
 from mqasearch.interruption import undisturbed
 from mqasearch.queue import Queue
 from mqasearch.results import ScoreStore
-from mqasearch.search.agreement import task_versions
+from mqasearch.score import Documents
 from mqasearch.search.attributes import ModelFacts, StudyFacts, agree_on_model
 from mqasearch.search.claims import Claims
 from mqasearch.search.compare import FinishedTrial
@@ -166,7 +167,7 @@ def work_with(
         selections, evaluator, queue, record, presence, watcher.on_trial, watcher.on_start
     )
     with undisturbed(), presence:
-        take_over(storage, queue, presence.worker)
+        take_over(queue, presence.worker)
         record.catch_up(within=0)
         with record:
             done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
@@ -187,6 +188,15 @@ def _model_facts(scoring: Scoring, spec: StudySpec) -> ModelFacts:
         scoring.scorer.tokenizer,
         scoring_code() if scoring.healer is None else with_healing(scoring_code()),
     )
+
+
+def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
+    """lm-eval's version of each task of a study, as this worker has it."""
+    versions = {}
+    for task in spec.task_specs:
+        documents = Documents("search", task.limit, spec.documents.seed)
+        versions[task.name] = scorer.key(scorer.shape.original, task, documents).task_version
+    return versions
 
 
 def stop_rule(spec: StudySpec) -> StopRule | None:

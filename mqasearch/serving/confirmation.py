@@ -12,7 +12,7 @@ from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.models import LoadedModel
 from mqasearch.score import Documents, Score, TaskSpec
-from mqasearch.search.confirm import against
+from mqasearch.search.confirmation_rows import against
 from mqasearch.serving.evidence import evidence
 from mqasearch.serving.healed import tasks_of
 

@@ -60,9 +60,9 @@ def test_a_worker_whose_process_is_gone(
 ) -> None:
     leave_task(storage, selection, monkeypatch, dead_pid(), place())
     assert states(selection) == ["leased"]
-    assert take_over(storage, Queue(storage.engine), "me") == 1
+    assert take_over(Queue(storage.engine, storage.patience), "me") == 1
     assert states(selection) == ["queued"]
-    assert take_over(storage, Queue(storage.engine), "me") == 0
+    assert take_over(Queue(storage.engine, storage.patience), "me") == 0
 
 
 def test_one_that_is_alive_does_not_keep_the_tasks_of_a_dead_one(
@@ -70,7 +70,7 @@ def test_one_that_is_alive_does_not_keep_the_tasks_of_a_dead_one(
 ) -> None:
     with Presence(storage.engine, storage.patience, "cpu", {}):
         leave_task(storage, selection, monkeypatch, dead_pid(), place())
-        assert take_over(storage, Queue(storage.engine), "me") == 1
+        assert take_over(Queue(storage.engine, storage.patience), "me") == 1
 
 
 @pytest.mark.parametrize(("pid", "where"), [(1, None), (None, "elsewhere-0123")])
@@ -82,5 +82,5 @@ def test_a_worker_that_may_be_alive(
     where: str | None,
 ) -> None:
     leave_task(storage, selection, monkeypatch, pid or dead_pid(), where or place())
-    assert take_over(storage, Queue(storage.engine), "me") == 0
+    assert take_over(Queue(storage.engine, storage.patience), "me") == 0
     assert states(selection) == ["leased"]

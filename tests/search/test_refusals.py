@@ -18,7 +18,6 @@ from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import KVHeads
 from mqasearch.score import Documents, ScoreKey, TaskSpec
 from mqasearch.search import attributes, run
-from mqasearch.search.agreement import task_versions
 from mqasearch.search.attributes import (
     MODEL_KEY,
     STUDY_KEY,
@@ -29,7 +28,7 @@ from mqasearch.search.attributes import (
 )
 from mqasearch.search.attributes_table import record_once
 from mqasearch.search.create import create_studies, versions
-from mqasearch.search.run import NO_LIMITS, Watcher, work_with
+from mqasearch.search.run import NO_LIMITS, Watcher, task_versions, work_with
 from mqasearch.search.selection import find_studies
 from mqasearch.search.storage import open_storage
 
