@@ -43,9 +43,9 @@ test: check
 # then with what the tests need. After the quick tests come those that reach what these leave out:
 # PostgreSQL, Ray, llama.cpp, all of Optuna's storage and of transformers' caches.
 # CONSTRAINTS=FILE holds some of the newest back.
-REACHING := tests/test_api.py tests/results tests/search/test_storage_conformance.py \
+REACHING := tests/test_api.py tests/database tests/scores tests/record/test_storage_conformance.py \
 	tests/launch/test_embedded_postgres.py tests/launch/test_ray_workers.py \
-	tests/serving/test_convert.py tests/serving/test_gguf_served.py tests/serving/test_hf_folder.py
+	tests/checkpoint/test_convert.py tests/formats/test_gguf_served.py tests/formats/test_hf_folder.py
 
 bounds: bounds-oldest bounds-newest
 

@@ -14,11 +14,9 @@ import statistics
 
 from scoring import Bench, Cost
 
-from mqasearch.evaluation.comparison import Comparison, Passage
-from mqasearch.evaluation.metrics import Responses
-from mqasearch.evaluation.prepared import PreparedDocument, PreparedTask
-from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.mask import KVHeads
+from mqasearch.scoring import SharedPrefixScorer
+from mqasearch.tasks import Comparison, Passage, PreparedDocument, PreparedTask, Responses
 
 
 class WithoutComparison(SharedPrefixScorer):

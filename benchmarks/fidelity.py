@@ -26,13 +26,11 @@ from fidelity_scores import ScoreFile, add_model_arguments, population, score_ma
 from scipy import stats
 from selection import Truth, search
 
-from mqasearch.evaluation.harness import ResidentLM
-from mqasearch.evaluation.metrics import higher_is_better
-from mqasearch.evaluation.scorer import Scorer
-from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.mask import LayerMask
 from mqasearch.score import Documents, TaskSpec
+from mqasearch.scoring import ResidentLM, Scorer, SharedPrefixScorer
 from mqasearch.selectors import selector_of
+from mqasearch.tasks import higher_is_better
 
 TRUTHS = ("kl", "bits_per_byte", "acc_norm", "flips")
 SELECTORS: Mapping[str, tuple[str, dict[str, Any]]] = {

@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import LayerMask
 from mqasearch.score import Documents, Score, TaskSpec
-from mqasearch.search.scoring import open_scoring
+from mqasearch.scoring import Scorer, open_scoring
 from mqasearch.spec import parse_spec
 
 AT_ONCE = 31

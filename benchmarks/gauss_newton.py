@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-from mqasearch.conversion.refit import calibration_batches
+from mqasearch.conversion import calibration_batches
 from mqasearch.conversion.tuning import _Example, _split, _Stream
 from mqasearch.families import AttentionWeights, Family, family_of
-from mqasearch.models import LoadedModel
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.models import LoadedModel, ResumableModel
 
 STEPS, ITERATIONS, DAMPING = 3, 8, 0.03
 TOKENS = 8192

@@ -20,14 +20,12 @@ import torch
 from merges import MERGES, batches_of, held_out_text, measured, name_of
 
 from mqasearch.conversion import ConvertibleModel, calibrate, merge_of
-from mqasearch.evaluation.calibration import calibration_tokens
-from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.families import family_of
-from mqasearch.healing.healed import heal
-from mqasearch.healing.progress import Step
-from mqasearch.healing.recipe import Recipe, recipe_of
+from mqasearch.heal_recipe import Recipe, recipe_of
+from mqasearch.healing import Step, heal
 from mqasearch.mask import LayerMask
 from mqasearch.models import LoadedModel, load_model
+from mqasearch.tasks import TaskLibrary, calibration_tokens
 
 SETS = ("6,7,25,28,29", ",".join(map(str, range(1, 30, 2))), ",".join(map(str, range(30))))
 

@@ -19,13 +19,12 @@ from merges import HeldOut, batches_of, held_out_text, measured
 from scipy.stats import spearmanr
 
 from mqasearch.conversion import ConvertibleModel, calibrate, merge_of
-from mqasearch.evaluation.calibration import calibration_tokens
-from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.families import family_of
-from mqasearch.healing.healed import heal
-from mqasearch.healing.recipe import Recipe
+from mqasearch.heal_recipe import Recipe
+from mqasearch.healing import heal
 from mqasearch.mask import LayerMask
 from mqasearch.models import LoadedModel, load_model
+from mqasearch.tasks import TaskLibrary, calibration_tokens
 
 STAGES = ("aligned", "tuned", "healed")
 

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion.aligned import Alignment
-from mqasearch.conversion.aligned_keys import RotaryKeys
-from mqasearch.conversion.aligned_subspace import Subspace
-from mqasearch.conversion.pooling import augmented, grouped
-from mqasearch.conversion.refit import calibration_batches, run_base
+from mqasearch.conversion import (
+    Alignment,
+    RotaryKeys,
+    Subspace,
+    augmented,
+    calibration_batches,
+    grouped,
+    run_base,
+)
 from mqasearch.families import AttentionWeights, Family
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion.normal_equations import RIDGE
-from mqasearch.conversion.pooling import augmented
-from mqasearch.conversion.refit import calibration_batches, run_base
+from mqasearch.conversion import RIDGE, augmented, calibration_batches, run_base
 from mqasearch.families import AttentionWeights, Family
 
 ITERATIONS = 100

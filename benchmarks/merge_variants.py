@@ -15,8 +15,14 @@ from merge_iterated import ValueEquations, value_equations
 from torch import nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, Statistics, calibrate, merge_of
-from mqasearch.conversion.refit import refit_layers, refit_sequential
+from mqasearch.conversion import (
+    ConvertibleModel,
+    Statistics,
+    calibrate,
+    merge_of,
+    refit_layers,
+    refit_sequential,
+)
 from mqasearch.families import AttentionWeights, Family
 
 Replacer = Callable[[Sequence[int]], Mapping[int, AttentionWeights]]

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import stats
 
-from mqasearch.evaluation.racing import StopRule
+from mqasearch.evaluation import StopRule
 from mqasearch.mask import LayerMask
 from mqasearch.score import HIGHER_IS_BETTER, Documents, Score, TaskSpec
 
@@ -85,7 +85,7 @@ def masks_to_score(n_layers: int, n_random: int) -> list[LayerMask]:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score what FILE lacks, and write it after every few masks."""
-    from mqasearch.search.scoring import open_scoring
+    from mqasearch.scoring import open_scoring
     from mqasearch.spec import parse_spec
 
     file: Path = arguments.scores

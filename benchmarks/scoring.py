@@ -33,13 +33,13 @@ from one_worker import trials_of
 from torch.profiler import ProfilerActivity, profile
 
 from mqasearch.conversion import ConvertibleModel, merge_of
-from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
-from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.score import Documents, TaskSpec
+from mqasearch.scoring import SharedPrefixScorer
 from mqasearch.selectors import SELECTORS, selector_of
+from mqasearch.tasks import PreparedTask, TaskLibrary
 
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 ATTENTION = "aten::_scaled_dot_product"

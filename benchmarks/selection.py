@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 from one_worker import trials_of
 
-from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
 from mqasearch.score import Documents
-from mqasearch.search.scoring import open_scoring
+from mqasearch.scoring import FakeScorer, open_scoring
 from mqasearch.selectors import Selector, selector_of
 from mqasearch.spec import parse_spec
 

@@ -31,14 +31,13 @@ import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event
 
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.search.create import create_studies
-from mqasearch.search.run import NO_LIMITS, Watcher, work_with
-from mqasearch.search.scoring import Scoring
-from mqasearch.search.selection import find_studies
-from mqasearch.search.storage import open_storage
-from mqasearch.search.storage_url import for_optuna, parse
+from mqasearch.creation import create_studies
+from mqasearch.database import for_optuna, parse
+from mqasearch.record import open_storage
+from mqasearch.scoring import FakeScorer, Scoring
 from mqasearch.spec import parse_spec
+from mqasearch.study import find_studies
+from mqasearch.worker import NO_LIMITS, Watcher, work_with
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from postgres import SETTINGS, Postgres, running_postgres

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from one_worker import trials_of
 
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.evaluation.states import StateStore
+from mqasearch.forward import StateStore
 from mqasearch.mask import LayerMask
+from mqasearch.scoring import FakeScorer
 from mqasearch.selectors import SELECTORS, selector_of
 
 N_LAYERS, N_CONVERTED = 30, 5

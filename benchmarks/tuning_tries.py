@@ -20,14 +20,11 @@ import torch
 from merges import HeldOut, batches_of, held_out_text, measured
 from tuning_starts import STARTS, Starts
 
-from mqasearch.conversion.refit import calibration_batches
-from mqasearch.conversion.trained_layer import TrainedLayer, frozen
+from mqasearch.conversion import TrainedLayer, calibration_batches, frozen
 from mqasearch.conversion.tuning import BATCH_TOKENS, PASSES, _Fit, _split, _Stream
-from mqasearch.evaluation.calibration import calibration_tokens
-from mqasearch.evaluation.prepared import TaskLibrary
 from mqasearch.families import AttentionWeights, family_of
-from mqasearch.models import LoadedModel, load_model
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.models import LoadedModel, ResumableModel, load_model
+from mqasearch.tasks import TaskLibrary, calibration_tokens
 
 Text = list[list[int]]
 OTHERS = ("arc_easy", "commonsense_qa", "mmlu")

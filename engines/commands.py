@@ -28,13 +28,13 @@ from typing import Any
 
 import torch
 
+from mqasearch.checkpoint import convert_checkpoint
 from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.engines import ENGINES, engine_kind, engine_python
 from mqasearch.families import family_of
+from mqasearch.formats import FORMATS, Options
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, load_model
-from mqasearch.serving.convert import convert_checkpoint
-from mqasearch.serving.engines import ENGINES, engine_kind, engine_python
-from mqasearch.serving.formats import FORMATS, Options
 
 LAYERS = (6, 7, 25, 28, 29)
 PROMPT = "Once upon a time"  # what the cards show
@@ -65,7 +65,7 @@ def main() -> int:
                     continue
                 if shutil.which(command.split()[0], path=_binaries(engine)) is None:
                     # the wheel has llama.cpp's server, not the program round it
-                    print(f"{written.name}: {command}\n  run by tests/serving/test_gguf_served.py")
+                    print(f"{written.name}: {command}\n  run by tests/formats/test_gguf_served.py")
                     continue
                 started = time.perf_counter()
                 said, expected = _run(engine, command, folder, loaded, kv_heads)

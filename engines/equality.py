@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from mqasearch.checkpoint import convert_checkpoint
 from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.engines import ENGINES, Engine, Settings
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
+from mqasearch.formats import FORMATS, Options
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.models import LoadedModel, load_model
-from mqasearch.serving.convert import convert_checkpoint
-from mqasearch.serving.engines import ENGINES, Engine, Settings
-from mqasearch.serving.formats import FORMATS, Options
 
 REAL = "smollm2-135m"
 TOLERANCE = 1e-3  # of a log-probability, in float32

@@ -17,9 +17,9 @@ from typing import Any
 import xllamacpp
 from rich.progress import track
 
+from mqasearch.checkpoint import Checkpoint, convert_checkpoint
+from mqasearch.formats import Options
 from mqasearch.models import load_model
-from mqasearch.serving.convert import Checkpoint, convert_checkpoint
-from mqasearch.serving.formats import Options
 
 FLASH = {
     "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mqasearch.models import LoadedModel, load_model
-from mqasearch.models.source import resolve
+from mqasearch.models import LoadedModel, load_model, resolve
 
 N_LAYERS, N_HEADS, HEAD_DIM, INTERMEDIATE = 4, 4, 64, 512
 MAX_TOKENS = 512

@@ -7,21 +7,28 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mqasearch.checkpoint import (
+    Applied,
+    Checkpoint,
+    apply_document,
+    apply_heads,
+    check_request,
+    confirm_conversion,
+    convert_checkpoint,
+    heal_for_mask,
+    load_converted,
+    load_original,
+    with_heal,
+    with_refit,
+)
 from mqasearch.errors import UserError
-from mqasearch.healing.progress import Watch
-from mqasearch.healing.recipe import recipe_of
+from mqasearch.export import checked_mask, read_mask
+from mqasearch.files import check_output
+from mqasearch.formats import MAX_SHARD_BYTES, Options
+from mqasearch.heal_recipe import recipe_of
+from mqasearch.healing import Watch
 from mqasearch.mask import KVHeads
-from mqasearch.search.scoring import calibrate_for_mask
-from mqasearch.serving.applied import Applied, apply_document, apply_heads
-from mqasearch.serving.confirmation import confirm_conversion
-from mqasearch.serving.convert import Checkpoint, check_request, convert_checkpoint, with_refit
-from mqasearch.serving.folder import check_output
-from mqasearch.serving.formats import Options
-from mqasearch.serving.formats.base import MAX_SHARD_BYTES
-from mqasearch.serving.healed import heal_for_mask, with_heal
-from mqasearch.serving.loading import load_converted
-from mqasearch.serving.mask_json import checked_mask, read_mask
-from mqasearch.serving.original import load_original
+from mqasearch.scoring import calibrate_for_mask
 
 __all__ = ["Applied", "Checkpoint", "apply", "convert", "load"]
 
@@ -132,7 +139,7 @@ def convert(
             ``mean``.
         out_dir: must not exist, or be empty; appears whole or not at all.
         model: where the original is; None = where the mask says.
-        format: a name in ``mqasearch.serving.formats.FORMATS``.
+        format: a name in ``mqasearch.formats.FORMATS``.
         outtype: of the weights, for formats that have a choice.
         dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = that in
             which the mask was scored.

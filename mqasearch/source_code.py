@@ -13,7 +13,7 @@ def code_digest(parts: Iterable[str], packages: Iterable[str], without: Iterable
     """SHA-256 (hex) of some of this package's files, by name and content, and of versions.
 
     Args:
-        parts: files and folders below the package, as ``conversion`` or ``search/scoring.py``; of
+        parts: files and folders below the package, as ``conversion`` or ``scoring/scorers.py``; of
             a folder all Python files, and those that become some (``.py.txt``).
         packages: whose versions count.
         without: files to leave out.

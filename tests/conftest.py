@@ -3,17 +3,20 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from command_line import Command
+from studies_on_fake import storage_in
 
 from mqasearch.mask import ModelShape
+from mqasearch.record import Storage
 
 pytest_plugins = ["postgres"]
 
 MARKS = {
-    "model": {"evaluation/test_offline.py"},
+    "model": {"tasks/test_offline.py"},
     "postgres": {"launch/test_embedded_postgres.py"},
     "processes": {
         "assets/test_wheels.py",
@@ -24,54 +27,54 @@ MARKS = {
         "launch/test_ray_workers.py",
         "launch/test_run_workers.py",
         "launch/test_slurm_script.py",
-        "search/test_claims_orphans.py",
-        "search/test_workers.py",
+        "queue/test_orphans.py",
+        "worker/test_workers.py",
         "selectors/test_selection_benchmark.py",
-        "serving/test_convert_memory.py",
+        "checkpoint/test_convert_memory.py",
     },
     "engine": {
-        "serving/test_engines.py",
-        "serving/test_gguf.py",
-        "serving/test_gguf_served.py",
-        "serving/test_gguf_tokenizer.py",
-        "serving/test_latency_engines.py",
+        "engines/test_engines.py",
+        "formats/test_gguf.py",
+        "formats/test_gguf_served.py",
+        "formats/test_gguf_tokenizer.py",
+        "latency/test_engine_runner.py",
     },
     "long": {
         "cli/test_progress.py",
         "cli/test_tables.py",
         "conversion/test_refit.py",
         "conversion/test_tuning.py",
-        "evaluation/test_comparison.py",
-        "evaluation/test_runner.py",
-        "evaluation/test_shared_prefix.py",
+        "tasks/test_comparison.py",
+        "forward/test_plan_runner.py",
+        "scoring/test_shared_prefix.py",
         "healing",
-        "search/test_best.py",
-        "search/test_direction.py",
-        "search/test_ending.py",
-        "search/test_evaluator.py",
-        "search/test_extend.py",
-        "search/test_generations.py",
-        "search/test_healing_models.py",
-        "search/test_healing_shared.py",
-        "search/test_old_trials.py",
-        "search/test_out_of_memory.py",
-        "search/test_record.py",
-        "search/test_run.py",
-        "search/test_search_healing.py",
-        "search/test_storage_conformance.py",
-        "search/test_storage_faults.py",
-        "search/test_storage_sharing.py",
-        "search/test_uncertainty.py",
-        "search/test_verdict.py",
+        "study/test_ranking.py",
+        "creation/test_direction.py",
+        "study/test_ending.py",
+        "evaluation/test_evaluator.py",
+        "creation/test_more_trials.py",
+        "study/test_generations.py",
+        "scoring/test_healing_models.py",
+        "worker/test_healing_shared.py",
+        "record/test_old_trials.py",
+        "worker/test_out_of_memory.py",
+        "study/test_recording.py",
+        "worker/test_run.py",
+        "worker/test_search_healing.py",
+        "record/test_storage_conformance.py",
+        "record/test_storage_faults.py",
+        "record/test_storage_sharing.py",
+        "evaluation/test_uncertainty.py",
+        "study/test_verdicts.py",
         "selectors/test_optuna_cases.py",
-        "serving/test_convert.py",
-        "serving/test_convert_calibrated.py",
-        "serving/test_healed.py",
-        "serving/test_hf_folder.py",
-        "serving/test_mask_json.py",
-        "serving/test_reproduce.py",
-        "serving/test_reproduce_differences.py",
-        "serving/test_reproduce_refusals.py",
+        "checkpoint/test_convert.py",
+        "checkpoint/test_convert_calibrated.py",
+        "checkpoint/test_healed_mask.py",
+        "formats/test_hf_folder.py",
+        "export/test_mask_json.py",
+        "checkpoint/test_reproducing.py",
+        "checkpoint/test_reproduce_differences.py",
+        "checkpoint/test_reproduce_refusals.py",
     },
 }
 """Mark → the files and folders all of whose tests have it; pyproject.toml says what each means.
@@ -128,6 +131,13 @@ def shape() -> ModelShape:
 
 
 @pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    """An SQLite database of its own for the studies of one test."""
+    with closing(storage_in(tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
 def mqasearch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> Command:
@@ -139,5 +149,5 @@ def mqasearch(
 def _nobody_is_told_to_stop() -> Iterator[None]:
     """A signal that one test sends to its own process does not hurry those after it."""
     yield
-    if (patience := sys.modules.get("mqasearch.results.patience")) is not None:
+    if (patience := sys.modules.get("mqasearch.database.patience")) is not None:
         patience._hurried.clear()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mqasearch.serving.engines import EngineKind, engine
-from mqasearch.serving.formats import FORMATS, CompactHF, Serving
+from mqasearch.engines import EngineKind, engine
+from mqasearch.formats import FORMATS, CompactHF, Serving
 
 FAKE = EngineKind("fake", "json", str(Path(__file__).with_name("fake_driver.py")), "fake-engine")
 
@@ -23,8 +23,6 @@ class FakeFormat(CompactHF):
 def add_fake_engine(monkeypatch: pytest.MonkeyPatch, kind: EngineKind = FAKE) -> None:
     """Until the test ends."""
     monkeypatch.setattr(engine, "ENGINES", {**engine.ENGINES, kind.name: kind})
-    monkeypatch.setattr(
-        "mqasearch.serving.formats.FORMATS", {**FORMATS, FakeFormat.name: FakeFormat()}
-    )
+    monkeypatch.setattr("mqasearch.formats.FORMATS", {**FORMATS, FakeFormat.name: FakeFormat()})
     monkeypatch.setenv("FAKE_DRIVER_FOLDER", str(engine._DRIVERS))
     monkeypatch.delenv(engine.FOLDER_VARIABLE, raising=False)

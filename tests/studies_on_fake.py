@@ -5,13 +5,12 @@ from typing import Any
 
 import optuna
 
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.search.create import create_studies
-from mqasearch.search.run import Limits, Watcher, work_with
-from mqasearch.search.scoring import Scoring
-from mqasearch.search.selection import find_studies
-from mqasearch.search.storage import Storage, open_storage
+from mqasearch.creation import create_studies
+from mqasearch.record import Storage, open_storage
+from mqasearch.scoring import FakeScorer, Scoring
 from mqasearch.spec import StudySpec, parse_spec
+from mqasearch.study import find_studies
+from mqasearch.worker import Limits, Watcher, work_with
 
 QUIET = Watcher()
 

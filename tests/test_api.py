@@ -16,18 +16,18 @@ from transformers.cache_utils import DynamicCache
 
 import mqasearch
 from mqasearch import api
+from mqasearch.checkpoint import convert_checkpoint
 from mqasearch.conversion import ConvertibleModel, merge_of
 from mqasearch.errors import MaskError, ModelError, UserError
-from mqasearch.evaluation.prepared import TaskLibrary
+from mqasearch.export import read_mask
 from mqasearch.families import family_of
+from mqasearch.latency.transformers_runner import cache_keyword
 from mqasearch.models import KV_HEADS_KEY, LoadedModel, load_model
-from mqasearch.search import scoring
-from mqasearch.serving.convert import convert_checkpoint
-from mqasearch.serving.latency_transformers import cache_keyword
-from mqasearch.serving.mask_json import read_mask
-from tests.evaluation.small_tasks import load_small, small_tokenizer
+from mqasearch.scoring import scorers
+from mqasearch.tasks import TaskLibrary
+from tests.checkpoint.converting import KV_HEADS, mask_for, original
 from tests.models.checkpoints import edit_config
-from tests.serving.converting import KV_HEADS, mask_for, original
+from tests.tasks.small_tasks import load_small, small_tokenizer
 from tests.tiny import MODEL_TYPES, logits, tiny_model, tiny_tokens
 
 ALIGNED = {"name": "aligned"}
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an original and a calibrated mask of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MQASEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(scoring, "TaskLibrary", lambda: TaskLibrary(load_small))
+    monkeypatch.setattr(scorers, "TaskLibrary", lambda: TaskLibrary(load_small))
     original(tmp_path / "original")
     mask_for(tmp_path / "original", tmp_path / "mask.json", ALIGNED)
     return tmp_path

@@ -18,7 +18,7 @@ from test_layers import imports
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mqasearch"
-DRIVERS = PACKAGE / "serving/engines/drivers"
+DRIVERS = PACKAGE / "engines/drivers"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL: dict[str, list[str]] = PROJECT["optional-dependencies"]
 

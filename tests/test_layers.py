@@ -2,32 +2,25 @@
 
 import ast
 import functools
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1] / "mqasearch"
 FLOORS = (
-    ("errors", "interruption"),
-    (
-        "mask",
-        "budget",
-        "score",
-        "tolerance",
-        "spec",
-        "spec_budget",
-        "spec_faults",
-        "spec_yaml",
-        "estimate",
-        "source_code",
-        "assets",
-    ),
-    ("families", "models"),
-    ("conversion", "selectors", "results"),
-    ("evaluation", "queue"),
-    ("healing",),
-    ("search",),
-    ("dashboard", "launch", "serving"),
-    ("api",),
+    ("errors", "interruption", "source_code", "statistics"),
+    ("mask", "budget", "score", "tolerance", "heal_recipe", "spec", "assets", "files"),
+    ("families", "models", "database", "engines", "selectors"),
+    ("conversion", "forward", "queue", "scores"),
+    ("formats", "healing", "tasks", "record"),
+    ("scoring", "study"),
+    ("evaluation", "creation", "export", "dashboard"),
+    ("worker", "checkpoint", "launch"),
+    ("api", "latency"),
     ("cli",),
     ("__main__",),
 )
@@ -35,10 +28,16 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {  # room → packages that it must not know
     "selectors": {"torch", "transformers", "lm_eval", "sqlalchemy"},
     "conversion": {"optuna", "sqlalchemy", "lm_eval"},
-    "results": {"optuna", "torch", "transformers", "lm_eval"},
+    "forward": {"optuna", "sqlalchemy", "lm_eval"},
+    "database": {"optuna", "torch", "transformers", "lm_eval"},
+    "scores": {"optuna", "torch", "transformers", "lm_eval"},
     "queue": {"optuna", "torch", "transformers", "lm_eval"},
     "spec": {"optuna", "torch", "transformers", "sqlalchemy"},
 }
+LIGHT = ("spec", "selectors", "scores", "queue", "record", "study", "export", "dashboard")
+"""Rooms that read what is stored; whoever only reads does not wait for torch."""
+EXTRAS = {"launch.postgres", "launch.ray_tasks"}
+"""Modules that need an optional package, so no face imports them."""
 FILES = sorted(ROOT.rglob("*.py"))
 assert FILES
 
@@ -144,7 +143,67 @@ def test_imports_stand_at_the_top() -> None:
 
 def test_every_room_has_a_floor() -> None:
     rooms = {room(path) for path in FILES} - {"__init__"}
-    assert rooms <= FLOOR.keys()
+    assert rooms == FLOOR.keys()
+
+
+def face(of: str) -> set[str]:
+    """What a room offers to others: ``__all__`` of its ``__init__``."""
+    for node in nodes(ROOT / of / "__init__.py"):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError(f"{of} has no __all__")
+
+
+def test_every_room_says_what_it_holds_and_what_it_offers() -> None:
+    for path in ROOT.glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert face(path.parent.name), path
+
+
+def test_other_rooms_use_the_face_alone() -> None:
+    """A room may be rearranged without a look at the others."""
+    scripts = [*ROOT.parent.glob("benchmarks/*.py"), *ROOT.parent.glob("engines/*.py")]
+    around = []
+    for path in (*FILES, *scripts):
+        here = room(path) if path in FILES else ""
+        for node in nodes(path):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "mqasearch."
+            ):
+                continue
+            there, _, inner = (node.module or "").removeprefix("mqasearch.").partition(".")
+            if there == here or f"{there}.{inner}" in EXTRAS or not (ROOT / there).is_dir():
+                continue
+            names = {alias.name for alias in node.names}
+            private = bool(inner) and not here and any(name.startswith("_") for name in names)
+            if (inner and not private) or (here and not inner and not names <= face(there)):
+                around.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    assert not around, "\n".join(around)
+
+
+def test_a_room_imports_its_own_files_and_not_its_face() -> None:
+    own = [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path in FILES
+        if (ROOT / room(path)).is_dir() and path.stem != "__init__"
+        for node in nodes(path)
+        if isinstance(node, ast.ImportFrom) and node.module == f"mqasearch.{room(path)}"
+        if {alias.name for alias in node.names} & face(room(path))
+    ]
+    assert not own, "\n".join(own)
+
+
+@pytest.mark.processes
+def test_reading_rooms_load_no_torch() -> None:
+    rooms = ", ".join(f"mqasearch.{each}" for each in LIGHT)
+    code = f"import sys, {rooms}; print(*{{'torch', 'transformers', 'lm_eval'}} & {{*sys.modules}})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == []
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = Counter(path.stem for path in FILES if "versions" not in path.parts)
+    assert {name for name, n in names.items() if n > 1} <= {"__init__", "__main__"}
 
 
 def test_no_attics() -> None:

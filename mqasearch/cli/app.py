@@ -11,7 +11,16 @@ import typer
 from typer.core import TyperGroup
 
 from mqasearch import __version__
-from mqasearch.cli import convert, latency, launch, listing, reproduce, run, serving, study
+from mqasearch.cli import (
+    convert_command,
+    latency_command,
+    launch_commands,
+    listing,
+    reproduce_command,
+    run_command,
+    serve_commands,
+    study_commands,
+)
 from mqasearch.cli.logs import complain, start_logging, without_passwords
 from mqasearch.cli.options import ChosenLogFormat, LogFormat
 from mqasearch.cli.signals import Signals, Stopped
@@ -53,13 +62,13 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-run.register(app)
-study.register(app)
-serving.register(app)
-convert.register(app)
-reproduce.register(app)
-launch.register(app)
-latency.register(app)
+run_command.register(app)
+study_commands.register(app)
+serve_commands.register(app)
+convert_command.register(app)
+reproduce_command.register(app)
+launch_commands.register(app)
+latency_command.register(app)
 listing.register(app)
 
 

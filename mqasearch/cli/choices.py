@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mqasearch.errors import UserError
 
 if TYPE_CHECKING:
-    from mqasearch.search.extend import More
+    from mqasearch.creation import More
 
 _FORMS = (
     "a study file (STUDY.yaml), or a model: {embedded}, a folder, a .gguf file or a hub id "
@@ -95,7 +95,7 @@ def more_trials(text: str) -> "More":
     Raises:
         UserError: neither +N nor N.
     """
-    from mqasearch.search.extend import More
+    from mqasearch.creation import More
 
     if re.fullmatch(r"\+?[1-9][0-9]{0,8}", text) is None:
         raise UserError(f"--n-trials {text}: give +20 for 20 more, or 60 for 60 in all")

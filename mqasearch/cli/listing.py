@@ -24,7 +24,7 @@ def tasks(
     format: OutputFormat = Format.TABLE,
 ) -> None:
     """List the tasks that can be scored."""
-    from mqasearch.evaluation.offline import all_task_names, offline_task_names
+    from mqasearch.tasks import all_task_names, offline_task_names
 
     offline = set(offline_task_names())
     names = sorted(all_task_names() if everything else offline)
@@ -70,7 +70,7 @@ def merges(format: OutputFormat = Format.TABLE) -> None:
 
 def formats(format: OutputFormat = Format.TABLE) -> None:
     """List the checkpoint formats that `convert` writes, and what loads them."""
-    from mqasearch.serving.formats import FORMATS
+    from mqasearch.formats import FORMATS
 
     _print(
         ("format", "what it is", "loaded by", "model types", "outtypes"),
@@ -120,6 +120,6 @@ def _described(known: Any) -> Iterable[tuple[str, str]]:
 
 
 def _print(headers: Sequence[str], rows: Iterable[Sequence[str]], format: Format) -> None:
-    from mqasearch.cli.tables import print_rows
+    from mqasearch.cli.printed_tables import print_rows
 
     print_rows(headers, rows, format)

@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from mqasearch.estimate import Estimate
-from mqasearch.search.attributes import TrialFacts, facts_of_trial
-from mqasearch.search.best import best
-from mqasearch.search.compare import FinishedTrial
-from mqasearch.search.run import Watcher
-from mqasearch.search.selection import Selection
+from mqasearch.record import TrialFacts, facts_of_trial
+from mqasearch.statistics import Estimate
+from mqasearch.study import FinishedTrial, Selection, best
+from mqasearch.worker import Watcher
 
 log = logging.getLogger("mqasearch")
 

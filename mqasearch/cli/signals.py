@@ -43,7 +43,7 @@ class Signals:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
         # Imported only if a database is open. Whoever cleans up must not wait for it for long.
-        if (patience := sys.modules.get("mqasearch.results.patience")) is not None:
+        if (patience := sys.modules.get("mqasearch.database.patience")) is not None:
             patience.hurry()
         _interrupt()
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from mqasearch.conversion.aligned_keys import NormedKeys, RotaryKeys
 from mqasearch.conversion.aligned_subspace import Maps, Subspace
 from mqasearch.conversion.grouping import Groups, best_groups, permute_kv_heads
+from mqasearch.conversion.layer_statistics import LayerStatistics
 from mqasearch.conversion.merge import Merge
 from mqasearch.conversion.pooling import augmented, grouped
-from mqasearch.conversion.statistics import LayerStatistics
 from mqasearch.errors import UserError
-from mqasearch.families.weights import AttentionWeights
+from mqasearch.families import AttentionWeights
 
 
 @dataclass(frozen=True)

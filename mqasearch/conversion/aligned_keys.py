@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mqasearch.conversion.aligned_subspace import Maps
-from mqasearch.families.weights import RopeLayout
+from mqasearch.families import RopeLayout
 
 
 def hermitian(gram: Tensor, rope: RopeLayout) -> Tensor:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from mqasearch.assets import build_once, cache_dir
 from mqasearch.conversion.convertible import ConvertibleModel
+from mqasearch.conversion.layer_statistics import LayerStatistics, Place, Statistics, threads
 from mqasearch.conversion.merge import Merge
 from mqasearch.conversion.normal_equations import not_finite
 from mqasearch.conversion.refit import (
@@ -31,7 +32,6 @@ from mqasearch.conversion.refit import (
     refit_layers,
     run_base,
 )
-from mqasearch.conversion.statistics import LayerStatistics, Place, Statistics, threads
 from mqasearch.conversion.tuning import tune_layers
 from mqasearch.errors import AssetError, UserError
 from mqasearch.families import AttentionWeights, Family

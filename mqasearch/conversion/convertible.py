@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mqasearch.conversion.layer_statistics import LayerStatistics, Statistics
 from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.statistics import LayerStatistics, Statistics
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.mask import KVHeads, ModelShape

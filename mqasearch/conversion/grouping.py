@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mqasearch.families.weights import AttentionWeights
+from mqasearch.families import AttentionWeights
 
 Group = tuple[int, ...]
 Groups = tuple[Group, ...]

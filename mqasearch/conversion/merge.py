@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from mqasearch.conversion.statistics import LayerStatistics
-from mqasearch.families.weights import AttentionWeights
+from mqasearch.conversion.layer_statistics import LayerStatistics
+from mqasearch.families import AttentionWeights
 
 
 @dataclass(frozen=True)

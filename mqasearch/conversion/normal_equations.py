@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mqasearch.conversion.token_batches import TokenBatch
+from mqasearch.conversion.text_batches import TokenBatch
 from mqasearch.errors import ModelError
 from mqasearch.families import AttentionWeights
 

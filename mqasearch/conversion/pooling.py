@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mqasearch.conversion.layer_statistics import LayerStatistics
 from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.statistics import LayerStatistics
-from mqasearch.families.weights import AttentionWeights
+from mqasearch.families import AttentionWeights
 
 
 @dataclass(frozen=True)

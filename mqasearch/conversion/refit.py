@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mqasearch.conversion.normal_equations import NormalEquations
-from mqasearch.conversion.token_batches import TokenBatch, token_batches
+from mqasearch.conversion.text_batches import TokenBatch, token_batches
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, Family
 

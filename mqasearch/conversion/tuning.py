@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from mqasearch.conversion.normal_equations import not_finite
 from mqasearch.conversion.refit import Progress, calibration_batches
-from mqasearch.conversion.token_batches import TokenBatch
+from mqasearch.conversion.text_batches import TokenBatch
 from mqasearch.conversion.trained_layer import TrainedLayer, frozen, learning_rate, rate_at
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, Family
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.models import ResumableModel
 
 PASSES = 12
 BATCH_TOKENS = 512

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mqasearch.search.stored import count, mapping, number
+from mqasearch.record import count, mapping, number
 
 
 @dataclass(frozen=True, slots=True)

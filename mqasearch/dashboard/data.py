@@ -18,14 +18,20 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t
 
 from mqasearch.dashboard.confirmed import Confirmed, by_task, read_confirmed
-from mqasearch.estimate import Estimate
 from mqasearch.queue import Queue, Task
-from mqasearch.search.attributes import CONFIRMATION_KEY, ENQUEUED, FACTS_KEY, STUDY_KEY
-from mqasearch.search.best import best, improvements
-from mqasearch.search.held_out import HeldOut, Part, held_out, parts_of
-from mqasearch.search.storage_optuna import SharedStorage
-from mqasearch.search.stored import count, mapping, number
+from mqasearch.record import (
+    CONFIRMATION_KEY,
+    ENQUEUED,
+    FACTS_KEY,
+    STUDY_KEY,
+    SharedStorage,
+    count,
+    mapping,
+    number,
+)
 from mqasearch.selectors import INVALID_KEY, MASK_KEY
+from mqasearch.statistics import Estimate
+from mqasearch.study import HeldOut, Part, best, held_out, improvements, parts_of
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
 """``pruned`` is a probe, a mask below the budget that was scored; or a mask that was given up in a

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from mqasearch.dashboard import sensitivity
 from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.heatmap import masks_by_trial
+from mqasearch.dashboard.sensitivity_figure import SENSITIVITY_CAPTION, layer_sensitivity
 from mqasearch.dashboard.style import (
     COLOURS,
     FAINT,
@@ -22,7 +22,7 @@ from mqasearch.dashboard.style import (
     format_bytes,
     line_style,
 )
-from mqasearch.search.best import best
+from mqasearch.study import best
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ def shared_figures(comparison: Comparison, related: Sequence[Comparison]) -> tup
         Titled(
             "mqasearch-sensitivity",
             "Layer sensitivity",
-            sensitivity.CAPTION,
-            sensitivity.layer_sensitivity(comparison),
+            SENSITIVITY_CAPTION,
+            layer_sensitivity(comparison),
         ),
         Titled(
             "mqasearch-front",

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from mqasearch.dashboard.data import StudyRows, TrialRow
 from mqasearch.dashboard.style import described, finish
-from mqasearch.search.best import ranked
+from mqasearch.study import ranked
 
 MAX_COLUMNS = 150
 """Trials of the heatmap: more are thinner than a pixel or two, and none can be told apart."""

@@ -14,11 +14,9 @@ from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.style import format_bytes
 from mqasearch.dashboard.templates import ROOT, page
-from mqasearch.dashboard.verdicts import verdict_table
-from mqasearch.estimate import Estimate
-from mqasearch.search.best import ranked
-from mqasearch.search.held_out import HeldOut
-from mqasearch.search.verdict import Verdict
+from mqasearch.dashboard.verdict_html import verdict_table
+from mqasearch.statistics import Estimate
+from mqasearch.study import HeldOut, Verdict, ranked
 
 MAX_TABLE_ROWS = 200
 SCRIPTS = (f"{ROOT}static/plotly.min.js", f"{ROOT}static/figures.js")

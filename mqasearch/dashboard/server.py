@@ -13,12 +13,12 @@ from typing import Any
 import waitress
 from waitress.wasyncore import close_all, loop
 
-from mqasearch.dashboard.app import dashboard_app
 from mqasearch.dashboard.auth import load_accounts
 from mqasearch.dashboard.guard import Guard
+from mqasearch.dashboard.wsgi_app import dashboard_app
+from mqasearch.database import Patience
 from mqasearch.errors import UserError
-from mqasearch.results import Patience
-from mqasearch.search.storage import open_storage
+from mqasearch.record import open_storage
 
 SETTINGS: dict[str, Any] = {
     "threads": 8,

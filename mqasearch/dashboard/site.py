@@ -15,7 +15,7 @@ from mqasearch.dashboard.data import Comparison, read_comparisons, siblings
 from mqasearch.dashboard.guard import HEALTH
 from mqasearch.dashboard.pages import comparison_page, figures_json, index_page, trials_json
 from mqasearch.dashboard.templates import ROOT, page
-from mqasearch.dashboard.verdicts import read_verdict
+from mqasearch.dashboard.verdict_html import read_verdict
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,8 @@
 """Scores: benchmarks as lm-eval has them, and the scorers that put them to a live model."""
+
+from mqasearch.evaluation.confirmation_rows import against
+from mqasearch.evaluation.evaluator import Evaluation, Evaluator
+from mqasearch.evaluation.racing import StopRule
+from mqasearch.evaluation.uncertainty import stderrs
+
+__all__ = ["Evaluation", "Evaluator", "StopRule", "against", "stderrs"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mqasearch.evaluation.scorer import Scorer
 from mqasearch.mask import KVHeads
 from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.scoring import Scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mqasearch.errors import ModelError, UnknownNameError
-from mqasearch.families.base import Family
+from mqasearch.families.family import Family
 from mqasearch.families.fused import GPT2Family, GPTNeoXFamily, Phi3Family
 from mqasearch.families.separate import SeparateFamily
 from mqasearch.families.weights import NO_ROPE, AttentionWeights, RopeLayout

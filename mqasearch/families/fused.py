@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mqasearch.families.base import Family
+from mqasearch.families.family import Family
 from mqasearch.families.weights import NO_ROPE, AttentionWeights, RopeLayout
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mqasearch.families.base import Family
+from mqasearch.families.family import Family
 from mqasearch.families.weights import NO_ROPE, AttentionWeights, RopeLayout
 
 

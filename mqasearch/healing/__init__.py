@@ -4,3 +4,8 @@ Only the attention weights of converted layers are trained, on KL(original ‖ c
 calibration text. It is training, so no search and no mask's score contains it: a healed model is
 another model, with scores of its own.
 """
+
+from mqasearch.healing.healed import Healed, heal, how_healed, text_for
+from mqasearch.healing.steps import Step, Watch
+
+__all__ = ["Healed", "Step", "Watch", "heal", "how_healed", "text_for"]

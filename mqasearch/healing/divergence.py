@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.models import ResumableModel
 
 _CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27
 """Numbers of one piece of logits. On a CPU small enough for the allocator to use them again."""

@@ -21,9 +21,9 @@ from mqasearch.assets import build_once, cache_dir
 from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, threads
 from mqasearch.errors import AssetError
 from mqasearch.families import AttentionWeights
-from mqasearch.healing.memory import need, wants_checkpointing
-from mqasearch.healing.progress import Facts, Watch
-from mqasearch.healing.recipe import Recipe
+from mqasearch.heal_recipe import Recipe
+from mqasearch.healing.memory_needed import need, wants_checkpointing
+from mqasearch.healing.steps import Facts, Watch
 from mqasearch.healing.text import HealingText, healing_text
 from mqasearch.healing.training import Course, Healing
 from mqasearch.mask import KVHeads
@@ -238,7 +238,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @cache
 def _code_digest() -> str:
-    parts = ("healing", "conversion", "families", "models/resuming.py")
+    parts = ("healing", "heal_recipe.py", "conversion", "families", "models/resuming.py")
     return code_digest(parts, ("torch", "transformers"))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mqasearch.conversion.token_batches import TokenBatch
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.conversion import TokenBatch
+from mqasearch.models import ResumableModel
 
 
 @dataclass(frozen=True, slots=True)

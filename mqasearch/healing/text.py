@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mqasearch.conversion.token_batches import TokenBatch, token_batches
+from mqasearch.conversion import TokenBatch, token_batches
 from mqasearch.errors import UserError
 
 HELD_OUT = 6

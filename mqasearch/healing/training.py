@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mqasearch.conversion.token_batches import TokenBatch
-from mqasearch.conversion.trained_layer import (
+from mqasearch.conversion import (
+    TokenBatch,
     TrainedLayer,
     all_installed,
     frozen,
     learning_rate,
     rate_at,
 )
-from mqasearch.evaluation.memory import ran_out_of_memory
 from mqasearch.families import AttentionWeights, Family
+from mqasearch.forward import ran_out_of_memory
+from mqasearch.heal_recipe import Ending, Recipe
 from mqasearch.healing.checkpointing import checkpointed
 from mqasearch.healing.divergence import divergence, divergence_and_gradient
-from mqasearch.healing.progress import Ending, Facts, Step, Watch
-from mqasearch.healing.recipe import Recipe
+from mqasearch.healing.steps import Facts, Step, Watch
 from mqasearch.healing.teacher import Lesson, lessons
 from mqasearch.healing.text import HealingText
-from mqasearch.models.resuming import ResumableModel
+from mqasearch.models import ResumableModel
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import URL
 
+from mqasearch.database import hidden, parse
 from mqasearch.errors import StorageError, UnknownNameError, UserError
-from mqasearch.search.storage_url import hidden, parse
 
 ENGINES = ("ray", "slurm", "kubernetes")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mqasearch.assets import build_once, cache_dir
 from mqasearch.errors import ModelError
 from mqasearch.models.fingerprint import file_digest
-from mqasearch.models.progress import progress_bars
+from mqasearch.models.loading_bars import progress_bars
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from transformers.utils.hub import cached_file
 from mqasearch.errors import ModelError
 from mqasearch.mask import ModelShape
 from mqasearch.models.fingerprint import fingerprint_of
+from mqasearch.models.loading_bars import progress_bars
 from mqasearch.models.precision import device_of, dtype_of
-from mqasearch.models.progress import progress_bars
 from mqasearch.models.shape import shape_of
 from mqasearch.models.source import EMBEDDED, Source, resolve
 

@@ -5,7 +5,20 @@ takes one, keeps its lease with :func:`kept`, and finishes it or gives it back.
 """
 
 from mqasearch.queue.lease import GRACE_SECONDS, kept
-from mqasearch.queue.rows import Result, Task, TaskState
-from mqasearch.queue.tasks import DEATHS, Queue
+from mqasearch.queue.orphans import take_over
+from mqasearch.queue.roster import Presence, list_workers
+from mqasearch.queue.task import Result, Task, TaskState
+from mqasearch.queue.task_queue import DEATHS, Queue
 
-__all__ = ["DEATHS", "GRACE_SECONDS", "Queue", "Result", "Task", "TaskState", "kept"]
+__all__ = [
+    "DEATHS",
+    "GRACE_SECONDS",
+    "Presence",
+    "Queue",
+    "Result",
+    "Task",
+    "TaskState",
+    "kept",
+    "list_workers",
+    "take_over",
+]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from mqasearch.errors import DatabaseAwayError
-from mqasearch.queue.rows import Task
+from mqasearch.queue.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from mqasearch.selectors.optuna_history import (
 )
 from mqasearch.selectors.optuna_sampler import SelectorSampler
 from mqasearch.selectors.planned import Plan, PlannedSelector
-from mqasearch.selectors.registry import (
+from mqasearch.selectors.selector import Selector, Wants
+from mqasearch.selectors.selectors import (
     PLANNED,
     RECOMMENDED,
     SELECTORS,
@@ -22,7 +23,6 @@ from mqasearch.selectors.registry import (
     parameters_of,
     selector_of,
 )
-from mqasearch.selectors.selector import Selector, Wants
 from mqasearch.selectors.space import mask_params, param_name, search_space
 
 __all__ = [

@@ -16,9 +16,9 @@ import yaml
 from command_line import Command
 
 from mqasearch.errors import ScoreError
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.models.source import resolve
-from mqasearch.serving.mask_json import read_mask
+from mqasearch.export import read_mask
+from mqasearch.models import resolve
+from mqasearch.scoring import FakeScorer
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -296,7 +296,7 @@ def test_the_readmes_sampler_ends_a_study_with_its_plan() -> None:
 
 
 def test_the_readmes_study_file_is_one() -> None:
-    from mqasearch.search.names import known_names
+    from mqasearch.creation import known_names
     from mqasearch.spec import parse_spec
 
     text = (ROOT / "README.md").read_text()
@@ -306,7 +306,7 @@ def test_the_readmes_study_file_is_one() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_studies_that_ship_are_valid(path: Path) -> None:
-    from mqasearch.search.names import known_names
+    from mqasearch.creation import known_names
     from mqasearch.spec import load_spec
 
     assert load_spec(path, known_names()).tasks[0].name == "hellaswag"

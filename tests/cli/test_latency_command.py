@@ -11,9 +11,10 @@ from command_line import run_here
 from fake_engine import FAKE, add_fake_engine
 from jsonschema import Draft202012Validator
 
+from mqasearch.export import SCHEMA_VERSION, write_masks
+from mqasearch.export.mask_json import schema
 from mqasearch.mask import LayerMask
 from mqasearch.models import load_model
-from mqasearch.serving.mask_json import SCHEMA_VERSION, schema, write_masks
 from tests.models.checkpoints import save
 from tests.tiny import tiny_model
 
@@ -54,7 +55,7 @@ def mqasearch(
 ) -> Run:
     """Runs the command line in this process, in the folder."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("mqasearch.serving.latency_device.MIN_BUFFER_BYTES", 2**20)
+    monkeypatch.setattr("mqasearch.latency.machine.MIN_BUFFER_BYTES", 2**20)
 
     def run(line: str) -> tuple[int, str, str]:
         code = run_here(line, monkeypatch)

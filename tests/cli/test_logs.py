@@ -214,7 +214,7 @@ def test_help_is_quick(tmp_path: Path) -> None:
 
 CHILDREN = """
 import sys
-from mqasearch.cli.launch import Database, work_together
+from mqasearch.cli.launch_commands import Database, work_together
 from mqasearch.cli.logs import start_logging
 from mqasearch.cli.options import LogFormat
 from mqasearch.launch import local

@@ -25,11 +25,9 @@ from command_line import run_here
 from launching import write_study
 from postgres import Postgres
 
-from mqasearch.cli.launch import Database
-from mqasearch.launch.fleet import Fleet
-from mqasearch.launch.local import Child
-from mqasearch.search import storage
-from mqasearch.search.storage import Storage, open_storage
+from mqasearch.cli.launch_commands import Database
+from mqasearch.launch import Child, Fleet
+from mqasearch.record import Storage, open_storage, storage
 
 PASSWORD = "canary-5e1f/@:%"
 """With all that a URL has to encode: both spellings must not appear."""

@@ -7,11 +7,16 @@ import pytest
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.cli.progress import Progress
-from mqasearch.estimate import Estimate
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.search.compare import best_trial, finished
-from mqasearch.search.selection import find_studies, open_selections
-from mqasearch.search.status import STATUS_HEADERS, study_rows
+from mqasearch.scoring import FakeScorer
+from mqasearch.statistics import Estimate
+from mqasearch.study import (
+    STATUS_HEADERS,
+    best_trial,
+    find_studies,
+    finished,
+    open_selections,
+    study_rows,
+)
 
 
 @pytest.mark.parametrize("metric", ["bits_per_byte", "kl"])

@@ -11,13 +11,13 @@ import yaml
 from command_line import Command
 from huggingface_hub import constants
 
+from mqasearch.creation import known_names
 from mqasearch.errors import ScoreError
-from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.export import read_mask
 from mqasearch.mask import KVHeads
 from mqasearch.score import Score
-from mqasearch.search.names import known_names
+from mqasearch.scoring import FakeScorer
 from mqasearch.selectors import RECOMMENDED
-from mqasearch.serving.mask_json import read_mask
 from mqasearch.spec import StudySpec, load_spec
 from tests.models.checkpoints import put_in_hub_cache, save
 from tests.tiny import tiny_model

@@ -12,15 +12,14 @@ from rich.console import Console
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.cli.options import Format
-from mqasearch.cli.tables import comparison_table, print_rows
-from mqasearch.estimate import Estimate, weighted_mean
-from mqasearch.evaluation.fake import FakeScorer
+from mqasearch.cli.printed_tables import comparison_table, print_rows
 from mqasearch.mask import LayerMask
+from mqasearch.record import FACTS_KEY, Storage, confirmation, set_confirmation
 from mqasearch.score import Documents, TaskSpec
-from mqasearch.search.attributes import FACTS_KEY, confirmation, set_confirmation
-from mqasearch.search.compare import ComparisonRow, compare
-from mqasearch.search.held_out import held_out, metric_of, parts_of
-from mqasearch.search.storage import Storage
+from mqasearch.scoring import FakeScorer
+from mqasearch.statistics import Estimate, weighted_mean
+from mqasearch.study import ComparisonRow, compare, held_out, parts_of
+from mqasearch.study.held_out_values import metric_of
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mqasearch.conversion import (
     merge_of,
     refit,
 )
-from mqasearch.conversion.token_batches import token_batches
+from mqasearch.conversion.text_batches import token_batches
 from mqasearch.errors import AssetError, ModelError, UserError
 from mqasearch.families import family_of
 from tests.conversion.calibrated import texts

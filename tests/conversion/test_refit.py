@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mqasearch.conversion import ConvertibleModel, calibrate, merge_of, refit
 from mqasearch.conversion.normal_equations import RIDGE, RIDGES, NormalEquations
 from mqasearch.conversion.refit import refit_layers, refit_sequential
-from mqasearch.conversion.token_batches import TokenBatch
+from mqasearch.conversion.text_batches import TokenBatch
 from mqasearch.errors import ModelError, UserError
 from mqasearch.families import AttentionWeights, family_of
 from tests.conversion.calibrated import random, texts

@@ -13,8 +13,8 @@ from optuna.storages import BaseStorage
 
 from mqasearch.dashboard.guard import Guard
 from mqasearch.dashboard.server import open_server
-from mqasearch.results import Patience
-from mqasearch.search.storage import open_storage
+from mqasearch.database import Patience
+from mqasearch.record import open_storage
 
 
 @pytest.fixture(autouse=True)

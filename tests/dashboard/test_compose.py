@@ -15,7 +15,7 @@ from postgres import Postgres
 from sqlalchemy import make_url
 
 from mqasearch.cli.app import app
-from mqasearch.search.storage import open_storage
+from mqasearch.record import open_storage
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")

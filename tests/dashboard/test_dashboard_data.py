@@ -27,10 +27,10 @@ from studies_on_fake import run_study, spec_of, storage_in, studies_of
 from mqasearch.dashboard.data import StudyRows, read_comparisons, siblings
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.pages import comparison_page, index_page
-from mqasearch.estimate import Estimate
-from mqasearch.evaluation.fake import FakeScorer
 from mqasearch.mask import LayerMask
-from mqasearch.search.compare import compare
+from mqasearch.scoring import FakeScorer
+from mqasearch.statistics import Estimate
+from mqasearch.study import compare
 
 
 def _study(storage: BaseStorage, selector: str = "s") -> StudyRows:

@@ -27,7 +27,7 @@ from mqasearch.dashboard.figures import (
     masks_by_trial,
     selectors_by_evaluations,
 )
-from mqasearch.dashboard.sensitivity import LEAST_MASKS, layer_sensitivity, welch_margin
+from mqasearch.dashboard.sensitivity_figure import LEAST_MASKS, layer_sensitivity, welch_margin
 from mqasearch.dashboard.style import format_bytes
 from mqasearch.mask import LayerMask
 

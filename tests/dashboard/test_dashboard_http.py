@@ -18,8 +18,8 @@ from postgres import Postgres
 
 from mqasearch.dashboard import dashboard_app, publish_figures
 from mqasearch.dashboard.data import read_comparisons
-from mqasearch.results import Patience
-from mqasearch.search.storage import open_storage
+from mqasearch.database import Patience
+from mqasearch.record import open_storage
 
 Serving = Callable[..., AbstractContextManager[str]]
 PAGES = ["/mqasearch/", "/mqasearch/comparisons/demo", "/dashboard", "/dashboard/studies/1"]

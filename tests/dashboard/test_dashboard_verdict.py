@@ -8,9 +8,8 @@ from optuna.storages import InMemoryStorage
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.dashboard.site import Site
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.search.verdict import verdict
-from mqasearch.search.verdict_words import sentence
+from mqasearch.scoring import FakeScorer
+from mqasearch.study import sentence, verdict
 
 TOLERANCE = {"metric": "acc_norm", "points": 5.0}
 

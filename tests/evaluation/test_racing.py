@@ -2,18 +2,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation.small_tasks import load_small, small_tokenizer
+from tasks.small_tasks import load_small, small_tokenizer
 from tiny import tiny_model
 
 from mqasearch.conversion import ConvertibleModel, merge_of
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.evaluation.harness import HarnessScorer
-from mqasearch.evaluation.prepared import PreparedTask, TaskLibrary
 from mqasearch.evaluation.racing import StopRule, race
-from mqasearch.evaluation.shared_prefix import SharedPrefixScorer
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.scoring import FakeScorer, SharedPrefixScorer
+from mqasearch.scoring.harness import HarnessScorer
+from mqasearch.tasks import PreparedTask, TaskLibrary
 
 ALL = Documents("full")
 

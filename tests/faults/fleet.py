@@ -23,16 +23,15 @@ from optuna.trial import TrialState
 from sqlalchemy import event, text
 from studies_on_fake import run_study, spec_of, storage_in
 
-from mqasearch.evaluation.fake import FakeScorer
-from mqasearch.results import Patience, ScoreStore
+from mqasearch.database import Patience, connecting
+from mqasearch.export import export
+from mqasearch.record import Storage, open_storage
 from mqasearch.score import Documents
-from mqasearch.search import record, storage_engine
-from mqasearch.search.run import create, work
-from mqasearch.search.scoring import model_shape
-from mqasearch.search.selection import Outlook, find_studies, open_selections
-from mqasearch.search.storage import Storage, open_storage
-from mqasearch.serving.export import export
+from mqasearch.scores import ScoreStore
+from mqasearch.scoring import FakeScorer, model_shape
 from mqasearch.spec import StudySpec
+from mqasearch.study import Outlook, find_studies, open_selections, recording
+from mqasearch.worker import create, work
 
 GRACE = 4
 PLANNED = ("sensitivity", "greedy")
@@ -96,7 +95,7 @@ def worker(url: str, name: str, log: str, handicap: Handicap) -> None:
     """The body of a worker process; what it scores goes to ``log``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if handicap.answer_seconds is not None:
-        storage_engine.ANSWER_SECONDS = handicap.answer_seconds  # type: ignore[assignment]
+        connecting.ANSWER_SECONDS = handicap.answer_seconds  # type: ignore[assignment]
     if handicap.skew:
         _skew(handicap.skew)
     storage = _open(url, handicap)
@@ -130,7 +129,7 @@ def _skew(seconds: float) -> None:
 
     time.time = lambda: real() + seconds
     optuna_rdb.datetime = SkewedClock  # type: ignore[misc]
-    record.datetime = SkewedClock  # type: ignore[misc]
+    recording.datetime = SkewedClock  # type: ignore[misc]
 
 
 def _fill(storage: Storage, disk: Path) -> None:

@@ -10,7 +10,7 @@ from faults.fleet import LONG, Handicap, check, fleet
 from faults.tcp_proxy import Proxy, proxy_to
 from postgres import Postgres, running_postgres
 
-from mqasearch.search.storage import upgrade_storage
+from mqasearch.record import upgrade_storage
 
 
 @pytest.fixture(scope="module")

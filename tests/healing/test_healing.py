@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from mqasearch.conversion import ConvertibleModel, Place, merge_of
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.heal_recipe import AUTO_STEPS, Recipe, recipe_of
 from mqasearch.healing import healed as healed_module
 from mqasearch.healing import training
 from mqasearch.healing.healed import Healed, heal
-from mqasearch.healing.memory import need
-from mqasearch.healing.progress import Step
-from mqasearch.healing.recipe import AUTO_STEPS, Recipe, recipe_of
+from mqasearch.healing.memory_needed import need
+from mqasearch.healing.steps import Step
 from mqasearch.healing.teacher import Lesson
 from mqasearch.healing.text import healing_text
 from mqasearch.healing.training import Healing
@@ -317,7 +317,9 @@ def test_memory_is_counted_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(healed_module, "Healing", noted)
     for free in (10**12, 2 * least + needed.teacher, least - 1):
-        monkeypatch.setattr("mqasearch.healing.memory.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(
+            "mqasearch.healing.memory_needed.free_bytes", lambda device, free=free: free
+        )
         if free < least:
             with pytest.raises(UserError, match=r"takes about .* GB .* are free: give less text"):
                 heal(convertible_of(model), (1, 1, 1), TEXTS, FEW)

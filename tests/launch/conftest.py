@@ -8,9 +8,9 @@ import pytest
 from command_line import run_here
 from launching import STUDY, Mqasearch
 
-from mqasearch.search.run import create
-from mqasearch.search.storage import open_storage
+from mqasearch.record import open_storage
 from mqasearch.spec import parse_spec
+from mqasearch.worker import create
 
 # Ray reads these once, when it is imported: its servers listen on loopback only, and nothing is
 # written into, or sent from, the home folder.

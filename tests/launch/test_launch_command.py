@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from launching import Mqasearch
 
+from mqasearch.database import parse
 from mqasearch.errors import UserError
 from mqasearch.launch.fleet import only_here, seconds_of
-from mqasearch.search.storage_url import parse
 
 
 @pytest.mark.parametrize(

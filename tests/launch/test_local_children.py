@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mqasearch.cli.launch import Database, work_together
+from mqasearch.cli.launch_commands import Database, work_together
 from mqasearch.errors import MqasearchError, TransientError, UserError
-from mqasearch.evaluation.memory import SHARERS_VARIABLE
+from mqasearch.forward import SHARERS_VARIABLE
 from mqasearch.launch import local
 from mqasearch.launch.local import Child, devices_for, run_children, threads_for
 

@@ -23,11 +23,10 @@ from mqasearch.errors import DatabaseAwayError, TransientError, UserError
 from mqasearch.launch import ray_tasks
 from mqasearch.launch.fleet import Fleet
 from mqasearch.launch.ray_tasks import resources, run_on_ray
-from mqasearch.search.attributes import ModelFacts, agree_on_model
-from mqasearch.search.run import create
-from mqasearch.search.status import STATUS_HEADERS, study_rows
-from mqasearch.search.storage import open_storage
+from mqasearch.record import ModelFacts, agree_on_model, open_storage
 from mqasearch.spec import parse_spec
+from mqasearch.study import STATUS_HEADERS, study_rows
+from mqasearch.worker import create
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one in each of pytest's processes
 

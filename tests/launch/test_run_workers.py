@@ -17,14 +17,14 @@ import psutil
 import pytest
 from launching import Mqasearch, write_study
 
-from mqasearch.cli.launch import Database, database, work_together
+from mqasearch.cli.launch_commands import Database, database, work_together
 from mqasearch.cli.options import DEFAULT_STORAGE
+from mqasearch.export import read_mask
 from mqasearch.launch import local
 from mqasearch.launch.local import Child
-from mqasearch.search.status import STATUS_HEADERS, study_rows
-from mqasearch.search.storage import open_storage
-from mqasearch.serving.mask_json import read_mask
+from mqasearch.record import open_storage
 from mqasearch.spec import load_spec
+from mqasearch.study import STATUS_HEADERS, study_rows
 
 RUN = [sys.executable, "-m", "mqasearch", "run", "--workers", "2"]
 

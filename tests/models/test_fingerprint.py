@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mqasearch.assets import CACHE_VARIABLE
 from mqasearch.errors import ModelError
-from mqasearch.evaluation.identity import tokenizer_digest
 from mqasearch.models import fingerprint, fingerprint_of, load_model
 from mqasearch.models.gguf import converted
+from mqasearch.scoring import tokenizer_digest
 from tests.models.checkpoints import edit_config, save, save_gguf
 from tests.tiny import MODEL_TYPES, tiny_model
 

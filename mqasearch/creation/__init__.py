@@ -1,0 +1,17 @@
+"""From a study file to studies in a database, and more trials for those that are there."""
+
+from mqasearch.creation.create import create_studies, versions
+from mqasearch.creation.model_study import default_study, joined
+from mqasearch.creation.more_trials import More, check_extendable, extend
+from mqasearch.creation.names import known_names
+
+__all__ = [
+    "More",
+    "check_extendable",
+    "create_studies",
+    "default_study",
+    "extend",
+    "joined",
+    "known_names",
+    "versions",
+]

@@ -1,0 +1,149 @@
+"""How connections are made: the same for Optuna's tables and for ours.
+
+Optuna makes its engine itself and uses it at once, so what has to happen on each connection comes
+as an SQLAlchemy plugin, which runs when any engine is created that names it.
+"""
+
+from functools import partial
+from sqlite3 import Connection as SqliteConnection
+from typing import Any
+
+import psycopg
+from psycopg.abc import RV, PQGen
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from mqasearch.database.patience import Patience
+from mqasearch.database.read_only import is_reading
+
+PLUGIN = "mqasearch"
+
+CONNECT_SECONDS = 5
+"""For one host to accept a connection."""
+
+STATEMENT_SECONDS = 60
+"""After which the server gives a statement up; ours take milliseconds."""
+
+ANSWER_SECONDS = STATEMENT_SECONDS + 30
+"""After which a connection that says nothing is given up, whatever keeps it open between here and
+the server."""
+
+SQLITE_BUSY_SECONDS = 60
+
+ISOLATION = "READ COMMITTED"
+"""Whatever a server's own default is: whoever has waited for a lock must see what was written
+meanwhile."""
+
+_HANDED_ON = "in the middle of a query"
+
+POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
+"""A worker uses one connection, a second one to record trials, and now and then a third one for a
+sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of them do
+everything at once."""
+
+
+def engine_settings(url: URL) -> dict[str, Any]:
+    """Keyword arguments of ``sqlalchemy.create_engine`` for a database."""
+    connect: dict[str, Any] = {}
+    settings: dict[str, Any] = {"connect_args": connect, "plugins": [PLUGIN]}
+    if url.get_backend_name() == "sqlite":
+        connect["timeout"] = SQLITE_BUSY_SECONDS
+    else:
+        connect |= _postgresql_settings(url)
+        settings["isolation_level"] = ISOLATION
+    return POOL | settings
+
+
+def _postgresql_settings(url: URL) -> dict[str, Any]:
+    """Of libpq. What the URL says itself is left alone."""
+    ours = {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "mqasearch",
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,  # milliseconds
+        "options": (
+            f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS // 2}s "
+            f"-c idle_in_transaction_session_timeout={STATEMENT_SECONDS}s"
+        ),
+    }
+    return {name: value for name, value in ours.items() if name not in url.query}
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that does not wait for ever.
+
+    libpq notices a peer that is gone, but not one that is connected and silent: a proxy whose
+    server has vanished, a paused virtual machine behind a load balancer.
+    """
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Psycopg's own wait, with a limit."""
+        try:
+            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # an answer may still come, for somebody else's question
+            raise
+
+
+class EnginePlugin(CreateEnginePlugin):
+    """Attaches the events of a database to a new engine."""
+
+    def update_url(self, url: URL) -> URL:
+        """Nothing of ours is in the URL."""
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Called by SQLAlchemy before the engine's first connection."""
+        event.listen(engine, "handle_error", _hand_on_interrupt)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
+            event.listen(engine, "do_connect", _connect_patiently)
+
+
+plugins.register(PLUGIN, __name__, EnginePlugin.__name__)
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    """WAL lets readers and one writer work at once; NORMAL may lose the last transactions when
+    the machine (not the process) dies, never the database."""
+    assert isinstance(connection, SqliteConnection)
+    connection.isolation_level = None  # Python would begin transactions late, and unasked
+    # Whoever turns WAL on in a new file needs it alone, and SQLite does not wait for that.
+    Patience(SQLITE_BUSY_SECONDS)(partial(connection.execute, "PRAGMA journal_mode=WAL"))
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock first: a transaction that reads, then writes, fails at once instead of
+    waiting when another one has written in between."""
+    connection.exec_driver_sql("BEGIN" if is_reading() else "BEGIN IMMEDIATE")
+
+
+def _connect_patiently(
+    _dialect: object, _record: object, arguments: list[Any], settings: dict[str, Any]
+) -> DBAPIConnection:
+    connection: Any = PatientConnection.connect(*arguments, **settings)
+    return connection  # type: ignore[no-any-return]
+
+
+def _hand_on_interrupt(context: ExceptionContext) -> None:
+    """Raise the interrupt that came in the middle of a query.
+
+    What the driver does while the interrupt passes through it may fail (psycopg: "can't change
+    'autocommit' now"), and SQLAlchemy would report that failure alone. Only the first failure is
+    the interrupt's: whoever cleans up after it may meet others.
+    """
+    error: BaseException | None = context.original_exception
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    if error is not None and _HANDED_ON not in getattr(error, "__notes__", ()):
+        error.add_note(_HANDED_ON)
+        raise error

@@ -1,0 +1,1 @@
+"""Alembic's environment; :mod:`mqasearch.database.schema` drives it."""

@@ -1,0 +1,27 @@
+"""Mask JSON: the best masks of a study as a file, and its published schema."""
+
+from mqasearch.export.evidence_keys import evidence
+from mqasearch.export.mask_json import (
+    SCHEMA_VERSION,
+    check_consistent,
+    check_model,
+    checked_mask,
+    read_mask,
+    validator,
+    without_evidence,
+    write_masks,
+)
+from mqasearch.export.masks import export
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "check_consistent",
+    "check_model",
+    "checked_mask",
+    "evidence",
+    "export",
+    "read_mask",
+    "validator",
+    "without_evidence",
+    "write_masks",
+]

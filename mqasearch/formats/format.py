@@ -1,0 +1,93 @@
+"""What a checkpoint format must do: say what it can express, and write a whole folder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mqasearch.formats.converted import Converted
+
+MAX_SHARD_BYTES = 4 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to write, for formats that leave a choice.
+
+    Attributes:
+        outtype: of the weights, one of the format's ``outtypes``; None = its first.
+        max_shard_bytes: size of the largest weights file, for formats that cut weights into files.
+    """
+
+    outtype: str | None = None
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How one program serves a folder.
+
+    Attributes:
+        engine: its name, "vLLM".
+        code: what to run; ``FOLDER`` stands for the folder.
+        language: of ``code``: "bash" or "python".
+    """
+
+    engine: str
+    code: str
+    language: str = "bash"
+
+
+class Format(ABC):
+    """One layout of weights, config, tokenizer and code on the disk. Stateless.
+
+    A format writes everything that an engine needs. The mask JSON, the model card and
+    ``reproduce.json``, which are the same in every format, are put beside it by
+    ``convert_checkpoint``, which also makes the folder appear whole or not at all.
+
+    Attributes:
+        name: ``--format`` of ``mqasearch convert``.
+        summary: one line for the command line.
+        library: the hub's name of the library that loads it; "" = it has none.
+        saves_memory: whether the cache of a served checkpoint is smaller than the original's.
+        refused_by: a sentence: which known engines do not load the folder, and why.
+        outtypes: choices of ``--outtype``; empty = the format writes the model's own dtype.
+        model_types: transformers' ``config.model_type`` of the models that it can express.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    library: ClassVar[str] = ""
+    saves_memory: ClassVar[bool] = True
+    refused_by: ClassVar[str] = ""
+    outtypes: ClassVar[tuple[str, ...]] = ()
+    model_types: ClassVar[Iterable[str]]
+
+    def fault(self, converted: Converted) -> str | None:
+        """What of this model, of one of ``model_types``, an engine would refuse or misread.
+
+        Asked before anything is written. None = nothing.
+        """
+        return None
+
+    @abstractmethod
+    def n_bytes(self, converted: Converted, options: Options) -> int:
+        """Bytes of all tensors that ``write`` will write; no layer is merged for it."""
+
+    @abstractmethod
+    def write(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
+        """Write weights, config, tokenizer and code into ``folder``, an empty one that is there.
+
+        Layers are merged one after the other, each when its turn comes.
+
+        Yields:
+            The bytes of each tensor when they are written; ``n_bytes`` in all.
+        """
+
+    @abstractmethod
+    def serving(self, model_type: str) -> tuple[Serving, ...]:
+        """How to serve the folder, one entry per program that loads it as it is installed."""

@@ -1,0 +1,320 @@
+"""Every Optuna attribute that mqasearch writes, each with its getter and setter.
+
+Each attribute is a transaction of its own, so facts travel together: one attribute a study.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from mqasearch import __version__
+from mqasearch.errors import ModelError
+from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.record.agreement import differences, remedies
+from mqasearch.record.attributes_table import record_once
+from mqasearch.selectors import SELECTORS, parameters_of
+from mqasearch.spec import StudySpec, parse_spec
+from mqasearch.tolerance import ToleranceEntry
+
+STUDY_KEY = "mqasearch:study"
+CONFIRMATION_KEY = "mqasearch:confirmation"
+UNCONFIRMED_KEY = "mqasearch:unconfirmed"
+HEALED = "its healed mask"
+"""Whose result is missing, where the mask itself has one."""
+
+NO_MASK = "no mask"
+"""What is missing, if none at the budget has a score."""
+
+TOLERANCE_KEY = "mqasearch:tolerance"
+MODEL_KEY = "mqasearch:model"
+FACTS_KEY = "mqasearch:facts"
+NAME_KEY = "mqasearch:name"
+TASK_KEY = "mqasearch:task"
+"""On a trial: the number of the task that it records."""
+QUEUED_KEY = "mqasearch:queued"
+"""On a trial that somebody enqueued with Optuna: the mask that a task has in its place."""
+
+Direction = Literal["minimize", "maximize"]
+ENQUEUED = "enqueued"
+"""What the selector of a study that holds only masks enqueued by name is called."""
+
+_OURS = "mqasearch"
+"""This package, among versions."""
+
+
+def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are known here; a newer mqasearch may have written more."""
+    return {each.name: row[each.name] for each in fields(kind) if each.name in row}
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """What a worker needs to know of an Optuna study; written by ``create``.
+
+    Later only numbers grow: of trials (:mod:`mqasearch.creation.extend`) and of held-out documents
+    (:mod:`mqasearch.study.generations`).
+
+    Attributes:
+        study: name in the study file.
+        comparison: name that the selectors of one budget share.
+        selector: this study's selector.
+        n_converted: layers that a mask at the budget converts.
+        n_layers: of the model.
+        shape: of the model, as plain data. With ``dtype: auto`` its bytes are those of the machine
+            that created the study; what workers compute in is a trial's, see ``original_kv_bytes``.
+        n_trials: at most; None where the selector's plan ends by itself.
+        direction: ``minimize`` or ``maximize``, as lm-eval said when the study was made.
+        spec: the study file, as plain data.
+        versions: of the packages that scores depend on.
+        n_more: trials beyond those that ``spec`` says; ``n_trials`` counts them.
+        extension: names the call that added the last of them; empty if none did.
+    """
+
+    study: str
+    comparison: str
+    selector: str
+    n_converted: int
+    n_layers: int
+    shape: dict[str, int]
+    n_trials: int | None
+    direction: Direction
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    n_more: int = 0
+    extension: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the Optuna study."""
+        return f"{self.comparison}.{self.selector}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The selector's own, with what was added to the number of its masks."""
+        selectors = self.study_spec.selectors
+        own = next((s.parameters for s in selectors if s.name == self.selector), {})
+        counted = _counted(self.selector)
+        if counted is None:
+            return own
+        _, default = parameters_of(self.selector)[counted]
+        return own | {counted: own.get(counted, default) + self.n_more}
+
+    @property
+    def allotted(self) -> int | None:
+        """Trials (or masks, where a selector counts these) after which the study ends.
+
+        None where a plan ends by itself.
+        """
+        counted = _counted(self.selector)
+        if self.n_trials is not None or counted is None:
+            return self.n_trials
+        number: int = self.parameters[counted]
+        return number
+
+    def extended(self, n_more: int, call: str = "") -> "StudyFacts":
+        """With so many trials more."""
+        n_trials = None if self.n_trials is None else self.n_trials + n_more
+        return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
+
+    def original_kv_bytes(self, trial: "TrialFacts") -> int:
+        """Bytes of KV cache that a token takes in the original, in the dtype of the trial."""
+        shape = ModelShape(**self.shape)
+        kv_heads = LayerMask.parse(trial.mask).kv_heads(shape, self.study_spec.target_kv_heads)
+        original, converted = map(shape.kv_bytes_per_token, (shape.original, kv_heads))
+        return trial.kv_bytes_per_token * original // converted
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger objective is better."""
+        return self.direction == "maximize"
+
+    @property
+    def study_spec(self) -> StudySpec:
+        """The spec, validated again: a stored study may come from anybody."""
+        where = f"the spec stored in study {self.name}"
+        author = self.versions.get(_OURS, __version__)
+        if author != __version__:  # a key that is unknown here may be known there
+            where += f" by mqasearch {author} (this is {__version__})"
+        return parse_spec(self.spec, where)
+
+
+def _counted(selector: str) -> str | None:
+    return SELECTORS[selector].counted if selector in SELECTORS else None
+
+
+def set_study_facts(study: optuna.Study, facts: StudyFacts) -> None:
+    """Write a study's facts."""
+    study.set_user_attr(STUDY_KEY, asdict(facts))
+
+
+def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
+    """A study's facts; None for a study that mqasearch did not create."""
+    row = user_attrs.get(STUDY_KEY)
+    return facts_of(row) if isinstance(row, dict) else None
+
+
+def facts_of(row: dict[str, Any]) -> StudyFacts:
+    """From plain data."""
+    return StudyFacts(**_known(StudyFacts, row))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What every worker of a study must agree on; written by the first one.
+
+    Attributes:
+        fingerprint: of the original weights.
+        dtype: that scores are computed in.
+        merge: name and parameters, canonical.
+        calibration: digest of the calibration statistics; empty where the merge needs none.
+        versions: of the packages that scores depend on.
+        tasks: lm-eval's version of each task; empty, as the next two, in what mqasearch wrote
+            before it knew them.
+        tokenizer: digest of what it does; empty where there is none.
+        code: digest of the code that computes.
+    """
+
+    fingerprint: str
+    dtype: str
+    merge: str
+    calibration: str
+    versions: dict[str, str]
+    tasks: dict[str, str] = field(default_factory=dict)
+    tokenizer: str = ""
+    code: str = ""
+
+
+def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:
+    """What the study's workers agreed on; None before the first one."""
+    row = user_attrs.get(MODEL_KEY)
+    return ModelFacts(**_known(ModelFacts, row)) if isinstance(row, dict) else None
+
+
+def agree_on_model(storage: BaseStorage, study: optuna.Study, mine: ModelFacts) -> None:
+    """Record what this worker scores with, or check it against what the first one recorded.
+
+    The first one must have the mqasearch that created the study. Of two that come first at once,
+    one records and the other one is checked.
+
+    Raises:
+        ModelError: this worker's scores would not be comparable, with what differs.
+    """
+    attributes = study.user_attrs
+    ours = asdict(mine)
+    theirs: dict[str, Any] = {"versions": {}}
+    if (facts := study_facts(attributes)) is not None and _OURS in facts.versions:
+        theirs["versions"][_OURS] = facts.versions[_OURS]
+    _refuse_differences(study, ours, theirs)
+    recorded = model_facts(attributes)
+    if recorded is None:
+        study_id = storage.get_study_id_from_name(study.study_name)
+        record_once(storage, study_id, MODEL_KEY, ours)
+        recorded = model_facts(study.user_attrs)
+        assert recorded is not None
+    _refuse_differences(study, ours, asdict(recorded))
+
+
+def _refuse_differences(study: optuna.Study, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    if rows := differences(ours, theirs):
+        raise ModelError(
+            f"this worker's scores would not be comparable with those of study "
+            f"{study.study_name!r}: {'; '.join(rows)}; {remedies(ours, theirs)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFacts:
+    """What a finished trial found.
+
+    Attributes:
+        mask: the row of 0 and 1.
+        n_converted: converted layers.
+        kv_bytes_per_token: of the converted model.
+        value: the objective.
+        delta: value − the original model's.
+        seconds: that scoring took this trial; 0 where every score was already known.
+        reused: True where no new score was computed.
+        scores: task → metric → value.
+        name: of an enqueued mask.
+        given_up: documents after which the mask was clearly worse than another one of its size, so
+            that ``value`` is an estimate; None where all were scored.
+        stderr: standard error of ``value``; None where it is unknown, as in what older versions
+            of mqasearch wrote.
+        delta_stderr: that of ``delta``, paired by document; None where it is unknown.
+        stderrs: task → metric → standard error of ``scores``; None where it is unknown.
+        n_docs: task → documents that ``scores`` are of.
+    """
+
+    mask: str
+    n_converted: int
+    kv_bytes_per_token: int
+    value: float
+    delta: float
+    seconds: float
+    reused: bool
+    scores: dict[str, dict[str, float]]
+    name: str | None = None
+    given_up: int | None = None
+    stderr: float | None = None
+    delta_stderr: float | None = None
+    stderrs: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    n_docs: dict[str, int] = field(default_factory=dict)
+
+
+def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
+    """A trial's facts; None while it is not finished."""
+    return facts_of_trial(trial.user_attrs.get(FACTS_KEY))
+
+
+def facts_of_trial(row: object) -> TrialFacts | None:
+    """From plain data; None if there is none, as of a mask without a score."""
+    return TrialFacts(**_known(TrialFacts, row)) if row and isinstance(row, dict) else None
+
+
+def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:
+    """Write the held-out result of a study's best mask."""
+    study.set_user_attr(CONFIRMATION_KEY, row)
+    if unconfirmed(study.user_attrs) is not None:  # on other documents
+        study.set_user_attr(UNCONFIRMED_KEY, None)
+
+
+def confirmation(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
+    """The held-out result of a study's best mask, if it was confirmed."""
+    row = user_attrs.get(CONFIRMATION_KEY)
+    return row if isinstance(row, dict) else None
+
+
+def set_unconfirmed(study: optuna.Study, row: dict[str, Any]) -> None:
+    """Write why a study's best mask has no held-out result."""
+    study.set_user_attr(UNCONFIRMED_KEY, row)
+
+
+def unconfirmed(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
+    """Why a study's best mask has no held-out result, if somebody has tried."""
+    row = user_attrs.get(UNCONFIRMED_KEY)
+    return row if isinstance(row, dict) else None
+
+
+def set_tolerance(study: optuna.Study, tolerance: Sequence[ToleranceEntry], *, late: bool) -> None:
+    """Write what may be lost, where that is not what the stored study file says.
+
+    Args:
+        study: one of a study file.
+        tolerance: in place of the stored one.
+        late: whether held-out results were known when it was given.
+    """
+    rows = [entry.model_dump(mode="json") for entry in tolerance]
+    study.set_user_attr(TOLERANCE_KEY, {"tolerance": rows, "late": late})
+
+
+def tolerance_of(study: optuna.Study) -> tuple[list[ToleranceEntry], bool]:
+    """What may be lost, and whether that was said when held-out results were known."""
+    row = study.user_attrs.get(TOLERANCE_KEY)
+    if isinstance(row, dict):
+        return [ToleranceEntry(**entry) for entry in row["tolerance"]], bool(row["late"])
+    facts = study_facts(study.user_attrs)
+    return ([] if facts is None else facts.study_spec.tolerance), False

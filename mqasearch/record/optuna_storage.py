@@ -1,0 +1,214 @@
+"""Optuna's storage for a database that may be away for a while.
+
+It hands every call on to Optuna's own storage, and repeats those that may be repeated while the
+database does not answer. What only reads takes no write lock on SQLite. Nothing here knows how
+Optuna keeps its tables.
+"""
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mqasearch.database import Patience, reading
+
+T = TypeVar("T")
+
+opening = reading
+"""Optuna, while it opens a database, asks on one connection while it holds another: with SQLite's
+write lock taken it would wait for itself."""
+
+
+def opened(
+    url: str, engine_kwargs: dict[str, Any], patience: Patience, *, make_tables: bool = False
+) -> "SharedStorage":
+    """Optuna's storage, and ours in front of it.
+
+    Args:
+        url: as Optuna takes it.
+        engine_kwargs: of ``sqlalchemy.create_engine``.
+        patience: how long to wait for a database that is away.
+        make_tables: those of Optuna that are missing.
+    """
+    with opening():
+        database = RDBStorage(url, engine_kwargs, skip_table_creation=not make_tables)
+    return SharedStorage(database, patience)
+
+
+class SharedStorage(BaseStorage):
+    """See the module.
+
+    Attributes:
+        engine: SQLAlchemy's; our own tables use the same connections.
+        patience: how long to wait for a database that is away.
+
+    Args:
+        database: Optuna's own storage.
+        patience: how long to wait.
+    """
+
+    def __init__(self, database: RDBStorage, patience: Patience) -> None:
+        self.engine = database.engine
+        self.patience = patience
+        self._database = database
+        self._optunas = optuna.storages.get_storage(database)
+        """Reads a finished trial once."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process has connections of its own."""
+        database = self._database
+        return opened, (database.url, database.engine_kwargs, self.patience)
+
+    def remove_session(self) -> None:
+        """Close this thread's session."""
+        self._optunas.remove_session()
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        def once() -> T:
+            try:
+                return call()
+            except Exception:
+                self.remove_session()  # one that failed is of no use any more
+                raise
+
+        return self.patience(once)
+
+    def _reading(self, call: Callable[[], T]) -> T:
+        with reading():
+            return self._patiently(call)
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        """As Optuna's."""
+        return self._patiently(lambda: self._optunas.create_new_study(directions, study_name))
+
+    def delete_study(self, study_id: int) -> None:
+        """As Optuna's. Deleting what an earlier attempt has deleted is success."""
+        attempts = 0
+
+        def once() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self._optunas.delete_study(study_id)
+            except KeyError:
+                if attempts == 1:
+                    raise
+
+        self._patiently(once)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna's."""
+        self._patiently(lambda: self._optunas.set_study_user_attr(study_id, key, value))
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """As Optuna's."""
+        self._patiently(lambda: self._optunas.set_study_system_attr(study_id, key, value))
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_study_id_from_name(study_name))
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """As Optuna's, always from the database: somebody may have deleted the study."""
+        return self._reading(lambda: self._database.get_study_name_from_id(study_id))
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_study_directions(study_id))
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_study_user_attrs(study_id))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_study_system_attrs(study_id))
+
+    def get_all_studies(self) -> list[Any]:
+        """As Optuna's."""
+        return self._reading(self._optunas.get_all_studies)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As Optuna's. Not repeated here: a second attempt could make a second trial."""
+        try:
+            return self._optunas.create_new_trial(study_id, template_trial)
+        except Exception:
+            self.remove_session()
+            raise
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """As Optuna's."""
+        parameter = (param_name, param_value_internal, distribution)
+        self._patiently(lambda: self._optunas.set_trial_param(trial_id, *parameter))
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's. Setting what an earlier attempt has set is success."""
+        attempts = 0
+
+        def once() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return self._optunas.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if attempts > 1 and self._agrees(trial_id, state, values):
+                    return True
+                raise
+
+        return self._patiently(once)
+
+    def _agrees(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        trial = self.get_trial(trial_id)
+        return trial.state == state and trial.values == (None if values is None else list(values))
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """As Optuna's."""
+        reported = (step, intermediate_value)
+        self._patiently(lambda: self._optunas.set_trial_intermediate_value(trial_id, *reported))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna's."""
+        self._patiently(lambda: self._optunas.set_trial_user_attr(trial_id, key, value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """As Optuna's."""
+        self._patiently(lambda: self._optunas.set_trial_system_attr(trial_id, key, value))
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_trial(trial_id))
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_all_trials(study_id, deepcopy, states))
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        """As Optuna's."""
+        place = (study_id, trial_number)
+        return self._reading(lambda: self._optunas.get_trial_id_from_study_id_trial_number(*place))
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """As Optuna's."""
+        return self._reading(lambda: self._optunas.get_best_trial(study_id))

@@ -1,0 +1,276 @@
+"""The door to the database: Optuna's tables and ours, opened together."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import URL, Engine, create_engine, exc, text
+from sqlalchemy.pool import NullPool
+
+from mqasearch.database import (
+    ClaimRow,
+    Patience,
+    TaskRow,
+    engine_settings,
+    for_optuna,
+    hidden,
+    is_away,
+    one_line,
+    parse,
+    reading,
+    schema,
+    sqlite_file,
+)
+from mqasearch.errors import DatabaseAwayError, ReadOnlyError, StorageError
+from mqasearch.queue import GRACE_SECONDS, list_workers
+from mqasearch.record.old_trials import end_old_trials, task_rows
+from mqasearch.record.optuna_storage import SharedStorage, opened, opening
+
+LOCK = 7_305_216_802
+"""PostgreSQL's advisory lock under which one process makes the tables."""
+
+
+OPENING_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An open database.
+
+    Attributes:
+        optuna: for ``optuna.load_study`` and its like.
+        engine: for our own tables; the connections are shared with ``optuna``.
+        patience: for whatever else talks to the database.
+        url_hidden: the URL as it may be shown.
+        grace: seconds of silence after which what a worker has in hand is given to others.
+    """
+
+    optuna: SharedStorage
+    engine: Engine
+    patience: Patience
+    url_hidden: str
+    grace: int
+
+    def close(self) -> None:
+        """Close the connections. What is open elsewhere stays open."""
+        self.optuna.remove_session()
+        self.engine.dispose()
+
+
+def open_storage(
+    url: str,
+    *,
+    create: bool = True,
+    read_only: bool = False,
+    patience: Patience | None = None,
+    grace: int = GRACE_SECONDS,
+) -> Storage:
+    """Open a database for studies, or say within seconds why that is impossible.
+
+    Only what happens later, when work may be lost, waits for a database that is away.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql://…``.
+        create: make the tables, and SQLite's file, if there are none.
+        read_only: for those who only look; the database need not be writable.
+        patience: with a database that is away, from the second connection on.
+        grace: seconds of silence after which what a worker has in hand is given to others.
+
+    Raises:
+        StorageError: the URL does not parse; the database refuses, is read-only, or of another
+            schema. One line, without a password.
+        DatabaseAwayError: it does not answer; one line likewise.
+    """
+    parsed = parse(url)
+    shown = hidden(parsed)
+    create = create and not read_only
+    _check_file(parsed, shown, create)
+    with _faults_of(parsed, shown):
+        first = _first_engine(parsed)
+        _check_access(first, shown, read_only)
+        patience = patience or Patience()
+        connect = partial(_shared_storage, parsed, patience)
+        if create and schema.current(first) is None:
+            _make_tables(first, connect)
+        schema.check(first)
+        if not read_only:
+            _check_rights(first, shown)
+        shared = connect()
+    return Storage(shared, shared.engine, patience, shown, grace)
+
+
+def upgrade_storage(url: str) -> None:
+    """Bring the tables of an older mqasearch and an older Optuna up to the installed versions.
+
+    Raises:
+        StorageError, DatabaseAwayError: as ``open_storage``.
+    """
+    parsed = parse(url)
+    shown = hidden(parsed)
+    _check_file(parsed, shown, create=True)
+    with _faults_of(parsed, shown):
+        first = _first_engine(parsed)
+        _check_access(first, shown, read_only=False)
+        with _one_at_a_time(first):
+            with opening():
+                database = RDBStorage(
+                    for_optuna(parsed),
+                    engine_kwargs=engine_settings(parsed),
+                    skip_compatibility_check=True,
+                )
+                if database.get_current_version() != database.get_head_version():
+                    database.upgrade()
+            before = schema.current(first)
+            if before in schema.WITHOUT_QUEUE:
+                _check_nobody_works(first, shown)
+            shared = SharedStorage(database, Patience())
+            rows = task_rows(shared) if before in schema.WITHOUT_QUEUE else []
+            schema.upgrade(first, rows)  # last, as in _make_tables
+            end_old_trials(shared)
+            shared.remove_session()
+            database.engine.dispose()
+
+
+def _check_nobody_works(engine: Engine, shown: str) -> None:
+    """Workers of a version without a queue would go on without it."""
+    if not schema.has_workers(engine):
+        return
+    alive = [worker for worker in list_workers(engine) if worker.alive]
+    if alive:
+        raise StorageError(
+            f"{shown}: {len(alive)} worker(s) of an older mqasearch are at work in it "
+            f"({', '.join(f'process {one.pid} on {one.host}' for one in alive)}); stop them, "
+            "which loses nothing, wait a minute, and upgrade then"
+        )
+
+
+def _make_tables(engine: Engine, connect: Callable[..., SharedStorage]) -> None:
+    """Optuna's and ours, unless another process has made them meanwhile.
+
+    Ours are the last: whoever sees them, without a lock, may count on all others.
+    """
+    with _one_at_a_time(engine):
+        if schema.current(engine) is None:
+            shared = connect(make_tables=True)
+            shared.remove_session()
+            shared.engine.dispose()
+            schema.upgrade(engine)
+
+
+def _shared_storage(url: URL, patience: Patience, *, make_tables: bool = False) -> SharedStorage:
+    connect = partial(
+        opened, for_optuna(url), engine_settings(url), patience, make_tables=make_tables
+    )
+    try:
+        # Two processes that open a new SQLite file at once may meet; one tries again.
+        return Patience(OPENING_SECONDS)(connect)
+    except RuntimeError as error:  # Optuna's word for tables of another Optuna
+        raise StorageError(
+            f"{hidden(url)} was made by another Optuna than {optuna.__version__}; bring it up: "
+            f"mqasearch db upgrade --storage {hidden(url)}"
+        ) from error
+
+
+def _first_engine(url: URL) -> Engine:
+    """For the questions asked before anything else; keeps no connection."""
+    settings = engine_settings(url)
+    return create_engine(
+        url,
+        poolclass=NullPool,
+        plugins=settings["plugins"],
+        connect_args=settings["connect_args"],
+    )
+
+
+def _check_file(url: URL, shown: str, create: bool) -> None:
+    path = sqlite_file(url)
+    if path is None or path.exists():
+        return
+    if not path.absolute().parent.is_dir():
+        raise StorageError(f"{shown}: there is no folder {path.parent}; make it first")
+    if not create:
+        raise StorageError(
+            f"{shown}: there is no such file; make a study in it with "
+            f"`mqasearch create STUDY.yaml --storage {shown}`"
+        )
+
+
+def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
+    """Connects for the first time, and finds out whether it may write."""
+    with reading() if read_only else nullcontext(), engine.connect() as connection:
+        if read_only:
+            connection.execute(text("SELECT 1"))
+            return
+        if connection.dialect.name == "sqlite":
+            version = connection.execute(text("PRAGMA user_version")).scalar_one()
+            connection.execute(text(f"PRAGMA user_version = {version}"))  # undone with the block
+        if connection.dialect.name == "postgresql":
+            setting = connection.execute(text("SHOW transaction_read_only")).scalar_one()
+            if setting == "on":
+                raise ReadOnlyError(
+                    f"{shown} is read-only (a standby server, or set so); use the primary server"
+                )
+
+
+def _check_rights(engine: Engine, shown: str) -> None:
+    if engine.dialect.name != "postgresql":
+        return
+    needed = (ClaimRow, TaskRow)
+    rights = [f"has_table_privilege('{table.__tablename__}', 'INSERT')" for table in needed]
+    with engine.connect() as connection:
+        if not connection.execute(text(f"SELECT {' AND '.join(rights)}")).scalar_one():
+            raise ReadOnlyError(
+                f"{shown}: the user {engine.url.username!r} may only read, or less than this "
+                "version needs; use one with the rights of a worker (dashboards/roles.sql, to be "
+                "run after each upgrade)"
+            )
+
+
+@contextmanager
+def _one_at_a_time(engine: Engine) -> Iterator[None]:
+    """One process makes or changes tables. SQLite's write lock does that by itself."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        yield
+
+
+@contextmanager
+def _faults_of(url: URL, shown: str) -> Iterator[None]:
+    """What drivers and databases say, as one line that tells what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (ImportError, exc.NoSuchModuleError):
+        driver = url.drivername.partition("+")[2] or url.drivername
+        raise StorageError(
+            f"{shown} needs the database driver {driver!r}; install it: pip install {driver}"
+        ) from None
+    except (exc.SQLAlchemyError, StorageInternalError) as error:
+        said = one_line(error)
+        if is_away(error):
+            raise DatabaseAwayError(f"{shown}: {said}; {_advice(url, said)}") from error
+        kind = ReadOnlyError if _says_read_only(said) else StorageError
+        raise kind(f"{shown}: {said}; {_advice(url, said)}") from error
+
+
+def _says_read_only(said: str) -> bool:
+    return "readonly" in said or "read-only" in said
+
+
+def _advice(url: URL, said: str) -> str:
+    if _says_read_only(said):
+        return "make it writable, or give another --storage"
+    if "permission denied" in said:
+        return "ask the owner for the rights in dashboards/roles.sql"
+    if sqlite_file(url) is not None:
+        return "give another --storage if this is not an SQLite database you may write"
+    return "see that the server runs, and that host, port, database, user and password are right"

@@ -1,1 +1,0 @@
-"""Alembic's environment; :mod:`mqasearch.results.schema` drives it."""

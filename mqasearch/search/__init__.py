@@ -1,1 +1,0 @@
-"""Studies: where Optuna, the model and SQL meet."""

@@ -1,1 +1,0 @@
-"""From a mask to something that serves: mask JSON, checkpoints, latency."""

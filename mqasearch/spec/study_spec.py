@@ -1,0 +1,400 @@
+"""The study file: what to search, on what, with which selectors.
+
+Strict inside, friendly at the door: a bare string is accepted for a model, a merge, a task and a
+selector, a bare number for the budget; an unknown key or name is answered with the nearest known
+one; all faults are reported at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from mqasearch.errors import MqasearchError, SpecError, unknown_name
+from mqasearch.mask import ModelShape
+from mqasearch.score import DEFAULT_METRIC, TaskSpec
+from mqasearch.spec.budgets import BudgetEntry, OneBudget, auto_budgets, budgets_door
+from mqasearch.spec.faults import faults_of
+from mqasearch.spec.yaml_text import read_yaml
+from mqasearch.tolerance import ToleranceEntry, as_list
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""NumPy's and Optuna's generators take no other."""
+
+
+def _no_check(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class KnownNames:
+    """What upper floors know and the spec may name; each check raises or returns None.
+
+    Attributes:
+        model: check of a model's name.
+        task: check of (task, metric).
+        objective: check of all tasks with their metrics together.
+        selectors: name → check of its parameters.
+        merges: name → check of its parameters.
+        least_documents: of (metric, margin): on how many the metric can be shown to have lost less
+            than the margin at all.
+        recommended: selector → parameters, for a file that names neither selectors nor masks.
+    """
+
+    model: Callable[[str], None] = _no_check
+    task: Callable[[str, str], object] = _no_check
+    selectors: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
+    merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
+    objective: Callable[[Mapping[str, str]], object] = _no_check
+    least_documents: Callable[[str, float], int] = lambda metric, margin: 0
+    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _named(key: str = "name") -> BeforeValidator:
+    """Accept a bare string where a mapping with ``name`` is meant."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Strict):
+    """The model: hub id, local folder, GGUF file, or ``smollm2-135m``."""
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.model, name)
+        return name
+
+
+class _NamedParameters(BaseModel):
+    """A name and whatever else is given, as its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class MergeEntry(_NamedParameters):
+    """How the KV heads of a converted layer are merged."""
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames) and info.context.merges:
+            _check_named("merge", self, info.context.merges)
+        return self
+
+
+DEFAULT_MERGE = MergeEntry.model_validate({"name": "aligned", "tune": True})
+"""The one that loses least (benchmarks/merges.md)."""
+
+
+class SelectorEntry(_NamedParameters):
+    """One competitor: a selector, the number of its trials, its parameters."""
+
+    n_trials: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames) and info.context.selectors:
+            _check_named("selector", self, info.context.selectors)
+        return self
+
+
+class TaskEntry(_Strict):
+    """One benchmark; ``limit`` overrides ``documents.search``."""
+
+    name: str
+    metric: str = DEFAULT_METRIC
+    num_fewshot: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.task, self.name, self.metric)
+        return self
+
+
+class DocumentsEntry(_Strict):
+    """How many documents of each split; None = all of it.
+
+    ``search: full`` scores every document unsplit, so that nothing is left to confirm on; but those
+    of the calibration split where the merge reads that: it was fitted to their right answers.
+
+    ``confirmation: 0`` confirms nothing.
+    """
+
+    search: Annotated[int, Field(ge=2)] | Literal["full"] | None = 32
+    confirmation: int | None = Field(default=400, ge=0)
+    calibration_tokens: int = Field(default=32_768, ge=1)
+    seed: Seed = 0
+
+    @field_validator("confirmation")
+    @classmethod
+    def _more_than_one(cls, confirmation: int | None) -> int | None:
+        if confirmation == 1:
+            raise ValueError("one document has no standard error; give 2 or more, or 0 for none")
+        return confirmation
+
+    @property
+    def hold_out(self) -> bool:
+        """Whether any documents are left to confirm masks on."""
+        return self.search != "full" and self.confirmation != 0
+
+
+class HealEntry(_Strict):
+    """The best mask of each selector is healed, and confirmed once more.
+
+    ``steps`` of distillation from the original, at most; ``tokens`` of different calibration text,
+    None = as many as the steps see.
+    """
+
+    steps: Annotated[int, Field(ge=1, lt=10**7)] | Literal["auto"] = "auto"
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+def _heal_door(value: object) -> object:
+    if isinstance(value, bool):  # yes and no, as YAML has them
+        return {} if value else None
+    return {"steps": value} if isinstance(value, str | int) else value
+
+
+_PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}
+"""What a study file may say → the pruner that it means."""
+
+
+class PrunerEntry(_Strict):
+    """Gives up a mask whose mean is clearly worse than that of the best one of its size.
+
+    Names are those of Optuna's ``WilcoxonPruner``; a step is a document. ``p_threshold`` is the
+    level of a whole race. The name ``wilcoxon``, which study files had before the test was one of
+    the mean, is read as ``paired_mean``.
+    """
+
+    name: str
+    p_threshold: float = Field(default=0.01, gt=0, lt=0.5)
+    n_startup_steps: int = Field(default=50, ge=2)
+    interval_steps: int = Field(default=25, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in _PRUNERS:
+            raise ValueError(unknown_name("pruner", name, _PRUNERS))
+        return _PRUNERS[name]
+
+
+OneSelector = Annotated[SelectorEntry, _named()]
+OneTask = Annotated[TaskEntry, _named()]
+
+
+class StudySpec(_Strict):
+    """A study file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    model: Annotated[ModelEntry, _named()]
+    merge: Annotated[MergeEntry, _named()] = DEFAULT_MERGE
+    target_kv_heads: int = Field(default=1, ge=1)
+    budget: Annotated[list[OneBudget], BeforeValidator(budgets_door)]
+    tasks: list[OneTask] = Field(min_length=1)
+    documents: DocumentsEntry = DocumentsEntry()
+    selectors: list[OneSelector] = Field(default=[])
+    enqueue: dict[str, list[int]] = Field(default={})
+    tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list)] = []
+    pruner: Annotated[PrunerEntry, _named()] | None = None
+    heal: Annotated[HealEntry | None, BeforeValidator(_heal_door)] = None
+    n_trials: int = Field(default=30, ge=1)
+    seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recommended(cls, data: Any, info: ValidationInfo) -> Any:
+        if not isinstance(info.context, KnownNames) or not isinstance(data, Mapping):
+            return data
+        if "selectors" in data or "enqueue" in data:  # an empty list is a choice too
+            return data
+        known = info.context.recommended
+        chosen = [{"name": name, **parameters} for name, parameters in known.items()]
+        return {**data, "selectors": chosen} if chosen else data
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        if "original" in self.enqueue:
+            raise ValueError("enqueue: the original is scored under that name; choose another")
+        if not self.selectors and not self.enqueue:
+            raise ValueError(
+                "selectors: name at least one selector, or masks to enqueue; without the key the "
+                "recommended ones are taken"
+            )
+        for what, names in (
+            ("selectors", [selector.name for selector in self.selectors]),
+            ("tasks", [task.name for task in self.tasks]),
+            ("budget", [budget.label for budget in self.budget]),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what}: {', '.join(twice)} given twice")
+        if self.heal is not None and not self.documents.hold_out:
+            raise ValueError("heal: nothing is held out to confirm healed masks on")
+        if self.heal is not None and not self.selectors:
+            raise ValueError("heal: masks enqueued by name are not healed; name a selector")
+        if self.pruner is not None and len(self.tasks) > 1:
+            raise ValueError("pruner: masks are compared on one task; name one, or leave it out")
+        if isinstance(info.context, KnownNames):
+            _checked(info.context.objective, self.metrics)
+        return self
+
+    @model_validator(mode="after")
+    def _tolerable(self, info: ValidationInfo) -> Self:
+        known = info.context if isinstance(info.context, KnownNames) else KnownNames()
+        names = [task.name for task in self.tasks]
+        if self.tolerance and not self.documents.hold_out:
+            key = "search: full" if self.documents.search == "full" else "confirmation: 0"
+            raise ValueError(f"tolerance: with documents.{key} nothing is held out to show it on")
+        if self.tolerance and not self.selectors:
+            raise ValueError("tolerance: masks enqueued by name are not confirmed; name a selector")
+        faults = [
+            entry.fault(
+                names,
+                partial(_lacks, known, entry.metric),
+                self.documents.confirmation,
+                known.least_documents(entry.metric, entry.margin),
+            )
+            for entry in self.tolerance
+        ]
+        if said := "; ".join(filter(None, faults)):
+            raise ValueError(f"tolerance: {said}")
+        return self
+
+    @field_serializer("budget", mode="wrap")
+    def _auto(self, budget: list[BudgetEntry], handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(budget) if budget else "auto"
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Task → the metric that the search optimises on it."""
+        return {task.name: task.metric for task in self.tasks}
+
+    @property
+    def task_specs(self) -> tuple[TaskSpec, ...]:
+        """The tasks, with ``documents.search`` filled in where a task has no limit of its own."""
+        search = self.documents.search
+        default = None if search == "full" else search
+        return tuple(
+            TaskSpec(task.name, task.metric, task.num_fewshot, task.limit or default, task.weight)
+            for task in self.tasks
+        )
+
+    def with_sizes(self, shape: ModelShape) -> "StudySpec":
+        """With what ``budget: auto`` means for a model of this shape; any other budget as it is."""
+        if self.budget:
+            return self
+        return self.model_copy(update={"budget": auto_budgets(shape.n_layers)})
+
+    def comparisons(self) -> dict[str, "StudySpec"]:
+        """One comparison per budget: its name → the spec with that budget alone.
+
+        Of a spec ``with_sizes``: ``budget: auto`` has none yet.
+        """
+        assert self.budget, "budget: auto takes its sizes from the model"
+        if len(self.budget) == 1:
+            return {self.name: self}
+        return {
+            f"{self.name}-{budget.label}": self.model_copy(
+                update={"name": f"{self.name}-{budget.label}", "budget": [budget]}
+            )
+            for budget in self.budget
+        }
+
+
+def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
+    """Read a study file.
+
+    Raises:
+        SpecError: unreadable, not YAML, or with faults; all of them at once.
+    """
+    return parse_spec(read_yaml(path), str(path), known)
+
+
+def parse_spec(data: object, where: str, known: KnownNames | None = None) -> StudySpec:
+    """Validate what a study file holds.
+
+    Raises:
+        SpecError: every fault, one line each.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(where, ["expected keys such as name, model, budget, tasks and selectors"])
+    try:
+        return StudySpec.model_validate(data, context=known)
+    except ValidationError as error:
+        raise SpecError(where, faults_of(error, _unknown_key)) from None
+
+
+def _said(check: Callable[..., object], *arguments: Any) -> str:
+    """What a check has to say; empty if it has nothing."""
+    try:
+        check(*arguments)
+    except MqasearchError as error:
+        return str(error)
+    return ""
+
+
+def _lacks(known: KnownNames, metric: str, task: str) -> str:
+    return _said(known.task, task, metric)
+
+
+def _checked(check: Callable[..., object], *arguments: Any) -> None:
+    if said := _said(check, *arguments):
+        raise ValueError(said)
+
+
+def _check_named(
+    kind: str,
+    entry: _NamedParameters,
+    known: Mapping[str, Callable[[Mapping[str, Any]], None]],
+) -> None:
+    if entry.name not in known:
+        raise ValueError(unknown_name(kind, entry.name, known))
+    _checked(known[entry.name], entry.parameters)
+
+
+_ENTRIES: Mapping[str, type[BaseModel]] = {
+    "model": ModelEntry,
+    "tasks": TaskEntry,
+    "documents": DocumentsEntry,
+    "budget": BudgetEntry,
+    "pruner": PrunerEntry,
+    "heal": HealEntry,
+    "tolerance": ToleranceEntry,
+}
+
+
+def _unknown_key(loc: tuple[int | str, ...]) -> str:
+    entry = _ENTRIES.get(str(loc[0]), StudySpec) if len(loc) > 1 else StudySpec
+    return unknown_name("key", str(loc[-1]), entry.model_fields)

@@ -1,0 +1,214 @@
+"""Selectors side by side at the budget, read from the database alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from mqasearch.mask import LayerMask
+from mqasearch.record import (
+    ENQUEUED,
+    StudyFacts,
+    TrialFacts,
+    confirmation,
+    study_facts,
+    trial_facts,
+)
+from mqasearch.selectors import INVALID_KEY
+from mqasearch.study.held_out_values import HeldOut, held_out, metric_of, parts_of
+from mqasearch.study.ranking import best
+
+HEADLINES = ("acc_norm", "acc")
+"""The accuracy that a table shows, the first that a task has."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTrial:
+    """A trial that was scored."""
+
+    number: int
+    facts: TrialFacts
+
+    @property
+    def n_converted(self) -> int:
+        """Layers that its mask converts."""
+        return self.facts.n_converted
+
+    @property
+    def value(self) -> float:
+        """The objective."""
+        return self.facts.value
+
+    @property
+    def given_up(self) -> int | None:
+        """Documents after which the mask was given up; None where all were scored."""
+        return self.facts.given_up
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One selector.
+
+    Attributes:
+        comparison: that it is part of.
+        budget: layers that a mask at the budget converts; of an enqueued mask its own.
+        selector: its name, or that of an enqueued mask.
+        mask: the best mask at the budget; None before the first.
+        layers: its converted layers.
+        value: search objective of that mask.
+        delta: value − the original model's.
+        trial_number: of that mask.
+        n_trials: trials that were scored, probes included.
+        n_scored: those that were not in the database already.
+        n_failed: masks that have no score.
+        seconds: spent scoring.
+        confirmed: task → metric → held-out result; empty before confirmation.
+        kv_bytes_per_token: original and converted.
+        metric: that the value is of; ``value`` where tasks have several.
+        stderr: standard error of ``value``.
+        delta_stderr: that of ``delta``, paired by document.
+        n_docs: task → documents that chose the mask.
+        held_out: the objective on documents that the search never saw; None before confirmation.
+        healed: task → metric → held-out result of the mask after healing, against the original;
+            empty if the study does not heal, or before confirmation.
+        healed_held_out: the objective of the healed mask.
+    """
+
+    comparison: str
+    budget: int
+    selector: str
+    mask: str | None
+    layers: tuple[int, ...]
+    value: float | None
+    delta: float | None
+    trial_number: int | None
+    n_trials: int
+    n_scored: int
+    n_failed: int
+    seconds: float
+    confirmed: dict[str, dict[str, Any]]
+    kv_bytes_per_token: int | None
+    metric: str = "value"
+    stderr: float | None = None
+    delta_stderr: float | None = None
+    n_docs: dict[str, int] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+    healed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    healed_held_out: HeldOut | None = None
+
+
+def best_trial(study: optuna.Study) -> FinishedTrial | None:
+    """The best mask at the budget; the earlier one of equals."""
+    at_budget = _trials(study, TrialState.COMPLETE)
+    return best(at_budget, maximize=study.direction == StudyDirection.MAXIMIZE)
+
+
+def finished(study: optuna.Study) -> list[FinishedTrial]:
+    """Every scored trial, probes included, in the order of their numbers."""
+    return _trials(study, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _trials(study: optuna.Study, *states: TrialState) -> list[FinishedTrial]:
+    return [
+        FinishedTrial(trial.number, facts)
+        for trial in study.get_trials(deepcopy=False, states=states)
+        if (facts := trial_facts(trial)) is not None
+    ]
+
+
+def compare(studies: Iterable[optuna.Study]) -> list[ComparisonRow]:
+    """One row per selector in the order given, and one per mask that was enqueued by name."""
+    rows = []
+    for study in studies:
+        facts = study_facts(study.user_attrs)
+        if facts is not None and facts.selector == ENQUEUED:
+            rows += [_named_row(facts, trial) for trial in finished(study)]
+        else:
+            rows.append(_row(study))
+    return rows
+
+
+def _named_row(of: StudyFacts, trial: FinishedTrial) -> ComparisonRow:
+    facts = trial.facts
+    return ComparisonRow(
+        comparison=of.comparison,
+        budget=facts.n_converted,
+        selector=facts.name or facts.mask,
+        mask=facts.mask,
+        layers=LayerMask.parse(facts.mask).layers,
+        value=facts.value,
+        delta=facts.delta,
+        trial_number=trial.number,
+        n_trials=1,
+        n_scored=int(not facts.reused),
+        n_failed=0,
+        seconds=facts.seconds,
+        confirmed={},
+        kv_bytes_per_token=facts.kv_bytes_per_token,
+        metric=metric_of(parts_of(of.spec)),
+        stderr=facts.stderr,
+        delta_stderr=facts.delta_stderr,
+        n_docs=facts.n_docs,
+    )
+
+
+def _row(study: optuna.Study) -> ComparisonRow:
+    facts = study_facts(study.user_attrs)
+    assert facts is not None, "only mqasearch's own studies are compared"
+    rows = finished(study)
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    row = ComparisonRow(
+        comparison=facts.comparison,
+        budget=facts.n_converted,
+        selector=facts.selector,
+        mask=None,
+        layers=(),
+        value=None,
+        delta=None,
+        trial_number=None,
+        n_trials=len(rows),
+        n_scored=sum(not row.facts.reused for row in rows),
+        n_failed=sum(INVALID_KEY in trial.user_attrs for trial in failed),
+        seconds=sum(row.facts.seconds for row in rows),
+        confirmed={},
+        kv_bytes_per_token=None,
+        metric=metric_of(parts_of(facts.spec)),
+    )
+    chosen = best_trial(study)
+    if chosen is None:
+        return row
+    confirmed = confirmation(study.user_attrs)
+    is_current = confirmed is not None and confirmed["trial_number"] == chosen.number
+    tasks = confirmed["tasks"] if confirmed is not None and is_current else {}
+    healed = confirmed.get("healed", {}).get("tasks", {}) if confirmed and is_current else {}
+    parts = parts_of(facts.spec)
+    return replace(
+        _with_best(row, chosen),
+        confirmed=tasks,
+        held_out=held_out(parts, tasks),
+        healed=healed,
+        healed_held_out=held_out(parts, healed),
+    )
+
+
+def _with_best(row: ComparisonRow, chosen: FinishedTrial) -> ComparisonRow:
+    return replace(
+        row,
+        mask=chosen.facts.mask,
+        layers=LayerMask.parse(chosen.facts.mask).layers,
+        value=chosen.facts.value,
+        delta=chosen.facts.delta,
+        trial_number=chosen.number,
+        kv_bytes_per_token=chosen.facts.kv_bytes_per_token,
+        stderr=chosen.facts.stderr,
+        delta_stderr=chosen.facts.delta_stderr,
+        n_docs=chosen.facts.n_docs,
+    )
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The metric of a task that a table shows."""
+    return next((name for name in HEADLINES if name in metrics), next(iter(metrics)))

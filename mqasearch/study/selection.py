@@ -1,0 +1,318 @@
+"""Optuna studies with their selectors: what a name means, and what is left to do in each."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import optuna
+from optuna.storages import BaseStorage
+
+from mqasearch.errors import StorageError, unknown_name
+from mqasearch.mask import LayerMask
+from mqasearch.queue import Queue, Task
+from mqasearch.record import ENQUEUED, SharedStorage, StudyFacts, model_facts, study_facts
+from mqasearch.selectors import History, MaskTrial, Selector, repaired, selector_of
+from mqasearch.study.ending import (
+    fault_of_all,
+    fault_of_masks,
+    fault_of_original,
+    why_masks,
+    why_original,
+)
+from mqasearch.study.generations import meant_by
+
+Preference = Callable[[Sequence[LayerMask]], LayerMask]
+"""Chooses one of several masks, at least one of which is given."""
+
+
+class Outlook(Enum):
+    """What a study has for a worker that is free."""
+
+    READY = "ready"
+    """A mask to score now."""
+    WAIT = "wait"
+    """Whatever comes next depends on masks that are being scored."""
+    DONE = "done"
+    """Nothing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found of a study at one moment.
+
+    Attributes:
+        outlook: whether a mask can be scored.
+        n_tasks: that the study had.
+        wanted: equally wanted new masks, if no task is free.
+    """
+
+    outlook: Outlook
+    n_tasks: int
+    wanted: Sequence[LayerMask] = ()
+
+
+@dataclass
+class Selection:
+    """One selector's study.
+
+    The facts are those that were read when it was opened, or by ``has_more``.
+
+    Attributes:
+        facts: what the study is.
+        study: the record that Optuna keeps.
+        study_id: Optuna's number of it.
+        selector: chooses the masks.
+        queue: of the masks.
+    """
+
+    facts: StudyFacts
+    study: optuna.Study
+    study_id: int
+    selector: Selector
+    queue: Queue
+
+    def tasks(self) -> list[Task]:
+        """Every task of the study by number."""
+        return self.queue.tasks(self.study_id)
+
+    def next(self, prefer: Preference) -> Task | Outlook:
+        """The task that this worker does next, or why there is none now.
+
+        Args:
+            prefer: which of equally wanted masks this worker scores, the cheapest for it, say.
+
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
+        while True:
+            look = self.look()
+            if look.outlook != Outlook.READY:
+                return look.outlook
+            if not look.wanted:  # another worker may be about to take what is free
+                return self.queue.take(self.study_id) or Outlook.WAIT
+            task = self.queue.add(self.study_id, look.n_tasks, str(prefer(look.wanted)))
+            if task is not None:
+                return task  # else another worker has added one
+
+    def outlook(self) -> Outlook:
+        """Whether a mask can be scored now, must wait for others, or is not needed."""
+        return self.look().outlook
+
+    def look(self) -> Look:
+        """``outlook``, and what it rests on.
+
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
+        look = self._look(self.tasks())
+        if look.outlook != Outlook.READY:
+            self._facts_now()
+        return look
+
+    def _look(self, tasks: Sequence[Task]) -> Look:
+        n_tasks = len(tasks)
+        after_running = Outlook.DONE
+        if any(task.state == "leased" and not task.is_free for task in tasks):
+            after_running = Outlook.WAIT
+        if fault_of_original(tasks) is not None:
+            return Look(Outlook.DONE, n_tasks)
+        if self._fault_of_masks(tasks) is not None:
+            return Look(after_running, n_tasks)
+        if any(task.is_free for task in tasks):
+            return Look(Outlook.READY, n_tasks)
+        if self.facts.n_trials is not None and n_tasks >= self.facts.n_trials:
+            return Look(after_running, n_tasks)
+        wants = self.selector.wants(self.history(tasks))
+        if wants.masks:
+            return Look(Outlook.READY, n_tasks, wants.masks)
+        return Look(Outlook.DONE if wants.done else Outlook.WAIT, n_tasks)
+
+    def history(self, tasks: Sequence[Task] | None = None) -> History:
+        """All that the study knows about masks; ``tasks``: all of them, if just read."""
+        sign = -1.0 if self.facts.maximize else 1.0
+        tasks = self.tasks() if tasks is None else tasks
+        return History([_mask_trial(task, sign) for task in tasks], len(tasks))
+
+    def completed(self, fixed: Mapping[int, bool]) -> LayerMask:
+        """The mask with the flags that are given; if some are missing, at the budget.
+
+        Args:
+            fixed: layer → whether it is converted.
+        """
+        if len(fixed) == self.facts.n_layers:
+            return LayerMask(tuple(fixed[layer] for layer in range(len(fixed))))
+        history = self.history()
+        wanted = self.selector.wants(history).masks
+        mask = wanted[0] if wanted else self.selector.spare(history)
+        rng = self.selector.generator(history)
+        return repaired(mask, self.facts.n_converted, rng, fixed=fixed)
+
+    def has_more(self) -> bool:
+        """Read the facts again: whether somebody has added trials since they were read.
+
+        Raises:
+            StorageError: somebody has deleted the study.
+        """
+        facts = self._facts_now()
+        if facts is None or facts.extension == self.facts.extension:
+            return False
+        self.facts, self.selector = facts, _selector(facts)
+        return True
+
+    def _facts_now(self) -> StudyFacts | None:
+        try:
+            return study_facts(self.study.user_attrs)
+        except KeyError:
+            name = self.study.study_name
+            raise StorageError(
+                f"study {name!r} is no longer in the database; somebody deleted it"
+            ) from None
+
+    def fault_of_original(self) -> str | None:
+        """Why the original model cannot be scored, as far as this study knows."""
+        return fault_of_original(self.tasks())
+
+    def fault_of_masks(self) -> str | None:
+        """Why this study ended although its plan or its trials did not, or found no mask."""
+        tasks = self.tasks()
+        if self._look(tasks).outlook != Outlook.DONE:
+            return None
+        return self._fault_of_masks(tasks) or fault_of_all(self.facts, tasks)
+
+    def _fault_of_masks(self, tasks: Sequence[Task]) -> str | None:
+        """Masks that were enqueued by name are each wanted for itself: one says nothing about the
+        next."""
+        if self.facts.selector == ENQUEUED:
+            return None
+        return fault_of_masks(tasks, self.selector.most_invalid_in_a_row())
+
+    def dtype(self) -> str | None:
+        """That scores are computed in; None before the first worker."""
+        agreed = model_facts(self.study.user_attrs)
+        return None if agreed is None else agreed.dtype
+
+    def certain(self) -> Sequence[LayerMask]:
+        """Masks that will be asked for, whatever those that are running score."""
+        if self.facts.n_trials is not None:  # the number of trials may cut a plan short
+            return ()
+        return self.selector.wants(self.history()).certain
+
+    def expected_trials(self) -> int:
+        """About how many trials the study will have; a plan may end earlier or later."""
+        if self.facts.n_trials is not None:
+            return self.facts.n_trials
+        expected = self.selector.expected_trials()
+        return len(self.tasks()) if expected is None else expected
+
+    def trials_left(self) -> int:
+        """About how many trials are to be finished; 0 once the study is done."""
+        if self.outlook() == Outlook.DONE:
+            return 0
+        return max(1, self.expected_trials() - sum(task.is_scored for task in self.tasks()))
+
+
+def _mask_trial(task: Task, sign: float) -> MaskTrial:
+    mask = _mask(task.mask)
+    if task.state == "complete" or task.state == "pruned":
+        assert task.value is not None
+        return MaskTrial(task.number, mask, task.state, sign * task.value)
+    if task.state == "invalid":
+        return MaskTrial(task.number, mask, "invalid", math.inf)
+    return MaskTrial(task.number, mask, "running", math.nan)
+
+
+@lru_cache(maxsize=16384)
+def _mask(text: str) -> LayerMask:
+    """Read once: a study's history is read before every trial."""
+    return LayerMask.parse(text)
+
+
+def why_ended(selections: Sequence[Selection]) -> str | None:
+    """One line on studies of a study file that ended because scores are missing, if any did."""
+    for selection in selections:
+        if (fault := selection.fault_of_original()) is not None:
+            return why_original(selection.facts, fault, selection.dtype())
+    faults = {s.study.study_name: fault for s in selections if (fault := s.fault_of_masks())}
+    if not faults:
+        return None
+    return why_masks(list(faults), [*faults.values()][-1], selections[0].dtype())
+
+
+def known_studies(storage: BaseStorage) -> dict[str, StudyFacts]:
+    """Every Optuna study that mqasearch created, by name."""
+    return {
+        study.study_name: facts
+        for study in storage.get_all_studies()  # whose summaries would read every trial
+        if (facts := study_facts(study.user_attrs)) is not None
+    }
+
+
+def find_studies(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
+    """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
+
+    Of what was searched again on more documents the latest ones; see
+    :mod:`mqasearch.study.generations`.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    known = known_studies(storage)
+    if name in known:
+        return {name: known[name]}
+    if found := meant_by(name, known):
+        return found
+    if not known:
+        raise StorageError(
+            f"no study {name!r}: the database holds none; make one with "
+            "`mqasearch create STUDY.yaml --storage URL`"
+        )
+    offered = {facts.comparison for facts in known.values()} | set(known)
+    raise StorageError(unknown_name("study", name, offered))
+
+
+def facts_of_file(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
+    """Every Optuna study of the study file that ``name`` is a part of.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    known = known_studies(storage)
+    file = next(iter(find_studies(storage, name).values())).study
+    return {study: facts for study, facts in known.items() if facts.study == file}
+
+
+def studies_of_file(storage: BaseStorage, name: str) -> list[optuna.Study]:
+    """Those of ``facts_of_file``; read, not to be run.
+
+    Raises:
+        StorageError: no such name, with the names there are.
+    """
+    names = facts_of_file(storage, name)
+    return [optuna.load_study(study_name=study, storage=storage) for study in names]
+
+
+def open_selections(
+    storage: SharedStorage, studies: dict[str, StudyFacts], queue: Queue | None = None
+) -> list[Selection]:
+    """Load each study with its selector; ``queue``: that of a worker."""
+    queue = queue or Queue(storage.engine, storage.patience)
+    return [_open_selection(storage, name, facts, queue) for name, facts in studies.items()]
+
+
+def _open_selection(
+    storage: SharedStorage, name: str, facts: StudyFacts, queue: Queue
+) -> Selection:
+    study = optuna.load_study(study_name=name, storage=storage)
+    return Selection(facts, study, storage.get_study_id_from_name(name), _selector(facts), queue)
+
+
+def _selector(facts: StudyFacts) -> Selector:
+    return selector_of(
+        facts.selector,
+        facts.n_layers,
+        facts.n_converted,
+        facts.study_spec.seed,
+        **facts.parameters,
+    )

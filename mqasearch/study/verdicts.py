@@ -1,0 +1,231 @@
+"""How many layers can be converted without losing more than the study file tolerates?
+
+The best mask of each size is chosen by its search value alone, so that its held-out documents are
+as fresh as if it had been the only one. Sizes are tested in a fixed order, the smallest conversion
+first, each at 5 %; testing stops at the first that fails, which keeps the chance of any false
+claim at 5 % (Maurer, Hothorn & Lehmacher 1995). Several tolerances must all hold, each tested at
+5 %: that needs no correction either (intersection–union test, Berger 1982).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import optuna
+
+from mqasearch.record import (
+    ENQUEUED,
+    HEALED,
+    NO_MASK,
+    StudyFacts,
+    confirmation,
+    study_facts,
+    tolerance_of,
+    unconfirmed,
+)
+from mqasearch.statistics import NonInferiority, first_in_order
+from mqasearch.study.comparison_rows import FinishedTrial, best_trial
+from mqasearch.tolerance import ToleranceEntry
+
+Result = Literal["within", "not shown", "not tested"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One tolerance on one task.
+
+    Attributes:
+        task: lm-eval's name.
+        tolerance: what may be lost.
+        loss: the mask's against the margin.
+        higher_is_better: direction of the metric.
+    """
+
+    task: str
+    tolerance: ToleranceEntry
+    loss: NonInferiority
+    higher_is_better: bool
+
+    @property
+    def difference(self) -> float:
+        """Mask − original, in points."""
+        return 100 * (-self.loss.loss if self.higher_is_better else self.loss.loss)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Two-sided 90 % interval of ``difference``."""
+        low, high = (100 * end for end in self.loss.ci90)
+        return (-high, -low) if self.higher_is_better else (low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The best mask of one size.
+
+    Attributes:
+        comparison: that the mask is from.
+        selector: that found it.
+        trial_number: of it.
+        mask: the row of 0 and 1.
+        n_converted: converted layers.
+        n_layers: of the model.
+        kv_bytes_saved: share of the KV cache that the mask saves.
+        tests: of every tolerance on every task that has its metric.
+        missing: metrics of tolerances that no task has, with a value for each document.
+        is_healed: the tests are of the mask after healing.
+        result: ``not tested`` behind the first size that is not shown to be within the tolerance.
+    """
+
+    comparison: str
+    selector: str
+    trial_number: int
+    mask: str
+    n_converted: int
+    n_layers: int
+    kv_bytes_saved: float
+    tests: tuple[Outcome, ...]
+    missing: tuple[str, ...] = ()
+    result: Result = "not tested"
+    is_healed: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether every tolerance is shown to be kept."""
+        return not self.missing and all(test.loss.shown for test in self.tests)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a study file's tolerance comes to.
+
+    Attributes:
+        tolerance: what may be lost.
+        late: whether it was given when held-out results were known already.
+        sizes: the smallest conversion first; those that are confirmed.
+        n_sizes: that there will be.
+    """
+
+    tolerance: tuple[ToleranceEntry, ...]
+    late: bool
+    sizes: tuple[Size, ...]
+    n_sizes: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether every size is confirmed."""
+        return len(self.sizes) == self.n_sizes
+
+    @property
+    def chosen(self) -> Size | None:
+        """The largest size that is shown to be within the tolerance."""
+        within = [size for size in self.sizes if size.result == "within"]
+        return within[-1] if within else None
+
+
+def verdict(studies: Iterable[optuna.Study]) -> Verdict | None:
+    """Read the verdict from what is confirmed; nothing is scored.
+
+    Args:
+        studies: all of one study file, in any order.
+
+    Returns:
+        None without a tolerance.
+    """
+    rows = [
+        (facts, study)
+        for study in studies
+        if (facts := study_facts(study.user_attrs)) is not None and facts.selector != ENQUEUED
+    ]
+    tolerance, late = tolerance_of(rows[0][1]) if rows else ([], False)
+    if not tolerance:
+        return None
+    comparisons = dict.fromkeys(facts.comparison for facts, _ in rows)
+    of_each = [
+        [(facts, study) for facts, study in rows if facts.comparison == name]
+        for name in comparisons
+    ]
+    sizes = [size for of in of_each if (size := _size(of, tolerance)) is not None]
+    sizes.sort(key=lambda size: size.n_converted)
+    if len(sizes) == len(comparisons):
+        sizes = _in_order(sizes)
+    return Verdict(tuple(tolerance), late, tuple(sizes), len(comparisons))
+
+
+def _in_order(sizes: Sequence[Size]) -> list[Size]:
+    """Each size with its result."""
+    n_within = first_in_order(size.holds for size in sizes)
+    results: list[Result] = ["within"] * n_within
+    results.append("not shown")
+    results += [size.result for size in sizes[len(results) :]]
+    return [replace(size, result=one) for size, one in zip(sizes, results, strict=False)]
+
+
+def _size(
+    rows: Sequence[tuple[StudyFacts, optuna.Study]], tolerance: Sequence[ToleranceEntry]
+) -> Size | None:
+    """The best mask of one comparison's selectors; None until all of them are confirmed."""
+    found: list[tuple[FinishedTrial, StudyFacts, dict[str, Any]]] = []
+    for facts, study in rows:
+        best, held_out = best_trial(study), confirmation(study.user_attrs)
+        if best is None and _has_failed(study):
+            continue
+        if best is None or held_out is None or held_out["trial_number"] != best.number:
+            return None
+        if facts.study_spec.heal and "healed" not in held_out and not _not_healed(study, best):
+            return None
+        found.append((best, facts, held_out))
+    if not found:
+        return None
+    sign = -1.0 if found[0][1].direction == "maximize" else 1.0
+    best, facts, held_out = min(found, key=lambda row: sign * row[0].facts.value)
+    healed = held_out.get("healed")
+    tasks = held_out["tasks"] if healed is None else healed["tasks"]
+    tests = tuple(
+        _outcome(task, entry, metrics[entry.metric])
+        for entry in tolerance
+        for task, metrics in tasks.items()
+        if entry.covers(task) and _can_be_tested(metrics.get(entry.metric, {}))
+    )
+    tested = {test.tolerance for test in tests}
+    return Size(
+        comparison=facts.comparison,
+        selector=facts.selector,
+        trial_number=best.number,
+        mask=best.facts.mask,
+        n_converted=best.facts.n_converted,
+        n_layers=facts.n_layers,
+        kv_bytes_saved=1 - best.facts.kv_bytes_per_token / facts.original_kv_bytes(best.facts),
+        tests=tests,
+        missing=tuple(entry.metric for entry in tolerance if entry not in tested),
+        is_healed=healed is not None,
+    )
+
+
+def _can_be_tested(row: dict[str, Any]) -> bool:
+    """Whether it has values of documents, and a direction."""
+    return "ci90" in row.get("delta", {}) and row.get("higher_is_better") is not None
+
+
+def _not_healed(study: optuna.Study, best: FinishedTrial) -> bool:
+    """Whether the healing of the best mask has failed, so that the mask itself is what counts."""
+    row = unconfirmed(study.user_attrs)
+    return row is not None and (row["trial_number"], row["whose"]) == (best.number, HEALED)
+
+
+def _has_failed(study: optuna.Study) -> bool:
+    """Whether the search ended, and no mask at the budget has a score."""
+    row = unconfirmed(study.user_attrs)
+    return row is not None and row["whose"] == NO_MASK
+
+
+def _outcome(task: str, tolerance: ToleranceEntry, row: dict[str, Any]) -> Outcome:
+    delta, rises = row["delta"], row["higher_is_better"]
+    low, high = delta["ci90"]
+    loss = NonInferiority(
+        loss=-delta["value"] if rises else delta["value"],
+        ci90=(-high, -low) if rises else (low, high),
+        stderr=delta["stderr"],
+        n_docs=delta["n_docs"],
+        margin=tolerance.margin,
+    )
+    return Outcome(task, tolerance, loss, rises)

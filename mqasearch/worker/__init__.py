@@ -1,0 +1,14 @@
+"""The worker: it opens studies, scores masks until nothing is left, and confirms the best."""
+
+from mqasearch.worker.run import (
+    NO_LIMITS,
+    Limits,
+    Watcher,
+    add_trials,
+    create,
+    sized,
+    work,
+    work_with,
+)
+
+__all__ = ["NO_LIMITS", "Limits", "Watcher", "add_trials", "create", "sized", "work", "work_with"]

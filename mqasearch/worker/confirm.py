@@ -1,0 +1,165 @@
+"""Held-out evidence: the best mask of each selector against the original model.
+
+The search picks the mask that looks best on the documents it saw, so that its value is biased
+(winner's curse). The confirmation documents were never seen; the difference is paired by document.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mqasearch.errors import ScoreError, UserError
+from mqasearch.evaluation import Evaluator, against
+from mqasearch.forward import ran_out_of_memory
+from mqasearch.mask import LayerMask
+from mqasearch.record import (
+    ENQUEUED,
+    HEALED,
+    NO_MASK,
+    confirmation,
+    set_confirmation,
+    set_unconfirmed,
+    unconfirmed,
+)
+from mqasearch.score import Score
+from mqasearch.scoring import Healer
+from mqasearch.study import Selection, best_trial
+
+logger = logging.getLogger(__name__)
+
+STATISTICS = 2
+"""Of what is written: raised when a field is added, so that older results are computed again, from
+scores that are there."""
+
+
+def confirm(
+    selections: Sequence[Selection],
+    evaluator: Evaluator,
+    limit: int | None,
+    on_confirm: Callable[[Selection], None] = lambda _: None,
+    healer: Healer | None = None,
+) -> None:
+    """Score each selection's best mask on held-out documents and record it in the study.
+
+    What is recorded: task → metric → ``{value, stderr, n_docs, original, original_stderr,
+    higher_is_better, delta}``; ``delta`` as in ``PairedDifference``, for metrics that have values
+    per document; none for a single document. Or why there is no result.
+
+    Args:
+        selections: studies whose search has ended.
+        evaluator: scores and keeps scores; equal masks are scored once.
+        limit: confirmation documents per task; None = all.
+        on_confirm: called before a mask is scored.
+        healer: heals each mask afterwards, and the healed one is scored on the same documents:
+            under ``healed`` are recorded ``facts``, its ``tasks`` against the original, and what
+            it ``gained`` against the mask before.
+    """
+    original: Mapping[str, Score] | str | None = None
+    finalists: list[_Finalist] = []
+    for selection in selections:
+        if selection.facts.selector == ENQUEUED:
+            continue  # masks that were enqueued by name are no winners of a search
+        best = best_trial(selection.study)
+        if best is None:
+            _note_no_mask(selection)
+            continue
+        plain = {
+            "trial_number": best.number,
+            "mask": best.facts.mask,
+            "limit": limit,
+            "statistics": STATISTICS,
+        }
+        wanted = plain if healer is None else {**plain, "heal": healer.how}
+        attributes = selection.study.user_attrs
+        failed = unconfirmed(attributes)
+        if _says(confirmation(attributes), wanted) or _says(failed, {**wanted, "again": None}):
+            continue
+        on_confirm(selection)
+        mask = LayerMask.parse(best.facts.mask)
+        original = original or _scores(evaluator, LayerMask.empty(len(mask)), limit)
+        converted = original if isinstance(original, str) else _scores(evaluator, mask, limit)
+        if isinstance(original, str) or isinstance(converted, str):
+            whose = "the original model" if converted is original else "its best mask"
+            set_unconfirmed(selection.study, {**wanted, "whose": whose, "fault": converted})
+            continue
+        if not _says(confirmation(attributes), plain):
+            set_confirmation(selection.study, {**plain, "tasks": _rows(converted, original)})
+        if healer is not None:
+            finalists.append(_Finalist(selection, mask, wanted, original, converted))
+    if healer is not None:
+        _heal(finalists, evaluator, limit, healer)
+
+
+def _note_no_mask(selection: Selection) -> None:
+    """Say in the study that it ended without a mask at the budget."""
+    row = {"whose": NO_MASK, "fault": selection.fault_of_masks(), "trial_number": None}
+    if row["fault"] is not None and unconfirmed(selection.study.user_attrs) != row:
+        set_unconfirmed(selection.study, row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finalist:
+    """A mask that is confirmed, and not yet healed.
+
+    Attributes:
+        selection: whose best mask it is.
+        mask: its layers.
+        wanted: what the confirmation will say that it is of.
+        original, converted: held-out scores, task → score.
+    """
+
+    selection: Selection
+    mask: LayerMask
+    wanted: Mapping[str, Any]
+    original: Mapping[str, Score]
+    converted: Mapping[str, Score]
+
+
+def _heal(
+    finalists: Sequence[_Finalist], evaluator: Evaluator, limit: int | None, healer: Healer
+) -> None:
+    """Heal and confirm each; first those that no other worker has in hand."""
+    left = list(finalists)
+    while left:
+        free = [each for each in left if not evaluator.is_healing(each.mask, limit, healer)]
+        if not free:
+            logger.info("waiting for other workers, which heal the masks that are left")
+        finalist = (free or left)[0]
+        left.remove(finalist)
+        study = finalist.selection.study
+        try:
+            scores, facts = evaluator.confirm_healed(finalist.mask, limit, healer)
+        except (ScoreError, UserError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not ran_out_of_memory(error):
+                raise
+            fault = " ".join(str(error).split())
+            logger.warning("%s: its best mask is not healed: %s", study.study_name, fault)
+            # where there is more memory it may go well
+            again = {} if isinstance(error, ScoreError) else {"again": True}
+            row = {**finalist.wanted, "whose": HEALED, "fault": fault, **again}
+            set_unconfirmed(study, row)
+            continue
+        healed = {
+            "facts": dict(facts),
+            "tasks": _rows(scores, finalist.original),
+            "gained": _rows(scores, finalist.converted),
+        }
+        tasks = _rows(finalist.converted, finalist.original)
+        set_confirmation(study, {**finalist.wanted, "tasks": tasks, "healed": healed})
+
+
+def _rows(scores: Mapping[str, Score], others: Mapping[str, Score]) -> dict[str, Any]:
+    return {task: against(task, score, others[task]) for task, score in scores.items()}
+
+
+def _says(row: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return row is not None and {key: row.get(key) for key in wanted} == wanted
+
+
+def _scores(evaluator: Evaluator, mask: LayerMask, limit: int | None) -> Mapping[str, Score] | str:
+    """Task → held-out score, or why there is none."""
+    try:
+        return evaluator.confirm(mask, limit).scores
+    except ScoreError as error:
+        return str(error)
