@@ -197,7 +197,7 @@ def test_every_metric_of_ours_is_told_with_its_tasks() -> None:
     }
     having: dict[str, set[str]] = {}
     for file, name in (("metrics.py", "_OURS"), ("comparison.py", "COMPARISONS")):
-        table = ast.literal_eval(assigned(PACKAGE / "evaluation" / file)[name])
+        table = ast.literal_eval(assigned(PACKAGE / "tasks" / file)[name])
         for kind, metric in ((kind, each) for kind, names in table.items() for each in names):
             having.setdefault(metric, set()).add(tasks[kind])
     told = re.findall(r"^\| `(\w+)` \| .* \| ([^|]*) \|$", DOCS["scores.md"], re.MULTILINE)

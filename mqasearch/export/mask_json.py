@@ -28,7 +28,7 @@ MAX_MASK_BYTES = 10_000_000
 
 
 def schema(name: str) -> dict[str, Any]:
-    """A published schema: ``mask``, ``masks`` or ``reproduce``."""
+    """A published schema: ``mask``, ``masks``, ``reproduce`` or ``latency``."""
     text = files("mqasearch.export").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

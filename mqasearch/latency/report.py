@@ -16,7 +16,7 @@ from mqasearch.latency.runner import EngineUsed
 from mqasearch.mask import KVHeads, ModelShape
 
 SCHEMA_VERSION = 1
-"""Of the JSON; ``latency.schema.json`` beside this file is the published schema."""
+"""Of the JSON; ``export/latency.schema.json`` is the published schema."""
 
 
 @dataclass(frozen=True, slots=True)
