@@ -1,10 +1,6 @@
 """What a converted model may lose: ``{metric: acc_norm, points: 1.0}``."""
 
-from collections.abc import Callable, Sequence
-
 from pydantic import BaseModel, ConfigDict, Field
-
-from mqasearch.errors import unknown_name
 
 
 class ToleranceEntry(BaseModel):
@@ -30,29 +26,6 @@ class ToleranceEntry(BaseModel):
     def words(self) -> str:
         """``within 1 point``."""
         return f"within {self.points:g} point{'' if self.points == 1 else 's'}"
-
-    def fault(
-        self, tasks: Sequence[str], has: Callable[[str], str], n_docs: int | None, least: int
-    ) -> str:
-        """Why no search could ever show it; empty if one could.
-
-        Args:
-            tasks: of the study.
-            has: of a task: empty if it has the metric, else what is wrong.
-            n_docs: held-out documents; None = as many as there are.
-            least: documents that it takes at least.
-        """
-        if self.task is not None and self.task not in tasks:
-            return unknown_name("task", self.task, tasks)
-        said = [has(task) for task in tasks if self.covers(task)]
-        if all(said):
-            return said[0]
-        if n_docs is not None and n_docs < least:
-            return (
-                f"{n_docs} held-out documents can never show {self.metric} {self.words}, even "
-                f"if no answer changes; give documents.confirmation {least} or more, or more points"
-            )
-        return ""
 
     def covers(self, task: str) -> bool:
         """Whether it is of this task, if the task has the metric."""

@@ -91,23 +91,21 @@ def run(
         path = output_dir / STUDY_FILE
         _run(_study_of(study, chosen, path), storage, device, workers, output_dir, more, path)
     else:
-        from mqasearch.creation import known_names
-        from mqasearch.spec import load_spec
+        from mqasearch.creation import load_study
 
         refuse_for_file(chosen, study)
-        spec = load_spec(Path(study), known_names())
+        spec = load_study(Path(study))
         _run(spec, storage, device, workers, output_dir, more)
 
 
 def _study_of(model: str, chosen: Choices, path: Path) -> "StudySpec":
     """The default study of a model, or the one that an earlier run of it has left."""
-    from mqasearch.creation import default_study, joined, known_names
-    from mqasearch.spec import load_spec
+    from mqasearch.creation import default_study, joined, load_study
 
     given = chosen.as_data()
     if not path.exists():
         return default_study(model, given)
-    return joined(load_spec(path, known_names()), model, given, str(path))
+    return joined(load_study(path), model, given, str(path))
 
 
 def _run(
@@ -203,12 +201,12 @@ def _check_folder(path: Path) -> None:
 
 def _write_study(spec: "StudySpec", path: Path) -> None:
     """Unless the file says so already, in somebody's own words."""
-    from mqasearch.creation import known_names
+    from mqasearch.creation import load_study
     from mqasearch.errors import UserError
     from mqasearch.files import write_whole
-    from mqasearch.spec import load_spec, study_text
+    from mqasearch.spec import study_text
 
-    if path.exists() and load_spec(path, known_names()) == spec:
+    if path.exists() and load_study(path) == spec:
         return
     heading = f"What was run on {spec.model.name}; the same again: mqasearch run {path}"
     try:

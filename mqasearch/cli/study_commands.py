@@ -35,11 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def create(study: StudyFile, storage: Storage = DEFAULT_STORAGE) -> None:
     """Create the studies of a study file, for workers to take up."""
-    from mqasearch.creation import known_names
-    from mqasearch.spec import load_spec
+    from mqasearch.creation import load_study
     from mqasearch.worker import create as create_all
 
-    for name in create_all(open_database(storage), load_spec(study, known_names())):
+    for name in create_all(open_database(storage), load_study(study)):
         print(name)
 
 

@@ -3,15 +3,16 @@
 from mqasearch.creation.create import create_studies, versions
 from mqasearch.creation.model_study import default_study, joined
 from mqasearch.creation.more_trials import More, check_extendable, extend
-from mqasearch.creation.names import known_names
+from mqasearch.creation.names import checked_study, load_study
 
 __all__ = [
     "More",
     "check_extendable",
+    "checked_study",
     "create_studies",
     "default_study",
     "extend",
     "joined",
-    "known_names",
+    "load_study",
     "versions",
 ]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mqasearch.creation.names import known_names
+from mqasearch.creation.names import checked_study
 from mqasearch.errors import UserError
 from mqasearch.models import is_here
-from mqasearch.spec import StudySpec, changes, parse_spec
+from mqasearch.spec import StudySpec, changes
 
 DEFAULT_TASK = "hellaswag"
 
@@ -31,7 +31,7 @@ def default_study(model: str, given: Mapping[str, Any]) -> StudySpec:
     where = f"run {model}"
     entry = {**given.get("model", {}), "name": _lasting(model)}
     data = {"name": study_name(model), "budget": "auto", "tasks": [DEFAULT_TASK]}
-    return parse_spec({**data, **given, "model": entry}, where, known_names())
+    return checked_study({**data, **given, "model": entry}, where)
 
 
 def joined(earlier: StudySpec, model: str, given: Mapping[str, Any], where: str) -> StudySpec:
@@ -53,13 +53,13 @@ def joined(earlier: StudySpec, model: str, given: Mapping[str, Any], where: str)
     entry = {**given.get("model", {}), "name": _lasting(model)}
     documents = {**data["documents"], **chosen.pop("documents", {})}
     merged = {**data, **chosen, "model": {**data["model"], **entry}}
-    others = parse_spec(merged, f"run {model}", known_names())
+    others = checked_study(merged, f"run {model}")
     if differing := changes(earlier, others):
         raise UserError(
             f"{where} is another study ({'; '.join(differing)}); give another --output-dir and "
             f"--study-name, or go on with that one: mqasearch run {where}"
         )
-    return parse_spec(merged | {"documents": documents}, f"run {model}", known_names())
+    return checked_study(merged | {"documents": documents}, f"run {model}")
 
 
 def study_name(model: str) -> str:

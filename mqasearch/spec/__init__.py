@@ -2,14 +2,28 @@
 
 from mqasearch.spec.differing import changes
 from mqasearch.spec.rendered import study_text
-from mqasearch.spec.study_spec import KnownNames, SelectorEntry, StudySpec, load_spec, parse_spec
+from mqasearch.spec.study_spec import (
+    Entry,
+    MergeEntry,
+    ModelEntry,
+    SelectorEntry,
+    StudySpec,
+    TaskEntry,
+    named_entries,
+    parse_spec,
+)
+from mqasearch.spec.yaml_text import read_yaml
 
 __all__ = [
-    "KnownNames",
+    "Entry",
+    "MergeEntry",
+    "ModelEntry",
     "SelectorEntry",
     "StudySpec",
+    "TaskEntry",
     "changes",
-    "load_spec",
+    "named_entries",
     "parse_spec",
+    "read_yaml",
     "study_text",
 ]

@@ -5,10 +5,8 @@ selector, a bare number for the budget; an unknown key or name is answered with 
 one; all faults are reported at once.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,51 +15,22 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 
-from mqasearch.errors import MqasearchError, SpecError, unknown_name
+from mqasearch.errors import SpecError, unknown_name
 from mqasearch.mask import ModelShape
 from mqasearch.score import DEFAULT_METRIC, TaskSpec
 from mqasearch.spec.budgets import BudgetEntry, OneBudget, auto_budgets, budgets_door
 from mqasearch.spec.faults import faults_of
-from mqasearch.spec.yaml_text import read_yaml
 from mqasearch.tolerance import ToleranceEntry, as_list
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """NumPy's and Optuna's generators take no other."""
-
-
-def _no_check(*_: Any) -> None:
-    return None
-
-
-@dataclass(frozen=True)
-class KnownNames:
-    """What upper floors know and the spec may name; each check raises or returns None.
-
-    Attributes:
-        model: check of a model's name.
-        task: check of (task, metric).
-        objective: check of all tasks with their metrics together.
-        selectors: name → check of its parameters.
-        merges: name → check of its parameters.
-        least_documents: of (metric, margin): on how many the metric can be shown to have lost less
-            than the margin at all.
-        recommended: selector → parameters, for a file that names neither selectors nor masks.
-    """
-
-    model: Callable[[str], None] = _no_check
-    task: Callable[[str, str], object] = _no_check
-    selectors: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
-    merges: Mapping[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
-    objective: Callable[[Mapping[str, str]], object] = _no_check
-    least_documents: Callable[[str, float], int] = lambda metric, margin: 0
-    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _named(key: str = "name") -> BeforeValidator:
@@ -81,13 +50,6 @@ class ModelEntry(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str, info: ValidationInfo) -> str:
-        if isinstance(info.context, KnownNames):
-            _checked(info.context.model, name)
-        return name
-
 
 class _NamedParameters(BaseModel):
     """A name and whatever else is given, as its parameters."""
@@ -103,12 +65,6 @@ class _NamedParameters(BaseModel):
 class MergeEntry(_NamedParameters):
     """How the KV heads of a converted layer are merged."""
 
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Self:
-        if isinstance(info.context, KnownNames) and info.context.merges:
-            _check_named("merge", self, info.context.merges)
-        return self
-
 
 DEFAULT_MERGE = MergeEntry.model_validate({"name": "aligned", "tune": True})
 """The one that loses least (benchmarks/merges.md)."""
@@ -119,12 +75,6 @@ class SelectorEntry(_NamedParameters):
 
     n_trials: int | None = Field(default=None, ge=1)
 
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Self:
-        if isinstance(info.context, KnownNames) and info.context.selectors:
-            _check_named("selector", self, info.context.selectors)
-        return self
-
 
 class TaskEntry(_Strict):
     """One benchmark; ``limit`` overrides ``documents.search``."""
@@ -134,12 +84,6 @@ class TaskEntry(_Strict):
     num_fewshot: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     weight: float = Field(default=1.0, gt=0, le=1e6)
-
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Self:
-        if isinstance(info.context, KnownNames):
-            _checked(info.context.task, self.name, self.metric)
-        return self
 
 
 class DocumentsEntry(_Strict):
@@ -233,19 +177,8 @@ class StudySpec(_Strict):
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _recommended(cls, data: Any, info: ValidationInfo) -> Any:
-        if not isinstance(info.context, KnownNames) or not isinstance(data, Mapping):
-            return data
-        if "selectors" in data or "enqueue" in data:  # an empty list is a choice too
-            return data
-        known = info.context.recommended
-        chosen = [{"name": name, **parameters} for name, parameters in known.items()]
-        return {**data, "selectors": chosen} if chosen else data
-
     @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> Self:
+    def _consistent(self) -> Self:
         if "original" in self.enqueue:
             raise ValueError("enqueue: the original is scored under that name; choose another")
         if not self.selectors and not self.enqueue:
@@ -266,30 +199,20 @@ class StudySpec(_Strict):
             raise ValueError("heal: masks enqueued by name are not healed; name a selector")
         if self.pruner is not None and len(self.tasks) > 1:
             raise ValueError("pruner: masks are compared on one task; name one, or leave it out")
-        if isinstance(info.context, KnownNames):
-            _checked(info.context.objective, self.metrics)
         return self
 
     @model_validator(mode="after")
-    def _tolerable(self, info: ValidationInfo) -> Self:
-        known = info.context if isinstance(info.context, KnownNames) else KnownNames()
-        names = [task.name for task in self.tasks]
+    def _tolerable(self) -> Self:
         if self.tolerance and not self.documents.hold_out:
             key = "search: full" if self.documents.search == "full" else "confirmation: 0"
             raise ValueError(f"tolerance: with documents.{key} nothing is held out to show it on")
         if self.tolerance and not self.selectors:
             raise ValueError("tolerance: masks enqueued by name are not confirmed; name a selector")
-        faults = [
-            entry.fault(
-                names,
-                partial(_lacks, known, entry.metric),
-                self.documents.confirmation,
-                known.least_documents(entry.metric, entry.margin),
-            )
-            for entry in self.tolerance
-        ]
-        if said := "; ".join(filter(None, faults)):
-            raise ValueError(f"tolerance: {said}")
+        tasks = [*self.metrics]
+        unknown = [e.task for e in self.tolerance if e.task is not None and e.task not in tasks]
+        if unknown:
+            said = (unknown_name("task", name, tasks) for name in unknown)
+            raise ValueError(f"tolerance: {'; '.join(said)}")
         return self
 
     @field_serializer("budget", mode="wrap")
@@ -333,17 +256,15 @@ class StudySpec(_Strict):
         }
 
 
-def load_spec(path: Path, known: KnownNames | None = None) -> StudySpec:
-    """Read a study file.
+def parse_spec(data: object, where: str) -> StudySpec:
+    """Validate what a study file holds, apart from the names in it.
 
-    Raises:
-        SpecError: unreadable, not YAML, or with faults; all of them at once.
-    """
-    return parse_spec(read_yaml(path), str(path), known)
+    ``mqasearch.creation.load_study`` checks these too: of the model, tasks, metrics, selectors and
+    merges that there are.
 
-
-def parse_spec(data: object, where: str, known: KnownNames | None = None) -> StudySpec:
-    """Validate what a study file holds.
+    Args:
+        data: the file's content, as YAML or JSON give it.
+        where: what error messages call it.
 
     Raises:
         SpecError: every fault, one line each.
@@ -351,37 +272,43 @@ def parse_spec(data: object, where: str, known: KnownNames | None = None) -> Stu
     if not isinstance(data, Mapping):
         raise SpecError(where, ["expected keys such as name, model, budget, tasks and selectors"])
     try:
-        return StudySpec.model_validate(data, context=known)
+        return StudySpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(where, faults_of(error, _unknown_key)) from None
 
 
-def _said(check: Callable[..., object], *arguments: Any) -> str:
-    """What a check has to say; empty if it has nothing."""
-    try:
-        check(*arguments)
-    except MqasearchError as error:
-        return str(error)
-    return ""
+Entry = ModelEntry | MergeEntry | SelectorEntry | TaskEntry
+
+_PARTS: Mapping[str, TypeAdapter[Any]] = {
+    "model": TypeAdapter(Annotated[ModelEntry, _named()]),
+    "merge": TypeAdapter(Annotated[MergeEntry, _named()]),
+    "tasks": TypeAdapter(OneTask),
+    "selectors": TypeAdapter(OneSelector),
+}
 
 
-def _lacks(known: KnownNames, metric: str, task: str) -> str:
-    return _said(known.task, task, metric)
+def named_entries(data: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
+    """The parts of a study file that name something, each with its path in the file.
+
+    A part that cannot be read is left out, so that names can be checked in a file with other
+    faults.
+
+    Example:
+        >>> [(path, entry.name) for path, entry in named_entries({"tasks": ["piqa", 7]})]
+        [('tasks.0', 'piqa')]
+    """
+    for key, part in _PARTS.items():
+        given = data.get(key)
+        rows = enumerate(given) if isinstance(given, list) else [(None, given)]
+        for number, row in rows:
+            with suppress(ValidationError):
+                yield _path(key, number), part.validate_python(row)
 
 
-def _checked(check: Callable[..., object], *arguments: Any) -> None:
-    if said := _said(check, *arguments):
-        raise ValueError(said)
-
-
-def _check_named(
-    kind: str,
-    entry: _NamedParameters,
-    known: Mapping[str, Callable[[Mapping[str, Any]], None]],
-) -> None:
-    if entry.name not in known:
-        raise ValueError(unknown_name(kind, entry.name, known))
-    _checked(known[entry.name], entry.parameters)
+def _path(key: str, number: int | None) -> str:
+    if number is not None:
+        return f"{key}.{number}"
+    return "model.name" if key == "model" else key
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

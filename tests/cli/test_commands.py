@@ -296,20 +296,18 @@ def test_the_readmes_sampler_ends_a_study_with_its_plan() -> None:
 
 
 def test_the_readmes_study_file_is_one() -> None:
-    from mqasearch.creation import known_names
-    from mqasearch.spec import parse_spec
+    from mqasearch.creation import checked_study
 
     text = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert parse_spec(yaml.safe_load(example), "README.md", known_names()).name == "my-study"
+    assert checked_study(yaml.safe_load(example), "README.md").name == "my-study"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_studies_that_ship_are_valid(path: Path) -> None:
-    from mqasearch.creation import known_names
-    from mqasearch.spec import load_spec
+    from mqasearch.creation import load_study
 
-    assert load_spec(path, known_names()).tasks[0].name == "hellaswag"
+    assert load_study(path).tasks[0].name == "hellaswag"
 
 
 @pytest.mark.long

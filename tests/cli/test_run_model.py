@@ -11,14 +11,14 @@ import yaml
 from command_line import Command
 from huggingface_hub import constants
 
-from mqasearch.creation import known_names
+from mqasearch.creation import load_study
 from mqasearch.errors import ScoreError
 from mqasearch.export import read_mask
 from mqasearch.mask import KVHeads
 from mqasearch.score import Score
 from mqasearch.scoring import FakeScorer
 from mqasearch.selectors import RECOMMENDED
-from mqasearch.spec import StudySpec, load_spec
+from mqasearch.spec import StudySpec
 from tests.models.checkpoints import put_in_hub_cache, save
 from tests.tiny import tiny_model
 
@@ -38,7 +38,7 @@ def n_scored(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
 
 
 def study_in(folder: Path) -> StudySpec:
-    return load_spec(folder / "study.yaml", known_names())
+    return load_study(folder / "study.yaml")
 
 
 @pytest.mark.long
@@ -101,7 +101,7 @@ def test_what_is_chosen_is_what_the_file_says(
     assert code == 0, err
     default = {"name": "fake-6", "model": "fake:6", "budget": "auto", "tasks": ["hellaswag"]}
     (folder / "wanted.yaml").write_text(yaml.safe_dump(default | keys))
-    assert study_in(folder) == load_spec(folder / "wanted.yaml", known_names())
+    assert study_in(folder) == load_study(folder / "wanted.yaml")
 
 
 @pytest.mark.long

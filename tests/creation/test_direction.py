@@ -13,7 +13,7 @@ from tasks.small_tasks import load_small
 
 from mqasearch import cli
 from mqasearch.creation.create import create_studies
-from mqasearch.creation.names import known_names, maximizes
+from mqasearch.creation.names import checked_study, maximizes
 from mqasearch.dashboard.data import read_comparisons
 from mqasearch.errors import SpecError, UserError
 from mqasearch.export import export
@@ -21,7 +21,6 @@ from mqasearch.mask import KVHeads
 from mqasearch.record import STUDY_KEY, Storage, confirmation, study_facts
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.scoring import FakeScorer
-from mqasearch.spec import parse_spec
 from mqasearch.study import best_trial, compare, finished
 from mqasearch.tasks import metrics
 
@@ -99,7 +98,7 @@ def test_metrics_of_both_directions_are_no_objective(storage: Storage) -> None:
     assert "\n" not in str(said.value)
     assert not storage.optuna.get_all_studies()
     with pytest.raises(SpecError, match=message):
-        parse_spec(spec.model_dump(mode="json"), "s.yaml", known_names())
+        checked_study(spec.model_dump(mode="json"), "s.yaml")
 
 
 def test_metrics_of_other_names_and_one_direction_are_one() -> None:

@@ -6,18 +6,18 @@ import pytest
 import yaml
 
 from mqasearch.creation.model_study import default_study, study_name
-from mqasearch.creation.names import known_names
-from mqasearch.spec import load_spec, parse_spec, study_text
+from mqasearch.creation.names import checked_study, load_study
+from mqasearch.spec import parse_spec, study_text
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_reads_back_from_its_text(path: Path) -> None:
-    spec = load_spec(path, known_names())
+    spec = load_study(path)
     text = study_text(spec, "a study")
     assert text.startswith("# a study\n")
-    assert parse_spec(yaml.safe_load(text), "text", known_names()) == spec
+    assert checked_study(yaml.safe_load(text), "text") == spec
 
 
 def test_a_text_says_defaults_too_so_that_it_means_the_same_when_they_change() -> None:

@@ -23,7 +23,7 @@ from mqasearch.export import read_mask
 from mqasearch.launch import local
 from mqasearch.launch.local import Child
 from mqasearch.record import open_storage
-from mqasearch.spec import load_spec
+from mqasearch.spec import parse_spec, read_yaml
 from mqasearch.study import STATUS_HEADERS, study_rows
 
 RUN = [sys.executable, "-m", "mqasearch", "run", "--workers", "2"]
@@ -153,7 +153,9 @@ def test_a_model_is_run_by_several_workers_as_by_one(place: Path, mqasearch: Mqa
     assert " trial " not in err
 
     assert mqasearch(f"run {few} alone")[0] == 0
-    alone, together = (load_spec(place / at / "study.yaml") for at in ("alone", "out"))
+    alone, together = (
+        parse_spec(read_yaml(place / at / "study.yaml"), at) for at in ("alone", "out")
+    )
     assert alone == together
     for selector in ("sensitivity", "greedy"):  # gp learns from what happens to have ended
         one, two = (read_mask(place / at / "masks.json", selector) for at in ("alone", "out"))

@@ -13,7 +13,7 @@ from mqasearch.models import load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.scoring import scorers
 from mqasearch.scoring.scorers import Scoring, calibrate_for_mask, open_scoring, search_split
-from mqasearch.spec import StudySpec, load_spec, parse_spec
+from mqasearch.spec import StudySpec, parse_spec, read_yaml
 from mqasearch.tasks import TaskLibrary
 from tests.tiny import tiny_model
 
@@ -176,7 +176,7 @@ def test_no_search_scores_what_its_merge_was_fitted_to(
 
 def test_the_replication_of_a_figure_on_every_document_scores_every_document() -> None:
     studies = Path(__file__).parents[2] / "studies"
-    assert search_split(load_spec(studies / "gemma-7b.yaml")) == "full"
+    assert search_split(parse_spec(read_yaml(studies / "gemma-7b.yaml"), "gemma")) == "full"
 
 
 def test_too_little_text_is_one_line(folder: Path) -> None:

@@ -1,16 +1,16 @@
 """The study file: friendly at the door, every fault at once."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mqasearch.errors import SpecError, UnknownNameError, UserError
+from mqasearch.errors import SpecError
 from mqasearch.mask import ModelShape
-from mqasearch.score import DEFAULT_METRIC, TaskSpec
-from mqasearch.spec.study_spec import KnownNames, load_spec, parse_spec
+from mqasearch.score import TaskSpec
+from mqasearch.spec.study_spec import named_entries, parse_spec
+from mqasearch.spec.yaml_text import read_yaml
 
 GOOD: dict[str, Any] = {
     "name": "s",
@@ -21,9 +21,9 @@ GOOD: dict[str, Any] = {
 }
 
 
-def faults(data: object, known: KnownNames | None = None) -> tuple[str, ...]:
+def faults(data: object) -> tuple[str, ...]:
     with pytest.raises(SpecError) as caught:
-        parse_spec(data, "s.yaml", known)
+        parse_spec(data, "s.yaml")
     return caught.value.faults
 
 
@@ -52,27 +52,15 @@ def test_all_faults_are_reported_at_once() -> None:
     assert any(row.startswith("seed: ") and "'x'" in row for row in rows)
 
 
-def test_unknown_names_are_answered_with_the_nearest_one() -> None:
-    def task(name: str, metric: str) -> None:
-        raise UnknownNameError("task", name, ["hellaswag"])
-
-    def model(name: str) -> None:
-        raise UserError(f"no model {name}")
-
-    def parameters(given: object) -> None:
-        if given:
-            raise UnknownNameError("parameter", "lasy", ["lazy"])
-
-    known = KnownNames(model, task, {"greedy": parameters}, {"mean": parameters})
-    data = GOOD | {
-        "tasks": ["helaswag"],
-        "selectors": ["gready", {"name": "greedy", "lasy": True}],
-        "merge": "meen",
-    }
-    text = "\n".join(faults(data, known))
-    for nearest in ("no model smollm2-135m", "'hellaswag'", "'greedy'", "'lazy'", "'mean'"):
-        assert nearest in text
-    assert len(faults(data, known)) == 5
+def test_entries_with_names_are_found_in_a_file_with_other_faults() -> None:
+    data = GOOD | {"tasks": ["piqa", 7, {"name": "arc", "limit": 0}], "seed": "x", "merge": "mean"}
+    found = [(path, entry.name) for path, entry in named_entries(data)]
+    assert found == [
+        ("model.name", "smollm2-135m"),
+        ("merge", "mean"),
+        ("tasks.0", "piqa"),
+        ("selectors.0", "greedy"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,35 +82,6 @@ def test_a_bad_value_is_one_line_that_says_where(change: dict[str, Any], message
     assert "\n" not in rows[0]
 
 
-def test_all_metrics_are_checked_together_once_each_of_them_is_known() -> None:
-    asked: list[dict[str, str]] = []
-
-    def objective(tasks: Mapping[str, str]) -> None:
-        asked.append(dict(tasks))
-        raise UserError("tasks: one objective cannot both rise and fall")
-
-    known = KnownNames(objective=objective)
-    data = GOOD | {"tasks": ["piqa", {"name": "hellaswag", "metric": "acc"}]}
-    assert faults(data, known) == ("tasks: one objective cannot both rise and fall",)
-    assert asked[0] == {"piqa": "kl", "hellaswag": "acc"}
-
-
-RECOMMENDED: dict[str, Any] = {"sensitivity": {}, "gp": {"n_masks": 7}}
-
-
-def test_a_file_that_chooses_nothing_takes_the_recommended_selectors() -> None:
-    data = {key: value for key, value in GOOD.items() if key != "selectors"}
-    chosen = parse_spec(data, "s.yaml", KnownNames(recommended=RECOMMENDED))
-    assert {s.name: s.parameters for s in chosen.selectors} == RECOMMENDED
-    assert parse_spec(chosen.model_dump(mode="json"), "stored") == chosen
-    for choice in ({"selectors": []}, {}):
-        spec = parse_spec(
-            data | choice | {"enqueue": {"a": [1]}}, "s.yaml", KnownNames(recommended=RECOMMENDED)
-        )
-        assert spec.selectors == []
-    assert len(faults(data | {"selectors": []}, KnownNames(recommended=RECOMMENDED))) == 1
-
-
 def test_several_budgets_are_one_comparison_each() -> None:
     spec = parse_spec(GOOD | {"budget": [2, {"kv_bytes_fraction": 0.5}]}, "s.yaml")
     assert list(spec.comparisons()) == ["s-n2", "s-kv50"]
@@ -139,12 +98,12 @@ def test_a_file_that_is_not_yaml_says_where(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("name: [\n")
     with pytest.raises(SpecError, match=r"line 2, column 1: not YAML"):
-        load_spec(path)
+        parse_spec(read_yaml(path), str(path))
     with pytest.raises(SpecError, match=r"did you mean .*s\.yaml"):
-        load_spec(tmp_path / "t.yaml")
+        read_yaml(tmp_path / "t.yaml")
     path.write_text("just text")
     with pytest.raises(SpecError, match="expected keys"):
-        load_spec(path)
+        parse_spec(read_yaml(path), str(path))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +113,7 @@ def test_yaml_cannot_run_code(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
     with pytest.raises(SpecError, match="not YAML"):
-        load_spec(path)
+        parse_spec(read_yaml(path), str(path))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +131,7 @@ def test_what_yaml_itself_stumbles_over_is_one_line(
 ) -> None:
     (tmp_path / "s.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(SpecError, match=message) as caught:
-        load_spec(tmp_path / "s.yaml")
+        read_yaml(tmp_path / "s.yaml")
     assert "\n" not in str(caught.value)
 
 
@@ -217,11 +176,6 @@ def tolerant(tolerance: object, **changes: object) -> dict[str, Any]:
     return GOOD | {"tolerance": tolerance} | changes
 
 
-def has_acc_norm(task: str, metric: str) -> None:
-    if metric not in ("acc_norm", DEFAULT_METRIC):
-        raise UnknownNameError(f"metric of {task}", metric, ["acc_norm"])
-
-
 def test_a_tolerance_may_be_one_or_several_and_reads_back_as_itself() -> None:
     one = {"metric": "acc_norm", "points": 1}
     spec = parse_spec(tolerant(one), "s.yaml")
@@ -234,7 +188,6 @@ def test_a_tolerance_may_be_one_or_several_and_reads_back_as_itself() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tolerant({"metric": "acc_nrm", "points": 1}), "did you mean 'acc_norm'"),
         (tolerant({"metric": "acc_norm", "points": 0}), "tolerance.0.points: .*greater than 0"),
         (tolerant({"metric": "acc_norm", "points": -1}), "tolerance.0.points: .*greater than 0"),
         (tolerant({"metric": "acc_norm", "points": float("inf")}), "finite number"),
@@ -251,10 +204,6 @@ def test_a_tolerance_may_be_one_or_several_and_reads_back_as_itself() -> None:
             "with documents.confirmation: 0 nothing is held out",
         ),
         (
-            tolerant({"metric": "acc_norm", "points": 1}, documents={"confirmation": 200}),
-            "200 held-out documents can never show .* give documents.confirmation 299 or more",
-        ),
-        (
             tolerant({"metric": "acc_norm", "points": 1}, selectors=[], enqueue={"last": [3]}),
             "name a selector",
         ),
@@ -264,23 +213,9 @@ def test_a_tolerance_may_be_one_or_several_and_reads_back_as_itself() -> None:
     ],
 )
 def test_what_can_never_be_shown_is_refused_in_one_line(data: object, message: str) -> None:
-    known = KnownNames(task=has_acc_norm, least_documents=lambda metric, margin: 299)
     with pytest.raises(SpecError, match=message) as caught:
-        parse_spec(data, "s.yaml", known)
+        parse_spec(data, "s.yaml")
     assert "\n" not in str(caught.value)
-
-
-def test_a_tolerance_is_of_the_tasks_that_have_its_metric() -> None:
-    def task(name: str, metric: str) -> None:
-        if name == "wikitext" and metric == "acc_norm":
-            raise UnknownNameError("metric", metric, [])
-
-    known = KnownNames(task=task)
-    data = tolerant({"metric": "acc_norm", "points": 1}, tasks=["wikitext", "hellaswag"])
-    parse_spec(data, "s.yaml", known)
-    only = tolerant({"metric": "acc_norm", "points": 1, "task": "wikitext"}, tasks=data["tasks"])
-    with pytest.raises(SpecError, match="unknown metric"):
-        parse_spec(only, "s.yaml", known)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 5, 12, 30, 126])
