@@ -130,3 +130,14 @@ class Score:
     n_docs: int
     seconds: float
     documents: Mapping[str, tuple[float, ...]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NoScore:
+    """Stands for the score of one of several masks, if the mask cannot be scored.
+
+    Attributes:
+        fault: why; one line.
+    """
+
+    fault: str

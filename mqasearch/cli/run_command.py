@@ -29,6 +29,7 @@ from mqasearch.cli.study_commands import (
     print_verdict,
     verdict_of,
 )
+from mqasearch.errors import ScoreError
 
 if TYPE_CHECKING:
     from mqasearch.creation import More
@@ -147,13 +148,13 @@ def _run(
         else:
             work_together(place, spec.name, device, n_workers, trust_remote_code=trusts)
         ending = ending_of(place.url, spec.name)
-        _print_results(sized(spec), place.url, output_dir, complete=ending is None)
+        _print_results(sized(spec), place.url, output_dir, complete=not ending)
         if study_file is not None:
             print(f"study file: {study_file}")
-        if not place.held and ending is None:  # what is held ends with this run
+        if not place.held and not ending:  # what is held ends with this run
             _print_next_steps(opened.url_hidden, spec.name)
-    if ending is not None:
-        raise ending
+    if ending:
+        raise ScoreError(ending)
 
 
 def _add_trials(storage: "Storage", name: str, more: "More") -> None:

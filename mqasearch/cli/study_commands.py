@@ -15,6 +15,7 @@ from mqasearch.cli.options import (
     StudyName,
     TrustRemoteCode,
 )
+from mqasearch.errors import ScoreError
 
 if TYPE_CHECKING:
     import optuna
@@ -60,8 +61,8 @@ def worker(
 
     limits = Limits(n_trials, timeout, idle_timeout)
     score_trials(study_name, storage, device, limits, trust_remote_code=trust_remote_code)
-    if (ending := ending_of(storage, study_name)) is not None:
-        raise ending
+    if ending := ending_of(storage, study_name):
+        raise ScoreError(ending)
 
 
 def score_trials(
@@ -184,13 +185,12 @@ def _open_to_look(storage: str, name: str | None = None) -> "OpenStorage":
     return opened
 
 
-def ending_of(storage: str, name: str) -> "ScoreError | None":
-    """Why the study ended before it was done, if it did."""
-    from mqasearch.errors import ScoreError
+def ending_of(storage: str, name: str) -> str:
+    """Why the study ended before it was done; empty if it did not."""
     from mqasearch.study import endings
 
     lines = endings(_open_to_look(storage, name).optuna, name)
-    return ScoreError("; ".join(lines)) if lines else None
+    return "; ".join(lines)
 
 
 def _studies(storage: str, name: str) -> "list[optuna.Study]":

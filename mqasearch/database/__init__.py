@@ -6,7 +6,7 @@ from mqasearch.database.connecting import engine_settings
 from mqasearch.database.database_url import for_optuna, hidden, parse, sqlite_file
 from mqasearch.database.insert import insert_if_absent
 from mqasearch.database.patience import Patience, is_away, one_line
-from mqasearch.database.read_only import reading
+from mqasearch.database.read_only import for_reading, reads_only
 from mqasearch.database.tables import ClaimRow, ScoreRow, TaskRow, WorkerRow
 
 __all__ = [
@@ -17,12 +17,13 @@ __all__ = [
     "WorkerRow",
     "engine_settings",
     "for_optuna",
+    "for_reading",
     "hidden",
     "insert_if_absent",
     "is_away",
     "one_line",
     "parse",
-    "reading",
+    "reads_only",
     "schema",
     "seconds_now",
     "seconds_started",

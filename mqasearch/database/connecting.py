@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from mqasearch.database.patience import Patience
-from mqasearch.database.read_only import is_reading
+from mqasearch.database.read_only import is_for_reading
 
 PLUGIN = "mqasearch"
 
@@ -124,7 +124,7 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
 def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock first: a transaction that reads, then writes, fails at once instead of
     waiting when another one has written in between."""
-    connection.exec_driver_sql("BEGIN" if is_reading() else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if is_for_reading(connection) else "BEGIN IMMEDIATE")
 
 
 def _connect_patiently(

@@ -1,31 +1,32 @@
-"""Saying that a transaction only reads.
+"""Transactions that only read.
 
 SQLite's engine here takes the write lock when a transaction begins (see
-:mod:`mqasearch.database.connecting`); what only reads need not wait for it.
+:mod:`mqasearch.database.connecting`). A transaction that only reads need not wait for it, and says
+so by an execution option of SQLAlchemy. On PostgreSQL the option changes nothing.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+_OPTION = "mqasearch_reads_only"
 
 
-class _Reading(threading.local):
-    now = False
+def reads_only(yes: bool = True) -> dict[str, Any]:
+    """SQLAlchemy's execution options of an engine whose transactions only read, or may write."""
+    return {_OPTION: yes}
 
 
-_reading = _Reading()
+def for_reading(engine: Engine) -> Engine:
+    """The same engine, with the same connections, for transactions that only read.
+
+    Example:
+        >>> with for_reading(engine).connect() as connection:
+        ...     connection.execute(text("SELECT 1"))
+    """
+    return engine.execution_options(**reads_only())
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """Transactions that this thread begins within only read: on SQLite they wait for nobody."""
-    before, _reading.now = _reading.now, True
-    try:
-        yield
-    finally:
-        _reading.now = before
-
-
-def is_reading() -> bool:
-    """Whether this thread is within :func:`reading`."""
-    return _reading.now
+def is_for_reading(connection: Connection) -> bool:
+    """Whether the transaction that begins on a connection only reads."""
+    return bool(connection.get_execution_options().get(_OPTION, False))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mqasearch.errors import ScoreError
 from mqasearch.mask import KVHeads
-from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, ScoreKey, TaskSpec
 from mqasearch.scores import Claims
 from mqasearch.scoring import Scorer
 
@@ -71,6 +71,6 @@ class Ahead:
                 if isinstance(one, Score):  # else its own trial meets the fault
                     self._claims.store.put(key, one)
                     self._mine.add(key.digest())
-        if isinstance(score, ScoreError):
-            raise score
+        if isinstance(score, NoScore):
+            raise ScoreError(score.fault)
         return score

@@ -20,7 +20,7 @@ from typing import Any, Self, cast
 
 from sqlalchemy import Connection, Engine, Table, delete, select, update
 
-from mqasearch.database import Patience, WorkerRow, insert_if_absent, reading, seconds_now
+from mqasearch.database import Patience, WorkerRow, for_reading, insert_if_absent, seconds_now
 from mqasearch.errors import DatabaseAwayError
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def list_workers(engine: Engine, patience: Patience | None = None) -> list[Worke
     )
 
     def once() -> list[WorkerInfo]:
-        with reading(), engine.connect() as connection:
+        with for_reading(engine).connect() as connection:
             return [WorkerInfo(**row._asdict()) for row in connection.execute(query)]
 
     workers = (patience or Patience())(once)

@@ -36,8 +36,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from mqasearch.database import (
     Patience,
     TaskRow,
+    for_reading,
     insert_if_absent,
-    reading,
     seconds_now,
     seconds_started,
 )
@@ -340,7 +340,7 @@ class Queue:
 
     def _read(self, query: Any) -> Sequence[Any]:
         def once() -> Sequence[Any]:
-            with reading(), self.engine.connect() as connection:
+            with for_reading(self.engine).connect() as connection:
                 return connection.execute(query).all()
 
         return self.patience(once)

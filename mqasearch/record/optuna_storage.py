@@ -15,17 +15,18 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mqasearch.database import Patience, reading
+from mqasearch.database import Patience, reads_only
 
 T = TypeVar("T")
 
-opening = reading
-"""Optuna, while it opens a database, asks on one connection while it holds another: with SQLite's
-write lock taken it would wait for itself."""
-
 
 def opened(
-    url: str, engine_kwargs: dict[str, Any], patience: Patience, *, make_tables: bool = False
+    url: str,
+    engine_kwargs: dict[str, Any],
+    patience: Patience,
+    *,
+    make_tables: bool = False,
+    upgrade: bool = False,
 ) -> "SharedStorage":
     """Optuna's storage, and ours in front of it.
 
@@ -33,11 +34,36 @@ def opened(
         url: as Optuna takes it.
         engine_kwargs: of ``sqlalchemy.create_engine``.
         patience: how long to wait for a database that is away.
-        make_tables: those of Optuna that are missing.
+        make_tables: makes those of Optuna that are missing.
+        upgrade: makes them too, and brings those of an older Optuna up to the installed version.
+
+    Raises:
+        RuntimeError: the tables are another Optuna's, and not to be upgraded.
     """
-    with opening():
-        database = RDBStorage(url, engine_kwargs, skip_table_creation=not make_tables)
-    return SharedStorage(database, patience)
+    database = _connected(url, engine_kwargs, make_tables=make_tables or upgrade, check=not upgrade)
+    if upgrade and database.get_current_version() != database.get_head_version():
+        database.upgrade()
+    reader = database
+    if database.engine.dialect.name == "sqlite":
+        reader = _connected(url, engine_kwargs, make_tables=False, check=False)
+        database.engine.update_execution_options(**reads_only(False))
+    return SharedStorage(database, reader, patience)
+
+
+def _connected(
+    url: str, engine_kwargs: dict[str, Any], *, make_tables: bool, check: bool
+) -> RDBStorage:
+    """Optuna's storage, without SQLite's write lock.
+
+    While it opens a database, Optuna asks on one connection while it holds another: with the write
+    lock taken it would wait for itself.
+    """
+    return RDBStorage(
+        url,
+        engine_kwargs | {"execution_options": reads_only()},
+        skip_compatibility_check=not check,
+        skip_table_creation=not make_tables,
+    )
 
 
 class SharedStorage(BaseStorage):
@@ -49,24 +75,39 @@ class SharedStorage(BaseStorage):
 
     Args:
         database: Optuna's own storage.
+        reader: another one of the same database, whose transactions only read; or the same one.
         patience: how long to wait.
     """
 
-    def __init__(self, database: RDBStorage, patience: Patience) -> None:
+    def __init__(self, database: RDBStorage, reader: RDBStorage, patience: Patience) -> None:
         self.engine = database.engine
         self.patience = patience
         self._database = database
-        self._optunas = optuna.storages.get_storage(database)
-        """Reads a finished trial once."""
+        self._reader = reader
+        self._writes = optuna.storages.get_storage(database)
+        self._reads = self._cached_reader()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process has connections of its own."""
         database = self._database
         return opened, (database.url, database.engine_kwargs, self.patience)
 
+    def _cached_reader(self) -> BaseStorage:
+        """Reads a finished trial once."""
+        if self._reader is self._database:
+            return self._writes
+        return optuna.storages.get_storage(self._reader)
+
     def remove_session(self) -> None:
-        """Close this thread's session."""
-        self._optunas.remove_session()
+        """Close this thread's sessions."""
+        self._writes.remove_session()
+        self._reads.remove_session()
+
+    def close(self) -> None:
+        """Close the connections. What is open elsewhere stays open."""
+        self.remove_session()
+        self.engine.dispose()
+        self._reader.engine.dispose()
 
     def _patiently(self, call: Callable[[], T]) -> T:
         def once() -> T:
@@ -78,15 +119,11 @@ class SharedStorage(BaseStorage):
 
         return self.patience(once)
 
-    def _reading(self, call: Callable[[], T]) -> T:
-        with reading():
-            return self._patiently(call)
-
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
         """As Optuna's."""
-        return self._patiently(lambda: self._optunas.create_new_study(directions, study_name))
+        return self._patiently(lambda: self._writes.create_new_study(directions, study_name))
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's. Deleting what an earlier attempt has deleted is success."""
@@ -96,49 +133,50 @@ class SharedStorage(BaseStorage):
             nonlocal attempts
             attempts += 1
             try:
-                self._optunas.delete_study(study_id)
+                self._writes.delete_study(study_id)
             except KeyError:
                 if attempts == 1:
                     raise
 
         self._patiently(once)
+        self._reads = self._cached_reader()  # SQLite gives a deleted trial's number to a new one
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        self._patiently(lambda: self._optunas.set_study_user_attr(study_id, key, value))
+        self._patiently(lambda: self._writes.set_study_user_attr(study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        self._patiently(lambda: self._optunas.set_study_system_attr(study_id, key, value))
+        self._patiently(lambda: self._writes.set_study_system_attr(study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_study_id_from_name(study_name))
+        return self._patiently(lambda: self._reads.get_study_id_from_name(study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """As Optuna's, always from the database: somebody may have deleted the study."""
-        return self._reading(lambda: self._database.get_study_name_from_id(study_id))
+        return self._patiently(lambda: self._reader.get_study_name_from_id(study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_study_directions(study_id))
+        return self._patiently(lambda: self._reads.get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_study_user_attrs(study_id))
+        return self._patiently(lambda: self._reads.get_study_user_attrs(study_id))
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_study_system_attrs(study_id))
+        return self._patiently(lambda: self._reads.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
         """As Optuna's."""
-        return self._reading(self._optunas.get_all_studies)
+        return self._patiently(self._reads.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna's. Not repeated here: a second attempt could make a second trial."""
         try:
-            return self._optunas.create_new_trial(study_id, template_trial)
+            return self._writes.create_new_trial(study_id, template_trial)
         except Exception:
             self.remove_session()
             raise
@@ -152,7 +190,7 @@ class SharedStorage(BaseStorage):
     ) -> None:
         """As Optuna's."""
         parameter = (param_name, param_value_internal, distribution)
-        self._patiently(lambda: self._optunas.set_trial_param(trial_id, *parameter))
+        self._patiently(lambda: self._writes.set_trial_param(trial_id, *parameter))
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -164,7 +202,7 @@ class SharedStorage(BaseStorage):
             nonlocal attempts
             attempts += 1
             try:
-                return self._optunas.set_trial_state_values(trial_id, state, values)
+                return self._writes.set_trial_state_values(trial_id, state, values)
             except UpdateFinishedTrialError:
                 if attempts > 1 and self._agrees(trial_id, state, values):
                     return True
@@ -181,19 +219,19 @@ class SharedStorage(BaseStorage):
     ) -> None:
         """As Optuna's."""
         reported = (step, intermediate_value)
-        self._patiently(lambda: self._optunas.set_trial_intermediate_value(trial_id, *reported))
+        self._patiently(lambda: self._writes.set_trial_intermediate_value(trial_id, *reported))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        self._patiently(lambda: self._optunas.set_trial_user_attr(trial_id, key, value))
+        self._patiently(lambda: self._writes.set_trial_user_attr(trial_id, key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
-        self._patiently(lambda: self._optunas.set_trial_system_attr(trial_id, key, value))
+        self._patiently(lambda: self._writes.set_trial_system_attr(trial_id, key, value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_trial(trial_id))
+        return self._patiently(lambda: self._reads.get_trial(trial_id))
 
     def get_all_trials(
         self,
@@ -202,13 +240,13 @@ class SharedStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_all_trials(study_id, deepcopy, states))
+        return self._patiently(lambda: self._reads.get_all_trials(study_id, deepcopy, states))
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """As Optuna's."""
         place = (study_id, trial_number)
-        return self._reading(lambda: self._optunas.get_trial_id_from_study_id_trial_number(*place))
+        return self._patiently(lambda: self._reads.get_trial_id_from_study_id_trial_number(*place))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """As Optuna's."""
-        return self._reading(lambda: self._optunas.get_best_trial(study_id))
+        return self._patiently(lambda: self._reads.get_best_trial(study_id))

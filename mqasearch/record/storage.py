@@ -1,13 +1,12 @@
 """The door to the database: Optuna's tables and ours, opened together."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from sqlalchemy import URL, Engine, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 
@@ -17,18 +16,18 @@ from mqasearch.database import (
     TaskRow,
     engine_settings,
     for_optuna,
+    for_reading,
     hidden,
     is_away,
     one_line,
     parse,
-    reading,
     schema,
     sqlite_file,
 )
 from mqasearch.errors import DatabaseAwayError, ReadOnlyError, StorageError
 from mqasearch.queue import GRACE_SECONDS, list_workers
 from mqasearch.record.old_trials import end_old_trials, task_rows
-from mqasearch.record.optuna_storage import SharedStorage, opened, opening
+from mqasearch.record.optuna_storage import SharedStorage, opened
 
 LOCK = 7_305_216_802
 """PostgreSQL's advisory lock under which one process makes the tables."""
@@ -57,8 +56,7 @@ class Storage:
 
     def close(self) -> None:
         """Close the connections. What is open elsewhere stays open."""
-        self.optuna.remove_session()
-        self.engine.dispose()
+        self.optuna.close()
 
 
 def open_storage(
@@ -116,23 +114,14 @@ def upgrade_storage(url: str) -> None:
         first = _first_engine(parsed)
         _check_access(first, shown, read_only=False)
         with _one_at_a_time(first):
-            with opening():
-                database = RDBStorage(
-                    for_optuna(parsed),
-                    engine_kwargs=engine_settings(parsed),
-                    skip_compatibility_check=True,
-                )
-                if database.get_current_version() != database.get_head_version():
-                    database.upgrade()
+            shared = opened(for_optuna(parsed), engine_settings(parsed), Patience(), upgrade=True)
             before = schema.current(first)
             if before in schema.WITHOUT_QUEUE:
                 _check_nobody_works(first, shown)
-            shared = SharedStorage(database, Patience())
             rows = task_rows(shared) if before in schema.WITHOUT_QUEUE else []
             schema.upgrade(first, rows)  # last, as in _make_tables
             end_old_trials(shared)
-            shared.remove_session()
-            database.engine.dispose()
+            shared.close()
 
 
 def _check_nobody_works(engine: Engine, shown: str) -> None:
@@ -156,8 +145,7 @@ def _make_tables(engine: Engine, connect: Callable[..., SharedStorage]) -> None:
     with _one_at_a_time(engine):
         if schema.current(engine) is None:
             shared = connect(make_tables=True)
-            shared.remove_session()
-            shared.engine.dispose()
+            shared.close()
             schema.upgrade(engine)
 
 
@@ -201,7 +189,7 @@ def _check_file(url: URL, shown: str, create: bool) -> None:
 
 def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
     """Connects for the first time, and finds out whether it may write."""
-    with reading() if read_only else nullcontext(), engine.connect() as connection:
+    with (for_reading(engine) if read_only else engine).connect() as connection:
         if read_only:
             connection.execute(text("SELECT 1"))
             return

@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, Table, and_, delete, or_, select, upd
 from mqasearch.database import (
     ClaimRow,
     Patience,
+    for_reading,
     insert_if_absent,
-    reading,
     seconds_now,
     seconds_started,
 )
@@ -125,7 +125,7 @@ class Claims:
         )
 
         def once() -> set[str]:
-            with reading(), self._engine.connect() as connection:
+            with for_reading(self._engine).connect() as connection:
                 return set(connection.execute(query).scalars())
 
         return self._patience(once)

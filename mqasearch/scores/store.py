@@ -7,7 +7,7 @@ from typing import cast
 
 from sqlalchemy import Engine, Table, delete, select
 
-from mqasearch.database import ClaimRow, Patience, ScoreRow, insert_if_absent, reading
+from mqasearch.database import ClaimRow, Patience, ScoreRow, for_reading, insert_if_absent
 from mqasearch.score import Score, ScoreKey
 from mqasearch.scores.score_rows import row_of, score_of
 
@@ -79,7 +79,7 @@ class ScoreStore:
         query = select(TABLE.c.documents, TABLE.c.n_docs).where(*same).distinct()
 
         def once() -> set[tuple[str, int]]:
-            with reading(), self._engine.connect() as connection:
+            with for_reading(self._engine).connect() as connection:
                 return {(row.documents, row.n_docs) for row in connection.execute(query)}
 
         return self._patience(once)
@@ -107,6 +107,6 @@ class ScoreStore:
             return insert_if_absent(connection, TABLE, [row]) == 1
 
     def _read(self, digests: list[str]) -> dict[str, Score]:
-        with reading(), self._engine.connect() as connection:
+        with for_reading(self._engine).connect() as connection:
             rows = connection.execute(select(*COLUMNS).where(TABLE.c.digest.in_(digests)))
             return {row.digest: score_of(row._asdict()) for row in rows}

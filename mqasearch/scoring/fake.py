@@ -21,7 +21,7 @@ import numpy as np
 
 from mqasearch.errors import MaskError, ScoreError
 from mqasearch.mask import KVHeads, ModelShape
-from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, ScoreKey, TaskSpec
 from mqasearch.scoring.identity import Identity
 from mqasearch.scoring.scorer import score_each
 
@@ -149,7 +149,7 @@ class FakeScorer:
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
+    ) -> list[Score | NoScore]:
         """One after the other.
 
         Raises:

@@ -13,10 +13,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.conversion import ConvertibleModel
-from mqasearch.errors import ScoreError
 from mqasearch.forward import Answer, Divergence, TokenPair
 from mqasearch.mask import KVHeads, ModelShape
-from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, ScoreKey, TaskSpec
 from mqasearch.scoring.identity import Identity, tokenizer_digest
 from mqasearch.scoring.scorer import score_each
 from mqasearch.tasks import (
@@ -182,7 +181,7 @@ class HarnessScorer:
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
+    ) -> list[Score | NoScore]:
         """One after the other.
 
         Raises:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from mqasearch.errors import ScoreError
 from mqasearch.mask import KVHeads, ModelShape
-from mqasearch.score import Documents, Score, ScoreKey, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, ScoreKey, TaskSpec
 
 
 class Scorer(Protocol):
@@ -45,8 +45,8 @@ class Scorer(Protocol):
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
-        """``score`` of each of several masks, in their order; its ScoreError where it has none.
+    ) -> list[Score | NoScore]:
+        """``score`` of each of several masks, in their order; NoScore if a mask has none.
 
         Raises:
             MaskError: a mask does not fit the model.
@@ -85,16 +85,16 @@ class Scorer(Protocol):
 
 def score_each(
     scorer: Scorer, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-) -> list[Score | ScoreError]:
+) -> list[Score | NoScore]:
     """``score_many`` for a scorer that shares nothing between masks.
 
     Raises:
         MaskError: a mask does not fit the model.
     """
-    found: list[Score | ScoreError] = []
+    found: list[Score | NoScore] = []
     for kv_heads in masks:
         try:
             found.append(scorer.score(kv_heads, task, documents))
         except ScoreError as error:
-            found.append(error)
+            found.append(NoScore(str(error)))
     return found

@@ -41,7 +41,7 @@ from mqasearch.forward import (
 )
 from mqasearch.mask import KVHeads
 from mqasearch.models import ResumableModel
-from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, TaskSpec
 from mqasearch.scoring.harness import HarnessScorer, ResidentLM, TokenRequest
 from mqasearch.tasks import (
     Comparison,
@@ -286,14 +286,14 @@ class SharedPrefixScorer(HarnessScorer):
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
+    ) -> list[Score | NoScore]:
         """Score many masks, each beginning that some of them share only once.
 
         Args:
             masks: KV heads per layer, in any order.
 
         Returns:
-            One score for each mask, in their order, or the ScoreError that ``score`` would raise;
+            One score for each mask, in their order, or NoScore if ``score`` would raise ScoreError;
             of the seconds each has an equal part.
 
         Raises:
@@ -308,7 +308,7 @@ class SharedPrefixScorer(HarnessScorer):
         with self.lm.running_ahead(others):
             answered |= {kv_heads: self.compared(kv_heads, prepared) for kv_heads in others}
         seconds = (time.perf_counter() - started) / len(answered)
-        scores = {m: _score_or_error(prepared, *both, seconds) for m, both in answered.items()}
+        scores = {m: _score_or_none(prepared, *both, seconds) for m, both in answered.items()}
         return [scores[kv_heads] for kv_heads in masks]
 
     def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
@@ -344,16 +344,16 @@ class SharedPrefixScorer(HarnessScorer):
         return self.lm.saved_layer_tokens(kv_heads)
 
 
-def _score_or_error(
+def _score_or_none(
     prepared: PreparedTask,
     responses: Responses,
     comparisons: Sequence[Comparison | None],
     seconds: float,
-) -> Score | ScoreError:
+) -> Score | NoScore:
     try:
         return score_of(prepared, responses, seconds, comparisons)
     except ScoreError as error:
-        return error
+        return NoScore(str(error))
 
 
 def _name(model: Any) -> str:

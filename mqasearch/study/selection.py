@@ -1,7 +1,7 @@
 """Optuna studies with their selectors: what a name means, and what is left to do in each."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -22,9 +22,6 @@ from mqasearch.study.ending import (
     why_original,
 )
 from mqasearch.study.generations import meant_by
-
-Preference = Callable[[Sequence[LayerMask]], LayerMask]
-"""Chooses one of several masks, at least one of which is given."""
 
 
 class Outlook(Enum):
@@ -77,24 +74,18 @@ class Selection:
         """Every task of the study by number."""
         return self.queue.tasks(self.study_id)
 
-    def next(self, prefer: Preference) -> Task | Outlook:
-        """The task that this worker does next, or why there is none now.
+    def take(self) -> Task | None:
+        """A task that is free, for this worker; None if others have taken all that were."""
+        return self.queue.take(self.study_id)
+
+    def add(self, look: Look, mask: LayerMask) -> Task | None:
+        """A new task for this worker; None if another worker has added one since that look.
 
         Args:
-            prefer: which of equally wanted masks this worker scores, the cheapest for it, say.
-
-        Raises:
-            StorageError: somebody has deleted the study.
+            look: what was found.
+            mask: one of ``look.wanted``.
         """
-        while True:
-            look = self.look()
-            if look.outlook != Outlook.READY:
-                return look.outlook
-            if not look.wanted:  # another worker may be about to take what is free
-                return self.queue.take(self.study_id) or Outlook.WAIT
-            task = self.queue.add(self.study_id, look.n_tasks, str(prefer(look.wanted)))
-            if task is not None:
-                return task  # else another worker has added one
+        return self.queue.add(self.study_id, look.n_tasks, str(mask))
 
     def outlook(self) -> Outlook:
         """Whether a mask can be scored now, must wait for others, or is not needed."""

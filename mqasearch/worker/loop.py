@@ -99,7 +99,7 @@ class Worker:
         for selection in self.selections:
             if selection.study_id in self._ended:
                 continue
-            found = selection.next(self.evaluator.cheapest)
+            found = self._next(selection)
             if isinstance(found, Task):
                 self._run_trial(selection, found)
                 return Outlook.READY
@@ -107,6 +107,16 @@ class Worker:
             if found == Outlook.DONE:
                 self._ended.add(selection.study_id)
         return Outlook.WAIT if waiting else Outlook.DONE
+
+    def _next(self, selection: Selection) -> Task | Outlook:
+        """The task of a study that this worker does next, or why there is none now."""
+        while (look := selection.look()).outlook == Outlook.READY:
+            if not look.wanted:  # a task is free, unless another worker takes it first
+                return selection.take() or Outlook.WAIT
+            task = selection.add(look, self.evaluator.cheapest(look.wanted))
+            if task is not None:
+                return task
+        return look.outlook
 
     def _is_more(self) -> bool:
         """Whether somebody has added trials, or enqueued some, since the studies ended."""

@@ -9,12 +9,11 @@ from optuna.trial import TrialState
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.creation import create_studies
-from mqasearch.errors import ScoreError
 from mqasearch.evaluation.evaluator import Evaluation, Evaluator
 from mqasearch.evaluation.racing import StopRule
 from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.record import Storage, trial_facts
-from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, TaskSpec
 from mqasearch.scores import Claims, ScoreStore
 from mqasearch.scoring import FakeScorer
 from mqasearch.study import best_trial, compare, finished
@@ -36,7 +35,7 @@ class ManyScorer(FakeScorer):
 
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
+    ) -> list[Score | NoScore]:
         self.together.append(masks)
         return super().score_many(masks, task, documents)
 

@@ -1,5 +1,7 @@
 """Studies of a version without a queue are upgraded and gone on with."""
 
+import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -9,9 +11,10 @@ from optuna.trial import TrialState
 from sqlalchemy import create_engine, text
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
+from mqasearch.creation import versions
 from mqasearch.errors import StorageError
 from mqasearch.record.storage import Storage, open_storage, upgrade_storage
-from mqasearch.scoring import FakeScorer
+from mqasearch.scoring import FakeScorer, scoring_code
 from mqasearch.study import Selection, compare, find_studies, finished, open_selections
 
 HALF_DONE = Path(__file__).with_name("databases") / "r0003_half_done.sql"
@@ -27,8 +30,13 @@ SPEC = spec_of(
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
+    dump = HALF_DONE.read_text()
+    for key, value in (("code", scoring_code()), ("versions", versions())):  # else it is refused
+        old = rf'"{key}": ("[^"]*"|{{[^}}]*}})'
+        dump, n_changed = re.subn(old, f'"{key}": {json.dumps(value)}', dump)
+        assert n_changed
     connection = sqlite3.connect(tmp_path / "studies.db")
-    connection.executescript(HALF_DONE.read_text())
+    connection.executescript(dump)
     connection.close()
     return f"sqlite:///{tmp_path}/studies.db"
 

@@ -107,7 +107,7 @@ def test_a_database_that_stays_away_is_said_in_one_line(
         raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.engine.dialect, "do_execute", away)
+        patched.setattr(type(storage.engine.dialect), "do_execute", away)
         for ask in (study.get_trials, lambda: study.set_user_attr("x", 1)):
             with pytest.raises(DatabaseAwayError, match="did not answer for 0 s") as caught:
                 ask()

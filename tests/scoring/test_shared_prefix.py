@@ -11,13 +11,12 @@ from tasks.small_tasks import load_small, small_tokenizer
 from tiny import GROUPED, MODEL_TYPES, tiny_model
 
 from mqasearch.conversion import ConvertibleModel, merge_of
-from mqasearch.errors import ScoreError
 from mqasearch.families import family_of
 from mqasearch.forward import PlanRunner, plan_of
 from mqasearch.forward.batch_size import FIRST_WAIT
 from mqasearch.mask import KVHeads
 from mqasearch.models import load_model
-from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, TaskSpec
 from mqasearch.scoring import shared_prefix
 from mqasearch.scoring.harness import HarnessScorer
 from mqasearch.scoring.shared_prefix import SharedPrefixScorer
@@ -263,7 +262,7 @@ def test_one_mask_that_diverges_does_not_cost_the_others_their_scores() -> None:
     masks = [(2, 2, 2), (2, 1, 2), (1, 2, 2)]
     one, two, three = scorer.score_many(masks, TaskSpec("choice"), ALL)
     assert isinstance(one, Score)
-    assert isinstance(two, ScoreError)
+    assert isinstance(two, NoScore)
     assert isinstance(three, Score)
 
 

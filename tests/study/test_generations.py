@@ -8,11 +8,11 @@ import pytest
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
 from mqasearch.creation import More, create_studies
-from mqasearch.errors import ScoreError, StorageError, UserError
+from mqasearch.errors import StorageError, UserError
 from mqasearch.export import export
 from mqasearch.mask import KVHeads
 from mqasearch.record import Storage, confirmation, study_facts
-from mqasearch.score import Documents, Score, TaskSpec
+from mqasearch.score import Documents, NoScore, Score, TaskSpec
 from mqasearch.scoring import FakeScorer
 from mqasearch.study.comparison_rows import compare, finished
 from mqasearch.study.selection import Selection, find_studies, open_selections
@@ -50,9 +50,7 @@ class CountingScorer(FakeScorer):
             self._known = score.n_docs
         self._known = 0
 
-    def score_many(
-        self, masks: Any, task: TaskSpec, documents: Documents
-    ) -> list[Score | ScoreError]:
+    def score_many(self, masks: Any, task: TaskSpec, documents: Documents) -> list[Score | NoScore]:
         return super().score_many(masks, task, documents)
 
     def gains_from_many(self) -> bool:
