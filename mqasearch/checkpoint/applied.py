@@ -1,4 +1,4 @@
-"""A mask applied to a live model, and taken back."""
+"""Apply a mask to a live model, and restore the model."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,19 +24,19 @@ _CONVERTED: WeakSet[PreTrainedModel] = WeakSet()
 
 
 class Applied:
-    """A live model with a mask applied; leaving a ``with`` block over it restores the original.
+    """A live model with a mask applied; the end of a ``with`` block restores the original.
 
     The model keeps its shapes: merged KV heads are repeated, which gives the numbers of the model
-    that really has fewer heads, and saves no memory. Layers are swapped by reference, so what comes
-    back is the original bit for bit.
+    that really has fewer heads, but saves no memory. Layers are swapped by reference, so the
+    original is restored bit for bit.
 
     Attributes:
         model: the live model.
-        kv_heads: per layer, layer 0 first.
+        kv_heads: KV heads per layer, layer 0 first.
     """
 
     def __init__(self, convertible: ConvertibleModel, kv_heads: KVHeads) -> None:
-        """Apply ``kv_heads``; use ``mqasearch.apply``."""
+        """Apply ``kv_heads``; callers use ``mqasearch.apply`` instead."""
         self._convertible = convertible
         self.model = convertible.model
         self.kv_heads = kv_heads
@@ -45,7 +45,7 @@ class Applied:
         self._is_on = True
 
     def restore(self) -> None:
-        """Give the model its own layers back. A second time it does nothing."""
+        """Give the model its own layers again; a second call does nothing."""
         if self._is_on:
             self._convertible.apply(self._convertible.shape.original)
             _CONVERTED.discard(self.model)
@@ -64,10 +64,10 @@ class Applied:
 
 
 def apply_heads(model: PreTrainedModel, kv_heads: KVHeads) -> Applied:
-    """Apply bare KV heads, merged by their mean.
+    """Apply KV heads that are given without a mask JSON, merged by their mean.
 
     Raises:
-        MaskError, ModelError, UnknownNameError: as ``ConvertibleModel``.
+        MaskError, ModelError, UnknownNameError: as in ``ConvertibleModel``.
         UserError: a mask is applied already.
     """
     _check_free(model)
@@ -80,18 +80,18 @@ def apply_document(
     document: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Applied:
-    """Apply a mask JSON, calibrating first if its merge reads that, and healing if it says so.
+    """Apply a mask JSON; calibrate first if its merge needs that, and heal if it asks for that.
 
     Args:
-        model: of the mask's sizes; its weights, which may be others than the mask was found on,
-            are taken as they are.
-        document: as ``read_mask`` returns it.
+        model: a model with the mask's sizes; its weights are taken as they are, and may differ
+            from those that the mask was found on.
+        document: the mask JSON as ``read_mask`` returns it.
         tokenizer: for calibration; None = the one at ``model.name_or_path``.
 
     Raises:
         MaskError, ModelError, UnknownNameError: the mask does not fit the model.
-        UserError: a mask is applied already, or the tokenizer is needed and not known.
-        AssetError: as ``calibrate_for_mask``.
+        UserError: a mask is applied already, or the tokenizer is needed but not known.
+        AssetError: as in ``calibrate_for_mask``.
     """
     _check_free(model)
     family = family_of(model.config.model_type)
@@ -99,7 +99,7 @@ def apply_document(
     merge = merge_of(**document["merge"])
     statistics = healed = None
     if merge.reads_calibration or "healed" in document:
-        # whatever it lacks is said before the calibration, not after it
+        # refuse a mask that does not fit before the calibration, not after it
         ConvertibleModel(model, family, merge_of("mean")).check(tuple(document["kv_heads"]))
         statistics, healed = _calibrated(model, document, tokenizer)
     layers = None if healed is None else healed.layers
@@ -126,7 +126,7 @@ def _calibrated(
         dtype=model.dtype,
     )
     is_training = model.training
-    model.train(False)  # dropout would be calibrated on
+    model.train(False)  # else the calibration would be done with dropout
     try:
         statistics = calibrate_for_mask(loaded, document)
         return statistics, heal_for_mask(loaded, document, statistics)
@@ -149,7 +149,7 @@ def _tokenizer_of(model: PreTrainedModel, merge: str) -> PreTrainedTokenizerBase
 
 
 def _digest(model: PreTrainedModel) -> str:
-    """SHA-256 (hex) of the weights in memory: what a calibration of them is cached by."""
+    """SHA-256 (hex) of the config and the weights in memory: part of a calibration's cache key."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())

@@ -10,19 +10,19 @@ from mqasearch.models import is_hub_id
 from mqasearch.statistics import Estimate
 
 _RANKS = (1, 2, 3, 4, 8)
-"""Numbers of tensor-parallel ranks that the card tells of."""
+"""Numbers of tensor-parallel ranks in the card's table."""
 
 
 def model_card(
     document: Mapping[str, Any], shape: ModelShape, written: Format, model_type: str
 ) -> str:
-    """README.md: what was done to which model, what it costs, and how to load it.
+    """README.md: what was done to which model, what it costs, and how to load the result.
 
     Args:
         document: the mask JSON.
-        shape: of the original model.
+        shape: the original model's shape.
         written: the format of the checkpoint.
-        model_type: of the original model.
+        model_type: the original model's type.
     """
     source = document["model"]["id"]
     on_hub = is_hub_id(source)
@@ -54,7 +54,7 @@ def _how(document: Mapping[str, Any]) -> str:
 
 
 def _healing(document: Mapping[str, Any]) -> str:
-    """What the healing trained, on what, and what it did."""
+    """A paragraph on the healing: what it trained, on which text, and its result."""
     healed = document.get("healed")
     if not healed or "steps" not in healed:
         return ""
@@ -79,7 +79,7 @@ def _how_to_serve(written: Format, model_type: str) -> str:
 
 
 def _saved(document: Mapping[str, Any], shape: ModelShape, written: Format) -> str:
-    """Bytes of cache a token takes: the whole, and what each tensor-parallel rank holds of it."""
+    """Bytes of cache per token: in all, and on each tensor-parallel rank."""
     before, after = (document["kv_bytes_per_token"][key] for key in ("original", "converted"))
     dtype = f" in {document['dtype']}" if "dtype" in document else ""
     whole = (
@@ -128,7 +128,7 @@ def _table(kv_heads: list[int], shape: ModelShape) -> str:
 def _scores(document: Mapping[str, Any]) -> str:
     baseline, searched = (document.get(key) or {} for key in ("baseline", "search_scores"))
     if "healed" in document:
-        searched = {}  # of the mask before it was healed
+        searched = {}  # these are scores of the mask before it was healed
     rows = []
     for task, metrics in (document.get("scores") or {}).items():
         for metric, row in metrics.items():

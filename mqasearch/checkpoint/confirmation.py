@@ -1,4 +1,4 @@
-"""A conversion confirmed: original, mask and healed mask on documents that no search has seen."""
+"""Confirm a conversion: original, mask and healed mask on documents that no search has seen."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from mqasearch.scoring import SharedPrefixScorer
 from mqasearch.tasks import TaskLibrary
 
 Rows = Mapping[str, Mapping[str, Any]]
-"""Task → metric → row, as ``search.confirm.against`` gives it."""
+"""Task → metric → row, as ``evaluation.against`` gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Confirmation:
     """Held-out results, all on the same documents.
 
     Attributes:
-        converted: what is written, against the original.
-        unhealed: the mask before healing, against the original; None if nothing was healed.
-        gained: what is written against the mask before healing, likewise: its ``original`` is the
-            unhealed mask's value.
+        converted: the written model against the original.
+        unhealed: the mask before healing against the original; None if nothing was healed.
+        gained: the written model against the mask before healing: ``original`` in these rows is the
+            unhealed mask's value. None if nothing was healed.
     """
 
     converted: Rows
@@ -46,11 +46,11 @@ def confirm_conversion(
     """Score the original, the mask and the healed mask on confirmation documents.
 
     Args:
-        loaded: the mask's model, nothing converted.
+        loaded: the mask's model, with nothing converted.
         document: the mask JSON.
-        statistics: its calibration, if its merge reads any.
-        healed: its layers after healing; None = it was not healed.
-        n_docs: documents per task; None = all.
+        statistics: the mask's calibration, if its merge reads any.
+        healed: the mask's layers after healing; None = the mask was not healed.
+        n_docs: number of documents per task; None = all.
 
     Raises:
         MaskError: the mask names no task.
@@ -86,10 +86,10 @@ def _rows(scores: Mapping[str, Score], originals: Mapping[str, Score]) -> Rows:
 
 
 def with_confirmation(document: Mapping[str, Any], confirmation: Confirmation) -> dict[str, Any]:
-    """The mask JSON with these results in place of others.
+    """The mask JSON with these results instead of its own.
 
     Raises:
-        MaskError: it says that it was healed and the confirmation does not, or the reverse.
+        MaskError: only one of mask JSON and confirmation is of a healed mask.
     """
     if ("healed" in document) != (confirmation.unhealed is not None):
         raise MaskError("the confirmation is of another conversion than the mask JSON")

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 REFITS = ("parallel", "sequential", "none")
 """How a converted layer's output projection is fitted, see ``with_refit``."""
-_SMALL_FILES_BYTES = 64 * 10**6  # tokenizer, code, card: more than any of them takes
+_SMALL_FILES_BYTES = 64 * 10**6  # more than tokenizer, code and card take
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Checkpoint:
     """What was written.
 
     Attributes:
-        folder: where.
-        format: in which format.
-        kv_heads: per layer, layer 0 first.
-        weight_bytes: of all tensors.
+        folder: the folder.
+        format: name of the format.
+        kv_heads: KV heads per layer, layer 0 first.
+        weight_bytes: bytes of all tensors.
         confirmation: held-out results, if they were asked for.
     """
 
@@ -72,20 +72,20 @@ def convert_checkpoint(
     """Write the converted model, its tokenizer, mask JSON, model card and ``reproduce.json``.
 
     The live model is not changed. Layers are merged and written one after the other, so memory
-    holds the model, one merged layer and nothing else. ``out_dir`` appears when everything is in
-    it and on the disk.
+    holds only the model and one merged layer. ``out_dir`` appears only once all its files are
+    complete and on the disk.
 
     Args:
         mask: a mask JSON as ``read_mask`` returns it, or KV heads per layer.
         loaded: the original model, in the dtype that is to be written.
-        out_dir: must not exist, or be empty.
+        out_dir: a folder that does not exist or is empty.
         format: a name in ``formats.FORMATS``.
-        options: of the format.
-        merge: None = the mask JSON's; ``mean`` for bare KV heads.
-        statistics: calibration of ``loaded``, for merges that read it; for a mask JSON as
-            ``calibrate_for_mask`` gives it.
-        healed: as ``heal_for_mask`` gives it.
-        confirmation: held-out results of these very weights.
+        options: the format's options.
+        merge: the merge; None = the mask JSON's, or ``mean`` if there are only KV heads.
+        statistics: calibration of ``loaded``, for merges that read it; for a mask JSON, the result
+            of ``calibrate_for_mask``.
+        healed: the result of ``heal_for_mask``.
+        confirmation: held-out results of exactly these weights.
         progress: called with (bytes written, bytes in all) after every tensor.
 
     Raises:
@@ -129,16 +129,16 @@ def convert_checkpoint(
 def with_refit(document: Mapping[str, Any], refit: str) -> dict[str, Any]:
     """The mask JSON for the same heads, merged with another refit.
 
-    Its scores stay only where the refit is the one that it names already; another one is not
-    tuned.
+    Its scores are kept only if it already names this refit. If it names another one, the new merge
+    is not tuned.
 
     Args:
-        document: as ``read_mask`` returns it.
-        refit: ``parallel``, every layer as if it were the only converted one, as a search scores
-            it; ``sequential``, one after the other; ``none``.
+        document: the mask JSON as ``read_mask`` returns it.
+        refit: ``parallel`` = every layer as if it were the only converted one, as a search scores
+            it; ``sequential`` = one layer after the other; ``none`` = no refit.
 
     Raises:
-        UnknownNameError: another word.
+        UnknownNameError: ``refit`` is another word.
     """
     if refit not in REFITS:
         raise UnknownNameError("refit", refit, REFITS)
@@ -172,10 +172,10 @@ def check_request(
     """Refuse, before anything is calibrated or merged, what ``convert_checkpoint`` would refuse.
 
     Raises:
-        UnknownNameError, ModelError, MaskError, UserError: as ``convert_checkpoint``.
+        UnknownNameError, ModelError, MaskError, UserError: as in ``convert_checkpoint``.
     """
     model_type = loaded.model.config.model_type
-    # the tensors' sizes are the same whatever the merge, and this one needs no calibration
+    # all merges give tensors of the same sizes, and this one needs no calibration
     convertible = ConvertibleModel(loaded.model, family_of(model_type), merge_of("mean"))
     _checked(mask, loaded, out_dir, format_of(format, model_type), options, convertible)
 
@@ -188,7 +188,7 @@ def _checked(
     options: Options,
     convertible: ConvertibleModel,
 ) -> Converted:
-    """What is to be written; the format, the mask, the model and the place fit each other."""
+    """What is to be written, after a check that format, mask, model and place fit each other."""
     check_outtype(written, options.outtype)
     if isinstance(mask, Mapping):
         check_model(mask, loaded.shape, loaded.fingerprint)
@@ -207,10 +207,10 @@ def _merge_of(mask: Mapping[str, Any] | KVHeads) -> Merge:
 def _document(
     mask: Mapping[str, Any] | KVHeads, loaded: LoadedModel, convertible: ConvertibleModel
 ) -> dict[str, Any]:
-    """The mask JSON that goes along; evidence only if it was measured on these very weights.
+    """The mask JSON that is written; it keeps evidence that was measured on exactly these weights.
 
-    Of a mask that does not say in which dtype it was scored that is not known. Which texts to
-    calibrate on stays in it, so that it can be converted again.
+    If a mask does not say in which dtype it was scored, this is not known, and its evidence is left
+    out. The description of the calibration texts stays, so that the mask can be converted again.
     """
     merge = {"name": convertible.merge.name, **convertible.merge.parameters}
     digest = convertible.calibration
@@ -256,7 +256,7 @@ def _kv_bytes(convertible: ConvertibleModel, kv_heads: KVHeads) -> dict[str, int
 
 
 def _scored_in(mask: Mapping[str, Any], dtype: str) -> bool:
-    """Whether the mask's scores, if it has any, are of this dtype; a line in the log if not."""
+    """Whether the mask's dtype is this one; if scores of another dtype are lost, log a warning."""
     scored = mask.get("dtype")
     if scored == dtype or not (mask.get("scores") or mask.get("delta")):
         return scored == dtype

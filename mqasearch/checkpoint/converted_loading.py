@@ -1,4 +1,4 @@
-"""Converted folders as live models, by mqasearch's and transformers' code, not the folder's."""
+"""Load converted folders with mqasearch's and transformers' code, not with the folder's code."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from mqasearch.models import KV_HEADS_KEY, device_of, dtype_of, progress_bars
 
 _NEMOTRON = "nemotron-nas"
 _NOT_OF_LLAMA = ("architectures", "auto_map", "block_configs", "model_type")
-"""Keys of a ``nemotron-nas`` config that Llama's has not, or has otherwise."""
+"""Keys of a ``nemotron-nas`` config that a Llama config lacks or uses differently."""
 
 
 def load_converted(
@@ -25,13 +25,13 @@ def load_converted(
     """The model of a folder that ``convert`` wrote for transformers, in eval mode.
 
     Args:
-        folder: in format ``hf``, ``expanded`` or ``nemotron-nas``.
+        folder: a folder in format ``hf``, ``expanded`` or ``nemotron-nas``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
-        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = as it was written.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = the dtype in the folder.
         attention: transformers' ``attn_implementation``; None = its choice.
 
     Raises:
-        UserError: no folder of ours, or of a format that transformers does not load.
+        UserError: the folder is not ours, or in a format that transformers does not load.
         ModelError: incomplete weights, or no such device or dtype.
     """
     place = device_of(device)
@@ -113,7 +113,7 @@ def _class_and_config(
 
 
 def _as_llama(written: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``nemotron-nas`` model is a Llama, whose layers here have their own numbers of KV heads."""
+    """The config of a ``nemotron-nas`` model as that of a Llama with KV heads per layer."""
     n_heads = written["num_attention_heads"]
     groups = [block["attention"]["n_heads_in_group"] for block in written["block_configs"]]
     kept = {key: value for key, value in written.items() if key not in _NOT_OF_LLAMA}

@@ -1,4 +1,4 @@
-"""The mask JSON of a healed mask: what asks for a healing, and what it says afterwards."""
+"""The mask JSON of a healed mask: how it asks for a healing, and how it reports the result."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from mqasearch.scoring import CalibrationText, mask_text
 logger = logging.getLogger(__name__)
 
 PLACE = "healed"
-"""Among the places of a calibration."""
+"""Key of the healing's place among the places of a calibration."""
 
 
 def with_heal(
@@ -26,15 +26,16 @@ def with_heal(
 ) -> dict[str, Any]:
     """The mask JSON that asks for this healing, or for none.
 
-    Its scores stay only if it asked for the same before.
+    Its scores are kept only if it asked for the same before.
 
     Args:
-        document: as ``read_mask`` returns it.
-        recipe: of the healing; None = no healing.
-        n_tokens: of different text; None = as many as the steps see, up to ``MOST_TEXT_TOKENS``.
+        document: the mask JSON as ``read_mask`` returns it.
+        recipe: the healing's recipe; None = no healing.
+        n_tokens: tokens of text, without repetitions; None = as many as the steps see, up to
+            ``MOST_TEXT_TOKENS``.
 
     Raises:
-        MaskError: the mask names no task whose texts could be taken.
+        MaskError: the mask names no task whose texts could be used.
     """
     if recipe is None:
         if "healed" not in document:
@@ -56,7 +57,7 @@ def tasks_of(document: Mapping[str, Any], why: str) -> tuple[list[dict[str, Any]
     """The mask's tasks, as ``{name, num_fewshot}``, and the seed of their documents' order.
 
     Raises:
-        MaskError: it names none; ``why`` says what they are needed for.
+        MaskError: the mask names no task; ``why`` says what tasks are needed for.
     """
     calibration = document.get("calibration") or {}
     for described in (calibration, (document.get("healed") or {}).get("text") or {}):
@@ -82,8 +83,8 @@ def heal_for_mask(
     """The healing that a mask JSON asks for, computed or taken from the cache.
 
     Args:
-        loaded: the mask's model, nothing converted.
-        document: as ``read_mask`` or ``with_heal`` gives it.
+        loaded: the mask's model, with nothing converted.
+        document: the mask JSON as ``read_mask`` or ``with_heal`` gives it.
         statistics: the mask's calibration, if its merge reads any.
         again: places of an earlier computation, to be repeated bit for bit.
         watch: called after every step.
@@ -94,7 +95,7 @@ def heal_for_mask(
     Raises:
         MaskError, ModelError: the mask does not fit the model.
         UserError: too little text or memory.
-        AssetError: offline data or the cache.
+        AssetError: offline data cannot be fetched, or the cache cannot be read or written.
     """
     wanted = document.get("healed")
     if wanted is None:
@@ -125,10 +126,10 @@ def _finite(value: float) -> float | None:
 
 
 def told(document: Mapping[str, Any], healed: Healed | None) -> dict[str, Any]:
-    """The mask JSON with how its healing went.
+    """The mask JSON with the facts of its healing.
 
     Raises:
-        ValueError: there are healed layers, and the mask JSON asks for none.
+        ValueError: there are healed layers, but the mask JSON asks for none.
     """
     if healed is None or healed.facts is None:
         return dict(document)

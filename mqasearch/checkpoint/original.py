@@ -1,4 +1,4 @@
-"""The model that a mask was made for, from where it is now."""
+"""Load the model that a mask was made for, from its present place."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,19 +19,19 @@ def load_original(
     """Load the model that a mask JSON names.
 
     Args:
-        of_mask: ``model`` of a mask JSON: its id and, of a hub id, its revision.
-        moved_to: where it is now; None = where its id says.
-        revision: another than the mask's.
-        device, dtype, trust_remote_code: as ``load_model``.
+        of_mask: ``model`` of a mask JSON: its id and, for a hub id, its revision.
+        moved_to: name of the model's present place; None = its id.
+        revision: a revision to load instead of the mask's.
+        device, dtype, trust_remote_code: as in ``load_model``.
 
     Raises:
-        ModelError, UnknownNameError, AssetError: as ``load_model``; of a model that is not where
-            the mask says, with what to do.
+        ModelError, UnknownNameError, AssetError: as in ``load_model``. If the model is not where
+            the mask says, the message says what to do.
     """
     name = moved_to or of_mask["id"]
     if moved_to is None:
         revision = revision or of_mask.get("revision")
-    dtype_of(dtype, device_of(device))  # not to be taken for a model that is not there
+    dtype_of(dtype, device_of(device))  # a wrong name must not be reported as a missing model
     try:
         return load_model(
             name,

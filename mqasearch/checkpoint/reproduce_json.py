@@ -1,6 +1,6 @@
 """``reproduce.json``: everything that decided the bytes of a converted folder, and their digests.
 
-No time of day is in it but the mask JSON's own: what is built again from it has the same one.
+It has no time stamp except that in the mask JSON, which is the same when a folder is built again.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 MAX_RECORD_BYTES = 20_000_000
 _CARD = "README.md"
 _DECIDES = ("kv_heads", "dtype", "merge", "refit", "calibration", "healed")
-"""Of a mask JSON; the rest is evidence."""
+"""Keys of a mask JSON that decide the bytes; the rest is evidence."""
 _PACKAGES = (
     "gguf",
     "lm_eval",
@@ -48,7 +48,7 @@ _CODE = {
     "healing": ("healing", "heal_recipe.py", "checkpoint/healed_mask.py"),
     "formats": ("checkpoint/convert.py", "export/mask_json.py", "formats"),
 }
-"""Our own code that decides the bytes, by what it does."""
+"""What it does → our own code that decides the bytes."""
 
 
 def write_record(
@@ -59,18 +59,18 @@ def write_record(
     options: Options,
     places: Mapping[str, Place],
 ) -> None:
-    """Write ``reproduce.json`` into a folder whose other files are all there.
+    """Write ``reproduce.json`` into a folder that already has all other files.
 
     Args:
-        folder: as the format, the mask JSON and the card left it.
-        document: the mask JSON that lies in it.
+        folder: the folder with the format's files, the mask JSON and the card.
+        document: the mask JSON in the folder.
         loaded: the original.
         written: the format of the checkpoint.
-        options: that it was written with.
+        options: the options that it was written with.
         places: part of the calibration, or the healing → where it was computed.
     """
     of_mask = document["model"]
-    # of a hub model that was fetched, its id rather than where the mask once found it
+    # for a model that was loaded from the hub, use its hub id, not the place in the mask
     is_fetched = is_hub_id(loaded.name)
     is_named = not is_fetched or loaded.name == of_mask["id"]
     record = {
@@ -105,7 +105,7 @@ def write_record(
 
 
 def _commit(loaded: LoadedModel) -> str | None:
-    """Of a hub model: its files lie in a folder that is named by it."""
+    """A hub model's commit, which is in the name of its files' folder; None for other models."""
     if loaded.folder is None:
         return None
     file = str(loaded.folder / "config.json")
@@ -114,24 +114,25 @@ def _commit(loaded: LoadedModel) -> str | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """The folder's files by their paths within it; without hidden ones and the card."""
+    """Paths of the folder's files within it, without hidden files, the card and the record."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = (path.as_posix() for path in paths if not path.name.startswith("."))
     return sorted(name for name in names if name not in (FILE, _CARD))
 
 
 def described(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, read now."""
+    """Size and SHA-256 of a file, which is read for this."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``write_record`` wrote.
+    """Read what ``write_record`` wrote.
 
     Raises:
-        UserError: no conversion of ours, one of an older mqasearch, or a broken file.
+        UserError: the folder is not a conversion of ours or is from an older mqasearch, or the
+            file is broken.
     """
     path = folder / FILE
     if not path.is_file():
@@ -177,7 +178,7 @@ def _why_absent(folder: Path) -> str:
 
 
 def differing_inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two records say of their inputs differently, one line each."""
+    """The inputs in which two records differ, one line each."""
     before, after = dict(_flat(_inputs(then))), dict(_flat(_inputs(now)))
     lines = []
     for key in sorted(before.keys() | after.keys()):
@@ -188,12 +189,12 @@ def differing_inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the outcome, the mask's evidence, and where the same source was found."""
+    """A record without its results, the mask's evidence and the source's place."""
     kept = {key: value for key, value in record.items() if key != "files"}
     source, mask = record["source"], record["mask"]
     kept["source"] = {key: source[key] for key in ("fingerprint", "tokenizer")}
     kept["mask"] = {key: mask[key] for key in _DECIDES if key in mask}
-    if "healed" in mask:  # without how it went
+    if "healed" in mask:  # without the facts of how it went
         kept["mask"]["healed"] = {key: mask["healed"][key] for key in ("recipe", "text")}
     return kept
 

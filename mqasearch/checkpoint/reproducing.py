@@ -1,4 +1,4 @@
-"""A converted checkpoint built again from the original, and what differs if anything does."""
+"""Build a converted checkpoint again from the original, and report any differences."""
 
 import contextlib
 import logging
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What came of building a checkpoint again.
+    """The result of building a checkpoint again.
 
     Attributes:
-        files: that were compared.
-        changed: of these, what is not as it was written, file → how; found before building.
-        differing: of these, what was built differently than it was written.
-        inputs: what decided other bytes this time, one line each; empty where nothing differs or
-            nothing was built.
+        files: names of the files that were compared.
+        changed: file that has changed since it was written → how; found before building.
+        differing: files whose new build differs from what was written.
+        inputs: inputs that differ this time, one line each; empty if no file differs or nothing was
+            built.
     """
 
     files: tuple[str, ...]
@@ -41,7 +41,7 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether every file is as it was written, and was built again bit for bit."""
+        """Whether no file has changed since it was written, and all were rebuilt bit for bit."""
         return not self.changed and not self.differing
 
 
@@ -57,23 +57,24 @@ def reproduce(
 ) -> Reproduction:
     """Build a converted folder, or one file of it, again, and compare digests.
 
-    The calibration is computed again too, on as many threads as the first time, which decide how
-    sums round. Nothing is built where a file is not as it was written, unless ``output_dir`` asks
-    for it.
+    The calibration is computed again too, with as many threads as the first time, since their
+    number decides how sums round. If a file has changed since it was written, nothing is built,
+    unless ``output_dir`` is given.
 
     Args:
         path: a converted folder, or a file in one.
-        model: where the original is now; None = where the folder says.
-        output_dir: keep what is built there, a new folder; None = it is built beside ``path`` and
-            removed.
-        device: that the calibration runs on; None = as the first time.
+        model: the original's present place; None = the place that the folder names.
+        output_dir: a new folder for the build, which is kept; None = the build is made beside
+            ``path`` and removed.
+        device: the device that the calibration runs on; None = the same as the first time.
         trust_remote_code: run code that comes with the original.
         progress: called with (bytes written, bytes in all) after every tensor.
         watch_heal: called after every step of a healing.
 
     Raises:
-        UserError: no conversion of ours, or without a valid ``reproduce.json``; an original that
-            is not there, or has other weights than were converted; no room.
+        UserError: ``path`` is no conversion of ours, or has no valid ``reproduce.json``; the
+            original has other weights than were converted; there is no room on the disk.
+        ModelError, UnknownNameError, AssetError: as in ``load_original``.
     """
     folder = path if path.is_dir() or not path.exists() else path.parent
     record = read_record(folder)
@@ -102,7 +103,7 @@ def _compared(path: Path, folder: Path, record: Mapping[str, Any]) -> tuple[str,
 
 
 def _changed(folder: Path, names: tuple[str, ...], record: Mapping[str, Any]) -> dict[str, str]:
-    """File → how it is not as it was written."""
+    """File that has changed since it was written → how."""
     changed = {}
     for name in names:
         path, written = folder / name, record["files"][name]
@@ -117,7 +118,7 @@ def _changed(folder: Path, names: tuple[str, ...], record: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _place(folder: Path, output_dir: Path | None) -> Iterator[Path]:
-    """Where to build."""
+    """The folder to build in."""
     if output_dir is not None:
         yield output_dir
         return
@@ -131,7 +132,7 @@ def _source(
     """The original.
 
     Raises:
-        ModelError, UnknownNameError, AssetError: as ``load_original``.
+        ModelError, UnknownNameError, AssetError: as in ``load_original``.
         UserError: it has other weights than were converted.
     """
     source, mask = record["source"], record["mask"]

@@ -1,9 +1,10 @@
-"""Heads turned towards one another before they are merged, as far as that is free.
+"""Heads are turned towards one another before they are merged, as far as that is free.
 
-Any invertible map of a head's values is free (the output projection takes it up); so is any map of
-its keys where no RoPE acts, one complex number per pair where RoPE acts, and a sign per pair where
-a norm acts. Within that freedom each merge is the best one in closed form for the layer's input on
-calibration text. All in float64.
+A map of a head is free if it leaves the layer's function as it is. Any invertible map of a head's
+values is free, since the output projection takes it up. So is any invertible map of the key
+dimensions without RoPE, one complex number per pair of dimensions with RoPE, and one sign per pair
+if the keys have a norm. Within that freedom each merge is the best one in closed form for the
+layer's input on calibration text. All sums are in float64.
 """
 
 import math
@@ -30,10 +31,10 @@ class Aligned(Merge):
 
     Attributes:
         refit: fit the output projection to the original layer's outputs afterwards.
-        first_token: how often the first token of a text counts in the statistics. It is seen by
-            all others, and trained heads give it a large share of their attention when nothing else
-            is of use (Xiao et al. 2023, "attention sinks"): its key and its value matter as much
-            as those of many tokens.
+        first_token: how often the first token of a text counts in the statistics. All other tokens
+            see it, and trained heads give it a large share of their attention if no other token is
+            of use (Xiao et al. 2023, "attention sinks"). Its key and its value therefore matter as
+            much as those of many tokens.
     """
 
     name = "aligned"
@@ -63,19 +64,19 @@ class Aligned(Merge):
     ) -> float:
         """The part of a layer's logits and outputs that no map keeps; 0 = lossless, 2 = all lost.
 
-        A free guess of how much the layer suffers, before anything is run.
+        It estimates how much the layer suffers without running the model.
         """
         alignment = Alignment(weights.to(dtype=torch.float64), statistics.moment(self.first_token))
         return sum(alignment.error(group) for group in alignment.groups(target))
 
 
 class Alignment:
-    """One layer's merging problem: the same statistics serve every choice of groups."""
+    """One layer's merging problem; its statistics are computed once for all choices of groups."""
 
     def __init__(self, weights: AttentionWeights, moment: Tensor) -> None:
         """
         Args:
-            weights: float64.
+            weights: the layer, in float64.
             moment: [D + 1, D + 1] float64, E[x̃x̃ᵀ] with x̃ = (x, 1).
         """
         self._weights = weights
@@ -83,7 +84,7 @@ class Alignment:
         self._keys = augmented(weights.k, weights.k_bias)
         self._queries = augmented(weights.q, weights.q_bias)
         self._values_in = augmented(weights.v, weights.v_bias)
-        # a constant of the values leaves the attention as it is, and a bias there takes it up
+        # a constant in the values does not change the attention, and the output bias takes it up
         value_moment = moment if weights.o_bias is None else _centred(moment)
         self._values = Subspace(_gram(self._values_in, value_moment), _output_cost(weights))
 
@@ -105,7 +106,7 @@ class Alignment:
         return best_groups(self._weights.n_kv_heads, target, self.error)
 
     def error(self, heads: Sequence[int]) -> float:
-        """Of merging these heads: lost share of the layer's logits plus that of its outputs."""
+        """What merging these heads loses: share of the layer's logits plus share of its outputs."""
         parts = [part for part in (self._normed, self._rotary, self._still) if part is not None]
         logits = sum(part.total for part in parts)
         lost = sum(part.residual(heads) for part in parts)
@@ -115,7 +116,7 @@ class Alignment:
         )
 
     def merged(self, groups: Groups) -> AttentionWeights:
-        """The layer with one KV head per group; heads are permuted where groups ask for it."""
+        """The layer with one KV head per group; heads are permuted if the groups require it."""
         order = [head for group in groups for head in group]
         weights = permute_kv_heads(self._weights, order)
         keys = [self._key_maps(group) for group in groups]
@@ -148,7 +149,7 @@ class Alignment:
         queries = up.transpose(-1, -2) @ augmented(weights.q, weights.q_bias)
         bias = keys[..., -1]
         if not weights.has_qk_norm:
-            # where nothing turns, keys may be centred: kind to 16 bits
+            # dimensions without RoPE may be centred, which loses less in 16 bits
             still = slice(weights.rope.rotary_dims, None)
             bias = bias.clone()
             bias[:, still] = -(keys[:, still, :-1] @ self._mean[:-1])
@@ -166,7 +167,7 @@ class Alignment:
         output = torch.einsum("Dha,hab->Dhb", weights.o, _of_queries(weights, maps))
         bias = weights.o_bias
         if bias is not None:
-            # attention weights sum to 1: what the mean value lost is the same at every token
+            # attention weights sum to 1, so what the mean value lost is the same at every token
             bias = bias + _constant(weights.o, before @ self._mean)
             bias = bias - _constant(output, after @ self._mean)
         return {
@@ -183,7 +184,7 @@ def _centred(moment: Tensor) -> Tensor:
 
 
 def _gram(heads: Tensor, moment: Tensor) -> Tensor:
-    """[n, d, n, d]: E[z_s z_tᵀ] of z_s = heads_s x̃, heads [n, d, D + 1]."""
+    """[n, d, n, d]: E[z_s z_tᵀ] with z_s = heads_s x̃, for heads [n, d, D + 1]."""
     rows = heads.flatten(0, 1)
     return (rows @ moment @ rows.T).reshape(*heads.shape[:2], *heads.shape[:2])
 
@@ -201,18 +202,18 @@ def _output_cost(weights: AttentionWeights) -> Tensor:
 
 
 def _down(heads: Tensor, maps: list[Maps]) -> Tensor:
-    """[n, d, D + 1], ordered by group → [m, d, D + 1]."""
+    """Merge heads [n, d, D + 1], ordered by group, into [m, d, D + 1]."""
     down = torch.stack([each.down for each in maps])
     return torch.einsum("mgab,mgbD->maD", down, grouped(heads, len(maps)))
 
 
 def _of_queries(weights: AttentionWeights, maps: list[Maps]) -> Tensor:
-    """[n_q, d, d]: the map ``up`` of every query head's own KV head."""
+    """[n_q, d, d]: for every query head, the map ``up`` of its KV head."""
     up = torch.cat([each.up for each in maps])
     return up.repeat_interleave(weights.n_heads // len(up), dim=0)
 
 
 def _constant(output: Tensor, values: Tensor) -> Tensor:
-    """[D]: what the output projection [D, n_q, d] makes of constant values [n or m, d]."""
+    """[D]: the output that the projection [D, n_q, d] gives for constant values [n or m, d]."""
     of_query = values.repeat_interleave(output.shape[1] // len(values), dim=0)
     return torch.einsum("Dha,ha->D", output, of_query)

@@ -1,9 +1,9 @@
-"""Keys under RoPE, where one complex number per pair and head is free; and keys with a norm.
+"""Keys with RoPE, for which one complex number per pair and head is free, and keys with a norm.
 
 RoPE turns pair l of a head by the angle position · θ_l. All θ_l differ, so the only maps that
-commute with every rotation turn and scale each pair. As k̂_l = k[real] + i·k[imaginary], such a map
-multiplies by a complex number c, and the query takes it up: Re(q̂ conj(c k̂')) = Re(q̂ conj(c) ·
-conj(k̂')).
+commute with every rotation are those that turn and scale each pair. Written with k̂_l = k[real] +
+i·k[imaginary], such a map multiplies by a complex number c, and the query takes it up:
+Re(q̂ conj(c k̂')) = Re(q̂ conj(c) · conj(k̂')).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def hermitian(gram: Tensor, rope: RopeLayout) -> Tensor:
 class RotaryKeys:
     """A rank-1 problem per pair: k̂_s ≈ c_s k̂', weighted by the energy of the head's queries.
 
-    Minimises Σ_s ω_s E|k̂_s − c_s k̂'|², by the top eigenvector of Ω^½ H Ω^½ (Eckart and Young).
+    It minimises Σ_s ω_s E|k̂_s − c_s k̂'|², by the top eigenvector of Ω^½ H Ω^½ (Eckart and Young).
     With c = 1 this would be the mean, with |c| = 1 Procrustes; it is never worse than either.
 
     Attributes:
@@ -48,14 +48,14 @@ class RotaryKeys:
         self.total = float(torch.einsum("pss->", self._weighted).real)
 
     def residual(self, heads: Sequence[int]) -> float:
-        """tr − λ₁, summed over pairs."""
+        """The least error for these heads: the trace minus λ₁, summed over pairs."""
         values: Tensor = torch.linalg.eigvalsh(_among(self._weighted, heads))
         return float(values[:, :-1].clamp_min(0).sum())
 
     def maps(self, heads: Sequence[int], dims: int) -> Maps:
-        """The maps on the ``dims`` dimensions of a head; zero where RoPE turns nothing.
+        """The maps on the ``dims`` dimensions of a head; zero in dimensions without RoPE.
 
-        Every pair of the merged key has the energy of the mean head, for 16-bit's sake.
+        Every pair of the merged key has the energy of the mean head, so that 16 bits suffice.
         """
         index = list(heads)
         values, vectors = torch.linalg.eigh(_among(self._weighted, heads))
@@ -72,7 +72,7 @@ class RotaryKeys:
         return Maps(self._blocks(down, dims), self._blocks(up, dims))
 
     def _blocks(self, numbers: Tensor, dims: int) -> Tensor:
-        """[pairs, g] complex → [g, dims, dims]: multiplication by them, on real dimensions."""
+        """[pairs, g] complex → [g, dims, dims]: multiplication by these numbers as real maps."""
         blocks = torch.zeros(numbers.shape[1], dims, dims, dtype=torch.float64)
         real, imaginary = (torch.tensor(each) for each in zip(*self._pairs, strict=True))
         blocks[:, real, real] = blocks[:, imaginary, imaginary] = numbers.real.T
@@ -84,16 +84,17 @@ class RotaryKeys:
 class NormedKeys:
     """Keys with a norm between projection and RoPE: only a sign per pair is free.
 
-    Tries the mean of the heads, the mean of the heads with their signs turned towards one another,
-    and each head in place of all, and keeps what errs least. As the norm takes every head's size
-    away, heads are compared at equal size; the norm's own weights are not looked at.
+    The candidates are the mean of the heads, the mean of the heads with their signs turned towards
+    one another, and each single head in place of all. The one with the least error is kept. Since
+    the norm removes every head's size, heads are compared at equal size. The norm's own weights are
+    not taken into account.
 
     Attributes:
         total: Σ_s ω_s E|k_s|² over all heads, at equal size.
     """
 
     def __init__(self, gram: Tensor, query_cost: Tensor, rope: RopeLayout) -> None:
-        """As ``RotaryKeys``."""
+        """The arguments are those of ``RotaryKeys``."""
         dims = gram.shape[1]
         self._planes = [*rope.pairs, *((dim, dim) for dim in range(rope.rotary_dims, dims))]
         size = _positive(torch.einsum("sasa->s", gram) / dims).sqrt()
@@ -110,7 +111,7 @@ class NormedKeys:
         return self._best(heads)[0]
 
     def maps(self, heads: Sequence[int], dims: int) -> Maps:
-        """The maps of the best candidate, diagonal; ``up`` holds signs."""
+        """The diagonal maps of the best candidate; ``up`` holds signs."""
         index = list(heads)
         _, mix, signs = self._best(heads)
         size = self._size[index]
@@ -178,6 +179,9 @@ def _among(gram: Tensor, heads: Sequence[int]) -> Tensor:
 
 
 def _positive(numbers: Tensor) -> Tensor:
-    """Numbers that may be divided by: a pair that no query looks at still gets an answer."""
+    """The numbers raised to a small positive floor, so that dividing by them is safe.
+
+    Without the floor, a pair that no query looks at would lead to a division by zero.
+    """
     floor = float(numbers.max()) * 1e-8
     return numbers.clamp_min(floor if floor > 0 else 1.0)

@@ -1,7 +1,7 @@
 """One set of d dimensions that stands in for d dimensions of each of several heads.
 
-The shared step of ``aligned`` wherever any invertible map of a head is free: values (the output
-projection takes the map up) and keys that no RoPE turns (the queries take it up).
+``aligned`` uses it if any invertible map of a head is free: for values (the output projection takes
+the map up) and for keys without RoPE (the queries take it up).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Maps:
 class Subspace:
     """Joint, weighted SVD of the states z_s of several heads.
 
-    Minimises Σ_s E (z_s − up_s z')ᵀ C_s (z_s − up_s z') over all maps. With A = C^½ (block
+    It minimises Σ_s E (z_s − up_s z')ᵀ C_s (z_s − up_s z') over all maps. With A = C^½ (block
     diagonal) and Y the d leading eigenvectors of A E[zzᵀ] A (z stacked over heads):
     z' = Yᵀ A z, up_s = C_s^-½ Y_s (Eckart and Young, 1936).
 
@@ -49,13 +49,13 @@ class Subspace:
         self.total = float(torch.einsum("sasa->", self._weighted))
 
     def residual(self, heads: Sequence[int]) -> float:
-        """The least error of one set of dimensions for these heads."""
+        """The least error that one set of dimensions can have for these heads."""
         values: Tensor = torch.linalg.eigvalsh(self._stacked(heads))
         dims = self._root.shape[-1]
         return float(values[:-dims].clamp_min(0).sum())
 
     def maps(self, heads: Sequence[int]) -> Maps:
-        """The maps of that least error; z' has the energy of the mean head, for 16-bit's sake."""
+        """The maps with the least error; z' has the mean head's energy, which suits 16 bits."""
         values, vectors = torch.linalg.eigh(self._stacked(heads))
         dims, index = self._root.shape[-1], list(heads)
         basis = vectors[:, -dims:].flip(-1)
@@ -74,7 +74,7 @@ class Subspace:
 
 
 def _square_roots(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """C^½ and C^-½ of every head's cost [n, d, d], regularised so that the second exists."""
+    """C^½ and C^-½ of every head's cost [n, d, d], regularised so that C^-½ exists."""
     dims = cost.shape[-1]
     level = torch.einsum("saa->s", cost) / dims
     level = level.clamp_min(float(level.max()) * 1e-8)

@@ -1,7 +1,7 @@
-"""Calibration: what a merge needs to know of the original model on real text, gathered once.
+"""Calibration: what a merge needs to know of the original model on real text, computed once.
 
-Cached on disk under a key of everything it depends on; several workers may ask at once, one
-computes and the others wait.
+Results are cached on disk under a key of everything they depend on. If several workers ask at once,
+one computes and the others wait.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from mqasearch.source_code import code_digest
 logger = logging.getLogger(__name__)
 
 METHOD = 1
-"""Part of every digest: raised when the same text gives other statistics than before."""
+"""Part of every digest; raised if the same text gives other statistics than before."""
 
 _FILE = "calibration.safetensors"
 
@@ -62,9 +62,10 @@ class _Cache:
         build: Callable[[], Mapping[str, Tensor]],
         what: str,
     ) -> tuple[Mapping[str, Tensor], Place]:
-        """The tensors cached under this key, computed if they are not there, and where they were.
+        """The tensors cached under this key, and the place where they were computed.
 
-        Computed with as many threads as the part was the first time, if that is known.
+        If the cache does not hold them, they are computed, with as many threads as the part was
+        computed with the first time, if that is known.
         """
         known = self.again.get(part)
 
@@ -99,18 +100,18 @@ def calibrate(
 ) -> Statistics:
     """All that ``merge`` reads, from one pass of the original model, and its fits to each target.
 
-    Memory holds one [D, D] matrix a layer, in the refit also one [n_q · d, n_q · d + D]; what the
-    tuning holds is said in ``tune_layers``.
+    Memory holds one [D, D] matrix per layer, and during a refit one [n_q · d, n_q · d + D] matrix
+    per layer as well. ``tune_layers`` says what the tuning holds.
 
     Args:
-        model: the original, nothing converted; the same when this returns.
-        family: of the model.
+        model: the original, with nothing converted; it is unchanged when this returns.
+        family: the model's family.
         sequences: token ids of calibration texts.
-        merge: decides which fits there are.
+        merge: the merge; it decides which fits there are.
         targets: numbers of KV heads to fit layers to.
-        fingerprint: of the weights. None = nothing is read from or written to the cache.
+        fingerprint: the weights' fingerprint. None = the cache is neither read nor written.
         again: ``Statistics.places`` of an earlier call, to be repeated bit for bit: each part is
-            computed with as many threads, without the cache.
+            computed with the same number of threads, without the cache.
         progress: called with (tokens done, tokens in all) in every pass.
 
     Raises:
@@ -156,7 +157,7 @@ def moments(
     """Second moments of every attention layer's input, in one pass.
 
     Args:
-        model, family, sequences, progress: as ``calibrate``.
+        model, family, sequences, progress: as in ``calibrate``.
 
     Raises:
         ModelError: NaN or infinity in a layer.
@@ -183,7 +184,7 @@ class _Moments:
         self._counts = [0, 0]
 
     def hook(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Before a projection runs on [rows, length, D]."""
+        """Add the input of a projection, [rows, length, D], before the projection runs."""
         x = args[0].detach()
         assert self.real is not None
         first = torch.zeros_like(self.real)
@@ -195,7 +196,7 @@ class _Moments:
             self._counts[index] += len(tokens)
 
     def statistics(self, where: str) -> LayerStatistics:
-        """The means; where every text is a single token, first tokens are all there is."""
+        """The means; if every text is a single token, those of the first tokens alone."""
         later, first = self._sums
         assert isinstance(later, Tensor)
         assert isinstance(first, Tensor)
@@ -212,7 +213,7 @@ _Fit = Callable[..., list[AttentionWeights]]
 
 @dataclass(frozen=True, slots=True)
 class _Fits:
-    """The fits of one merge to one number of KV heads, each from where the one before ended."""
+    """The fits of one merge to one number of KV heads; each starts from the result of the last."""
 
     model: PreTrainedModel
     family: Family
@@ -308,7 +309,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Place]:
 
 @cache
 def _code_digest() -> str:
-    """Of the code that decides what is cached, so that no change of it is forgotten."""
+    """Digest of the code that decides what is cached, so that a change of it changes the key."""
     parts = ("conversion", "families", "models/resuming.py")
     return code_digest(parts, ("torch", "transformers"))
 

@@ -1,4 +1,4 @@
-"""A live model whose layers can be given fewer KV heads and get them back, in no time."""
+"""A live model whose layers can be given fewer KV heads, and all of them again, at once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,17 +24,17 @@ class HealedLayers:
 
     Attributes:
         layers: converted layer → weights in the model's dtype, on the CPU.
-        how: what decided them, canonical: part of the key of their scores.
+        how: what decided them, in canonical form; part of the key of their scores.
     """
 
     layers: Mapping[int, AttentionWeights]
     how: str
 
     def layer(self, layer: int, target: int) -> AttentionWeights:
-        """One layer.
+        """The weights of one healed layer.
 
         Raises:
-            ValueError: it was not healed with ``target`` KV heads.
+            ValueError: the layer was not healed with ``target`` KV heads.
         """
         found = self.layers.get(layer)
         if found is None or found.n_kv_heads != target:
@@ -48,16 +48,16 @@ class ConvertibleModel:
     Shapes and forward pass stay those of the stock model: a merged KV head is repeated, which gives
     the logits of the model that really has fewer heads (merging.md, law 9). The replacement of a
     (layer, target) depends on nothing else, so it is computed once, kept, and swapped in and out by
-    reference: restoring the original is exact, however often.
+    reference. Restoring the original is therefore always exact.
 
-    One instance per process; not thread-safe, as the model itself changes. Move the model to its
-    device and dtype first: what is kept here does not move along.
+    Use one instance per process; it is not thread-safe, as the model itself changes. Move the model
+    to its device and dtype first: the replacements that are kept here do not move with it.
 
     Attributes:
-        model: the live model. Whoever runs it gets the conversion that is applied.
+        model: the live model; a forward pass runs the conversion that is applied.
         family: how its weights are read and written.
         merge: how heads are merged.
-        shape: of the unconverted model.
+        shape: the unconverted model's shape.
     """
 
     def __init__(
@@ -73,12 +73,13 @@ class ConvertibleModel:
         Args:
             model, family, merge: see the attributes.
             statistics: calibration, for a merge that reads any.
-            healed: layers to take in place of merged ones, for the one mask they belong to.
+            healed: layers that replace merged ones, for the one mask that they belong to.
 
         Raises:
             ModelError: there are no KV heads to merge (already multi-query), layers differ in
                 their number of heads, or a weight is NaN or infinite.
-            ValueError: ``merge`` needs calibration and got none, or of another number of layers.
+            ValueError: ``merge`` needs calibration and got none, or the calibration has another
+                number of layers.
         """
         self.model = model
         self.family = family
@@ -99,7 +100,10 @@ class ConvertibleModel:
         self._kv_heads = self.shape.original
 
     def with_healed(self, layers: HealedLayers) -> "ConvertibleModel":
-        """The same model with these layers in place of merged ones; nothing may be applied."""
+        """The same model with these layers in place of merged ones.
+
+        No conversion may be applied to the model when this is called.
+        """
         return ConvertibleModel(self.model, self.family, self.merge, self._statistics, layers)
 
     @property
@@ -118,7 +122,7 @@ class ConvertibleModel:
 
     @property
     def kv_heads(self) -> KVHeads:
-        """What is applied now."""
+        """The number of KV heads of every layer now."""
         return self._kv_heads
 
     def apply(self, kv_heads: KVHeads) -> None:
@@ -127,7 +131,8 @@ class ConvertibleModel:
         The result depends on ``kv_heads`` alone, not on what was applied before.
 
         Raises:
-            MaskError: another number of layers, or a number of heads that does not divide.
+            MaskError: another number of layers, or a number of heads that does not divide the
+                model's.
             ModelError: a merge gave NaN or infinity. Nothing is changed then.
         """
         self.check(kv_heads)
@@ -138,7 +143,7 @@ class ConvertibleModel:
 
     @contextmanager
     def converted(self, kv_heads: KVHeads) -> Iterator[PreTrainedModel]:
-        """``apply`` for the length of a ``with`` block; what was applied before comes back."""
+        """``apply`` within a ``with`` block; the conversion applied before is restored after it."""
         before = self._kv_heads
         self.apply(kv_heads)
         try:
@@ -156,7 +161,7 @@ class ConvertibleModel:
             progress: called with (done, total) after every replacement.
 
         Raises:
-            MaskError, ModelError: as ``apply``.
+            MaskError, ModelError: as in ``apply``.
         """
         todo = [(layer, target) for target in targets for layer in range(self.shape.n_layers)]
         for done, (layer, target) in enumerate(todo, start=1):
@@ -172,11 +177,11 @@ class ConvertibleModel:
     def merged(self, layer: int, target: int) -> AttentionWeights:
         """The weights of one layer with ``target`` KV heads, not replicated: what exports write.
 
-        In the model's dtype, on the CPU. Computed afresh, but for a merge with a refit or a
-        tuning, whose calibration holds the layer as it was fitted.
+        They are in the model's dtype, on the CPU. They are computed anew at each call, except for
+        a merge with a refit or a tuning: then the calibration holds the fitted layer.
 
         Raises:
-            MaskError: ``target`` does not divide.
+            MaskError: ``target`` does not divide the model's number of KV heads.
             ModelError: the merge gave NaN or infinity.
             ValueError: the calibration fitted no layer to ``target`` KV heads, or no such layer was
                 healed.
@@ -212,7 +217,8 @@ class ConvertibleModel:
         """Check that ``kv_heads`` fits the model, as ``apply`` does.
 
         Raises:
-            MaskError: another number of layers, or a number of heads that does not divide.
+            MaskError: another number of layers, or a number of heads that does not divide the
+                model's.
         """
         if len(kv_heads) != self.shape.n_layers:
             raise MaskError(f"the mask has {len(kv_heads)} layers, the model {self.shape.n_layers}")
@@ -228,7 +234,7 @@ class ConvertibleModel:
 
 
 def divisors(number: int) -> tuple[int, ...]:
-    """Ascending; the numbers of KV heads that a layer with ``number`` of them can have."""
+    """The numbers of KV heads that a layer with ``number`` of them can have, ascending."""
     return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)
 
 

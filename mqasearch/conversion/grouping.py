@@ -1,7 +1,7 @@
-"""Which KV heads are merged with which, when more than one is left.
+"""Which KV heads are merged with which, if more than one is left.
 
 Engines read contiguous groups of equal size only, so the heads of a group are moved next to one
-another; their query heads and output columns move along, which changes no logit.
+another. Their query heads and output columns move with them, which changes no logit.
 """
 
 import math
@@ -24,14 +24,14 @@ _MAX_PARTITIONS = 20_000
 def best_groups(n_heads: int, n_groups: int, error: Callable[[Group], float]) -> Groups:
     """Equal groups of heads with the least sum of errors.
 
-    All partitions are tried where there are at most 20,000 (12 heads in pairs are 10,395). Where
-    there are more, groups grow from the best pairs and heads are then exchanged while that helps,
-    both judged by pairs; the result is never worse than contiguous groups.
+    All partitions are tried if there are at most 20,000 (12 heads in pairs have 10,395). If there
+    are more, groups grow from the best pairs, and then heads are exchanged as long as that lowers
+    the error. Both steps use the errors of pairs. The result is never worse than contiguous groups.
 
     Args:
-        n_heads: heads.
-        n_groups: divides ``n_heads``.
-        error: of merging the heads of one group, ascending.
+        n_heads: number of heads.
+        n_groups: number of groups; it divides ``n_heads``.
+        error: gives the error of merging the heads of one group; its heads are ascending.
 
     Returns:
         Groups of ascending heads, ordered by their first head.
@@ -58,7 +58,7 @@ def best_groups(n_heads: int, n_groups: int, error: Callable[[Group], float]) ->
 
 
 def permute_kv_heads(weights: AttentionWeights, order: Sequence[int]) -> AttentionWeights:
-    """The same function with the KV heads in another order, and their query heads along."""
+    """The same function with the KV heads, and their query heads, in another order."""
     if list(order) == list(range(weights.n_kv_heads)):
         return weights
     kv = torch.tensor(list(order))
@@ -112,7 +112,7 @@ def _grown(n_heads: int, size: int, error: Callable[[Group], float]) -> Groups:
 
 
 def _exchange(groups: list[list[int]], pair: torch.Tensor) -> bool:
-    """Exchange the first two heads for which that lowers the sum over pairs; False if none."""
+    """Exchange the first two heads whose exchange lowers the sum over pairs; False if none does."""
     for left, right in combinations(groups, 2):
         for a, one in enumerate(left):
             for b, other in enumerate(right):

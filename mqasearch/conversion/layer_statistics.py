@@ -1,6 +1,6 @@
 """What calibration knows about each attention layer: the input of every merge that looks at data.
 
-A merge reads these types and nothing else; how they are gathered and cached is ``calibration.py``.
+A merge reads these types and nothing else; ``calibration.py`` gathers and caches them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,18 +15,18 @@ from torch import Tensor
 class LayerStatistics:
     """One layer's statistics over the calibration tokens of the original model.
 
-    The first token of a sequence is counted apart: whatever it is, its keys are often far larger
-    than all others and would decide every mean.
+    The first token of each sequence is counted apart: its keys are often far larger than all
+    others, whichever token it is, and they would dominate every mean.
 
     Attributes:
-        n_tokens: tokens that were counted, without the first ones.
+        n_tokens: number of tokens that were counted, without the first ones.
         x_moment: ``[D + 1, D + 1]`` float64, mean of x̃x̃ᵀ with x̃ = (x, 1), x the post-norm input
             of the attention block. Its last row is the mean of x; every second moment of q, k and
             v follows from it, since they are affine in x.
-        n_first: first tokens that were counted.
-        first_moment: the same mean over the first tokens; None where none were counted.
+        n_first: number of first tokens that were counted.
+        first_moment: the same mean over the first tokens; None if none were counted.
         fitted: target number of KV heads → tensors by field name of ``AttentionWeights``: the
-            layer after merge and refit. Empty where the merge has no refit.
+            layer after merge and refit. Empty if the merge has no refit.
     """
 
     n_tokens: int
@@ -46,11 +46,11 @@ class LayerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where numbers were computed: the same sums round differently elsewhere.
+    """Where numbers were computed: elsewhere the same sums are rounded differently.
 
     Attributes:
         device: torch's device type.
-        threads: of torch, within one operation.
+        threads: number of threads that torch uses within one operation.
     """
 
     device: str
@@ -59,7 +59,7 @@ class Place:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Let torch work with so many threads for a while; None = with as many as it does."""
+    """Let torch use this number of threads within the block; None = the number does not change."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -76,10 +76,10 @@ class Statistics:
     Attributes:
         layers: one entry per attention layer, layer 0 first.
         digest: SHA-256 (hex) over model, text and method: the ``calibration`` field of a
-            ``ScoreKey``. What was fitted on them for a merge and a number of heads needs no digest
-            of its own, as a key names both.
-        places: part of them ("moments", "fitted to 1") → where it was computed; a part may come
-            from the cache, and another process put it there.
+            ``ScoreKey``. The layers fitted for a merge and a number of heads need no digest of
+            their own, as the key names both.
+        places: part of the statistics ("moments", "fitted to 1") → where it was computed. Another
+            process may have computed a part that comes from the cache.
     """
 
     layers: tuple[LayerStatistics, ...]

@@ -1,4 +1,4 @@
-"""The seam between one layer's weights and the methods that merge its KV heads."""
+"""The interface between one layer's weights and the methods that merge its KV heads."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -13,17 +13,17 @@ class Merge(ABC):
     """A method that gives a layer fewer KV heads, in closed form.
 
     Subclasses are frozen dataclasses; their fields are the parameters of the method. ``merge`` is
-    called once per (layer, target) and its result kept, so it may take its time; it is a pure
-    function of its arguments, so that every worker gets the same layer. It may be called on any
-    layer in any order.
+    called once per (layer, target) and its result is kept, so it may be slow. It is a pure function
+    of its arguments, so that every worker gets the same layer. It may be called on any layer in any
+    order.
 
     Attributes:
-        name: what a study file calls it.
-        needs_statistics: it cannot work without calibration.
-        reads_statistics: its result depends on the calibration where there is one.
-        refit: the output projection is fitted to the original layer's outputs after merging, in
-            closed form.
-        tune: all four projections are fitted to them afterwards, by gradients.
+        name: the method's name in a study file.
+        needs_statistics: whether the method cannot work without calibration.
+        reads_statistics: whether its result depends on the calibration, if there is one.
+        refit: whether the output projection is fitted to the original layer's outputs after
+            merging, in closed form.
+        tune: whether all four projections are then fitted to these outputs by gradients.
 
     Both fits are part of the calibration (``LayerStatistics.fitted``), not of ``merge``.
     """
@@ -37,22 +37,22 @@ class Merge(ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """The calibration holds the layers as they were fitted after merging."""
+        """Whether layers are fitted after merging; the calibration then holds the fitted layers."""
         return self.refit or self.tune
 
     @property
     def needs_calibration(self) -> bool:
-        """It cannot work without calibration, or its fit cannot."""
+        """Whether the method or its fit cannot work without calibration."""
         return self.needs_statistics or self.is_fitted
 
     @property
     def reads_calibration(self) -> bool:
-        """What becomes of a layer depends on the calibration where there is one."""
+        """Whether a merged layer depends on the calibration, if there is one."""
         return self.reads_statistics or self.is_fitted
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Its parameters by name; what is off, and off by default, is left out."""
+        """The method's parameters by name, without those that are false and false by default."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {
             name: value
@@ -62,7 +62,7 @@ class Merge(ABC):
 
     @property
     def digest(self) -> str:
-        """Name and parameters, canonical: ``mean``, ``mean(refit=True)``."""
+        """Name and parameters in canonical form: ``mean``, ``mean(refit=True)``."""
         if not self.parameters:
             return self.name
         listed = (f"{name}={value!r}" for name, value in sorted(self.parameters.items()))
@@ -78,11 +78,11 @@ class Merge(ABC):
         groups of KV heads; a method that wants other groups permutes heads first, which is exact.
 
         Args:
-            weights: on the CPU, in the model's dtype; not to be changed in place.
-            target: divides ``weights.n_kv_heads`` and is smaller.
-            statistics: of this layer; never None when ``needs_statistics``.
+            weights: the layer, on the CPU, in the model's dtype; not to be changed in place.
+            target: number of KV heads; it divides ``weights.n_kv_heads`` and is smaller.
+            statistics: this layer's statistics; never None if ``needs_statistics``.
 
         Returns:
-            Weights in any floating dtype; the caller casts them. A tensor that the method leaves
-            alone is returned as it came.
+            Weights in any floating dtype; the caller casts them. A tensor that the method does not
+            change is returned as it is.
         """

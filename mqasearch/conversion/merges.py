@@ -1,4 +1,4 @@
-"""The merges by the name that a study file gives."""
+"""The merges by their name in a study file."""
 
 from collections.abc import Mapping
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Ridge regression from streamed sums, with the strength of the ridge chosen by the text itself."""
+"""Ridge regression from streamed sums; cross-validation on the text chooses the ridge."""
 
 from dataclasses import replace
 
@@ -10,22 +10,22 @@ from mqasearch.errors import ModelError
 from mqasearch.families import AttentionWeights
 
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
-"""What λ is chosen from, as a share of the mean of the diagonal of ZᵀZ."""
+"""Candidates for λ, as a share of the mean of the diagonal of ZᵀZ."""
 
 RIDGE = 1e-2
-"""Where the text is too short to choose."""
+"""The λ that is used if the text is too short to choose one, as the same share."""
 
 
 class NormalEquations:
     """Sums over tokens that decide a layer's output projection, in float64 on the CPU.
 
-    Texts are halved into two folds, the same ones however they are batched.
+    Texts are split into two folds; the split does not depend on how texts are batched.
     """
 
     def __init__(self, weights: AttentionWeights) -> None:
         """
         Args:
-            weights: the merged layer; its projection is what the fit is shrunk towards.
+            weights: the merged layer; the fit is shrunk towards its output projection.
         """
         self._weights = weights
         inputs = weights.n_heads * weights.head_dim + (weights.o_bias is not None)
@@ -36,7 +36,7 @@ class NormalEquations:
         self._present = present
 
     def add(self, heads: Tensor, wanted: Tensor, batch: TokenBatch) -> None:
-        """Count a batch: heads' outputs [rows, length, n_q · d], wanted ones [rows, length, D]."""
+        """Add a batch: heads' outputs [rows, length, n_q · d], targets [rows, length, D]."""
         heads, wanted = heads[batch.real].float(), wanted[batch.real].float()
         if self._weights.o_bias is not None:
             heads = torch.cat([heads, heads.new_ones(len(heads), 1)], dim=1)
@@ -48,8 +48,8 @@ class NormalEquations:
         """The layer with the projection of least error; only ``o`` and ``o_bias`` are new.
 
         Args:
-            ridge: as ``refit_layers``.
-            where: for messages.
+            ridge: as in ``refit_layers``.
+            where: the layer's name in messages.
 
         Raises:
             ModelError: a sum is NaN or infinite.
@@ -61,7 +61,7 @@ class NormalEquations:
         weights = self._weights
         inputs = weights.n_heads * weights.head_dim
         if not bool(both.zz.diagonal()[:inputs].sum() > 0):
-            return weights  # heads that say nothing leave nothing to fit
+            return weights  # all heads' outputs are zero, so there is nothing to fit
         if ridge is None:
             ridge = self._best_ridge() if one.n_tokens and two.n_tokens else RIDGE
         solution = self._solution(both, ridge)
@@ -70,7 +70,7 @@ class NormalEquations:
         return replace(weights, o=output, o_bias=bias)
 
     def _best_ridge(self) -> float:
-        """The λ whose fits to either fold err least on the other one."""
+        """The λ whose fits to one fold have the least error on the other, summed over the folds."""
         one, two = self._folds
 
         def error(ridge: float) -> float:
@@ -107,12 +107,12 @@ class _Fold:
         return both
 
     def error(self, solution: Tensor) -> float:
-        """|Y − ZW|², but for |Y|², which no W changes."""
+        """|Y − ZW|² − |Y|²; the term |Y|² does not depend on W."""
         return float((solution * (self.zz @ solution - 2 * self.zy)).sum())
 
 
 def not_finite(where: str) -> ModelError:
-    """The error for calibration that overflowed."""
+    """The error to raise if calibration overflowed in ``where``."""
     return ModelError(
         f"{where}: attention gives NaN or infinity on the calibration text; "
         "load the model in float32 or bfloat16"

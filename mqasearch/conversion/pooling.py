@@ -1,4 +1,4 @@
-"""Merges that take a KV head as it is, or average several: nothing is turned or refitted.
+"""Merges that take a KV head as it is, or average several; no head is turned or refitted.
 
 ``mean`` is the method of the GQA paper (Ainslie et al., 2023, arXiv:2305.13245, section 2.1) and
 the baseline of everything else.
@@ -51,9 +51,9 @@ class First(Merge):
 class Best(Merge):
     """The head of a group that stands in for the others with the least error.
 
-    The error of keeping head j is what its keys do to the attention logits plus what its values
-    do to the output, each relative to what is there (``replacement_errors``). Without calibration
-    the layer's input is taken to be white noise, which makes it an error of weights and biases.
+    The error of keeping head j is the relative error of the attention logits with its keys, plus
+    the relative error of the output with its values (``replacement_errors``). Without calibration
+    the layer's input is taken to be white noise, so that only weights and biases count.
     """
 
     name = "best"
@@ -73,7 +73,7 @@ class Best(Merge):
 
 
 def grouped(tensor: Tensor, target: int) -> Tensor:
-    """[n, …] → [target, n / target, …]: the contiguous groups that become one head each."""
+    """[n, …] → [target, n / target, …]: contiguous groups, each of which becomes one head."""
     return tensor.reshape(target, -1, *tensor.shape[1:])
 
 
@@ -90,13 +90,14 @@ def select_kv_heads(weights: AttentionWeights, heads: range | list[int]) -> Atte
 
 
 def replacement_errors(weights: AttentionWeights, x_moment: Tensor | None) -> Tensor:
-    """[n, n] float64: error of letting KV head j (column) stand in for KV head s (row).
+    """[n, n] float64: error of replacing KV head s (row) by KV head j (column).
 
-    With the second moment of x̃ = (x, 1), keys count as E|q_hᵀ(k_s − k_j)|² over the query heads h
-    of s, values as E|Σ_h W_O^h (v_s − v_j)|²; each is divided by the same sum over the heads as
-    they are, so that the two can be added. Where RoPE turns a pair of dimensions, only the pair's
-    query energy counts (its phase averages out over positions); where it does not, softmax ignores
-    what is constant over keys, so keys are centred. A QK norm is not taken into account.
+    With the second moment of x̃ = (x, 1), the error of keys is E|q_hᵀ(k_s − k_j)|² over the query
+    heads h of s, and that of values is E|Σ_h W_O^h (v_s − v_j)|². Each is divided by the same sum
+    over the original heads, so that the two can be added. For a pair of dimensions with RoPE only
+    the pair's query energy counts (its phase averages out over positions). In dimensions without
+    RoPE, keys are centred, since softmax ignores what is constant over keys. A QK norm is not taken
+    into account.
 
     Args:
         weights: the layer.
@@ -118,13 +119,13 @@ def replacement_errors(weights: AttentionWeights, x_moment: Tensor | None) -> Te
 
 
 def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[heads, d, D] and [heads, d] → [heads, d, D + 1], to act on x̃ = (x, 1)."""
+    """Weight [heads, d, D] and bias [heads, d] as one [heads, d, D + 1], to act on x̃ = (x, 1)."""
     column = weight.new_zeros(weight.shape[:2]) if bias is None else bias
     return torch.cat([weight, column[..., None]], dim=-1).double()
 
 
 def _gram(heads: Tensor, moment: Tensor, dims: Tensor) -> Tensor:
-    """[n, n, d, d]: E[z_s z_jᵀ] of z = head(x̃), zero outside the dimensions flagged in ``dims``."""
+    """[n, n, d, d]: E[z_s z_jᵀ] with z = head(x̃), zero in dimensions not flagged in ``dims``."""
     kept = (heads * dims[None, :, None]).flatten(0, 1)
     gram = kept @ moment @ kept.T
     n, d = heads.shape[:2]

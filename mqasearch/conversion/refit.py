@@ -1,12 +1,12 @@
-"""Ridge regression of the output projection: what merged heads still can say of the original.
+"""Ridge regression of the output projection: it fits merged heads to the original's outputs.
 
-With Z the heads' outputs of the converted layer and Y the outputs of the original attention on
-calibration text, W_O'ᵀ = (ZᵀZ + λI)⁻¹ (ZᵀY + λ W_Oᵀ) minimises |Y − Z W'ᵀ|² + λ|W' − W_O|² (Hoerl
-and Kennard, 1970, shrunk towards W_O instead of zero). A bias of the projection is fitted along,
-without shrinkage. The sums are streamed: no activation is kept.
+Let Z be the heads' outputs of the converted layer and Y the outputs of the original attention on
+calibration text. Then W_O'ᵀ = (ZᵀZ + λI)⁻¹ (ZᵀY + λ W_Oᵀ) minimises |Y − Z W'ᵀ|² + λ|W' − W_O|²
+(Hoerl and Kennard, 1970, shrunk towards W_O instead of zero). If the projection has a bias, it is
+fitted too, without shrinkage. The sums are streamed: no activation is kept.
 
-λ is chosen for each layer by two-fold cross-validation on the calibration text (Stone, 1974): early
-layers want little shrinkage, late ones more, and the less text there is the more all of them want.
+λ is chosen for each layer by two-fold cross-validation on the calibration text (Stone, 1974). Early
+layers need little shrinkage and late ones more, and all of them need more if there is less text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,12 +40,13 @@ def refit_layers(
 ) -> list[AttentionWeights]:
     """Every merged layer with its output projection refitted, each as if it were the only one.
 
-    One pass of the original model: behind each attention module the converted one runs on the same
-    input (the parallel form). The result does not depend on a mask, so it is computed once.
+    This takes one pass of the original model: after each attention module the converted one runs on
+    the same input (the parallel form). The result does not depend on a mask, so it is computed
+    once.
 
     Args:
-        model: the original; the same when this returns.
-        family: of the model.
+        model: the original; it is unchanged when this returns.
+        family: the model's family.
         merged: every layer after merging, layer 0 first.
         sequences: token ids of calibration texts.
         ridge: λ as a share of the mean of the diagonal of ZᵀZ; None = the best of ``RIDGES`` by
@@ -54,7 +55,7 @@ def refit_layers(
 
     Raises:
         UserError: fewer than four tokens per input of the output projection.
-        ModelError: NaN or infinity on the way.
+        ModelError: a sum is NaN or infinite.
     """
     check_tokens(sequences, merged[0], "refit")
     attentions = [family.attention(block) for block in family.blocks(model)]
@@ -78,19 +79,20 @@ def refit_sequential(
     *,
     ridge: float | None = None,
 ) -> dict[int, AttentionWeights]:
-    """The converted layers of one mask refitted one after the other.
+    """The converted layers of one mask, refitted one after the other.
 
-    A layer's heads read the stream that the converted and refitted layers before it leave; its
-    target is what the original attention says in the original model. Two partial passes a layer.
+    A layer's heads read the hidden states that the converted and refitted layers before it give.
+    Its target is the output of the original attention in the original model. Each layer takes two
+    partial passes.
 
     Args:
-        model: the original; the same when this returns.
-        family: of the model.
+        model: the original; it is unchanged when this returns.
+        family: the model's family.
         merged: layer → weights after merging; other layers stay as they are.
-        sequences, ridge: as ``refit_layers``.
+        sequences, ridge: as in ``refit_layers``.
 
     Raises:
-        UserError, ModelError: as ``refit_layers``.
+        UserError, ModelError: as in ``refit_layers``.
     """
     attentions = [family.attention(block) for block in family.blocks(model)]
     originals = {layer: family.parameters(attentions[layer]) for layer in merged}
@@ -124,7 +126,7 @@ def refit_sequential(
 
 
 def least_tokens(n_heads: int, head_dim: int) -> int:
-    """Calibration tokens that a fit of a layer takes at least."""
+    """The least number of calibration tokens for a fit of a layer."""
     return TOKENS_PER_INPUT * n_heads * head_dim
 
 
@@ -133,11 +135,12 @@ def check_tokens(sequences: Iterable[Sequence[int]], weights: AttentionWeights, 
 
     Args:
         sequences: token ids of calibration texts.
-        weights: of a merged layer.
-        fit: the parameter of the merge that asks for it, for the message.
+        weights: a merged layer's weights.
+        fit: the merge's parameter that asks for the fit, for the message.
 
     Raises:
-        UserError: how many tokens are needed, and which key sets their number.
+        UserError: there are too few tokens. The message says how many are needed, and which key
+            sets their number.
     """
     have = sum(map(len, sequences))
     need = least_tokens(weights.n_heads, weights.head_dim)
@@ -155,7 +158,7 @@ def calibration_batches(
     progress: Progress | None,
     max_tokens: int = BATCH_TOKENS,
 ) -> Iterator[TokenBatch]:
-    """Batches on the model's device, none longer than the model has positions for."""
+    """Batches on the model's device; no row is longer than the model's number of positions."""
     longest = min(getattr(model.config, "max_position_embeddings", _LONGEST), _LONGEST)
     total, done = sum(map(len, sequences)), 0
     for batch in token_batches(sequences, max_tokens, longest):
@@ -166,7 +169,7 @@ def calibration_batches(
 
 
 def run_base(model: PreTrainedModel, tokens: Tensor) -> None:
-    """The model without its head; hooks take what they came for."""
+    """Run the model without its head; nothing is returned, hooks read what they need."""
     with torch.no_grad():
         model.base_model(input_ids=tokens, use_cache=False)
 
@@ -175,11 +178,11 @@ Use = Callable[[Tensor, Tensor, TokenBatch], None]
 
 
 class _Stop(Exception):
-    """Nothing behind the layer in hand is needed."""
+    """Ends a run behind the current layer, since no later layer is needed."""
 
 
 class _Tap:
-    """What goes into and comes out of one layer's output projection."""
+    """Records the input and the output of one layer's output projection."""
 
     def __init__(self, family: Family, attention: nn.Module, merged: AttentionWeights) -> None:
         self._family = family
@@ -204,7 +207,7 @@ class _Tap:
             _, wanted = self._take()
             family.install(module, converted)
             try:
-                module.forward(*args, **kwargs)  # not module(): that would come back here
+                module.forward(*args, **kwargs)  # not module(), which would call this hook again
             finally:
                 family.install(module, originals)
             heads, _ = self._take()
@@ -219,7 +222,7 @@ class _Tap:
             hook.remove()
 
     def stopping_behind(self, model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model as far as this layer: its heads' outputs and its output."""
+        """Run the model up to this layer, and return its heads' outputs and its output."""
 
         def stop(*_: Any) -> None:
             raise _Stop

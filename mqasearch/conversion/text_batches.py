@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Rows of tokens, padded at the end. A causal model needs no attention mask for that.
+    """Rows of tokens, padded at the end. A causal model needs no attention mask for such padding.
 
     Attributes:
         tokens: [rows, length] int64.
-        real: [rows, length] bool, False where a row is padded.
+        real: [rows, length] bool, False for padding.
     """
 
     tokens: Tensor
@@ -21,15 +21,16 @@ class TokenBatch:
 
     @property
     def parity(self) -> Tensor:
-        """[real tokens] bool: the half of all texts that a row is in, however rows are batched.
+        """[real tokens] bool: the half of all texts that each token's row belongs to.
 
-        By the sum of its token ids; padding is 0.
+        It is the parity of the sum of the row's token ids (padding is 0), and so it does not depend
+        on how rows are batched.
         """
         odd = self.tokens.sum(dim=1) % 2 == 1
         return odd[:, None].expand_as(self.real)[self.real]
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """The same batch elsewhere."""
+        """The same batch on another device."""
         return TokenBatch(self.tokens.to(device), self.real.to(device))
 
 
@@ -40,7 +41,7 @@ def token_batches(
 
     Args:
         sequences: token ids.
-        max_tokens: of a batch, padding included; a single longer row is a batch of its own.
+        max_tokens: most tokens in a batch, padding included; a longer row is a batch of its own.
         max_length: longer sequences are cut into pieces.
     """
     pieces = [

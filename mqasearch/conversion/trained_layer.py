@@ -1,9 +1,9 @@
 """A merged layer whose weights are being fitted by gradients, inside the stock model.
 
-The model runs with the layer's stock shapes, in which merged KV heads are repeated; what is fitted
-are the heads themselves, in float32. The gradient of a repeated head is the sum over its copies
-(the chain rule through ``AttentionWeights.replicated``), and packing only permutes, so the family's
-own ``unpack`` carries gradients back.
+The model runs with the layer's stock shapes, in which merged KV heads are repeated. The fit changes
+the heads themselves, in float32. The gradient of a repeated head is the sum over its copies (the
+chain rule through ``AttentionWeights.replicated``). Packing only permutes numbers, so the family's
+own ``unpack`` turns gradients of the packed weights into gradients of the heads.
 """
 
 import math
@@ -18,23 +18,24 @@ from torch import Tensor, nn
 from mqasearch.families import AttentionWeights, Family
 
 _WIDTH = 576
-"""SmolLM2-135M's, on which learning rates were chosen."""
+"""Hidden size of SmolLM2-135M, on which learning rates were chosen."""
 
 
 class TrainedLayer:
     """One attention layer of a live model, and the float32 weights that a fit changes.
 
     Attributes:
-        masters: field of ``AttentionWeights`` → float32 parameter, for torch's optimisers. They and
-            their gradients are contiguous: fused Adam pairs numbers by their place in memory.
+        masters: field of ``AttentionWeights`` → float32 parameter, for torch's optimisers. The
+            parameters and their gradients are contiguous, since fused Adam pairs numbers by their
+            place in memory.
     """
 
     def __init__(self, family: Family, attention: nn.Module, weights: AttentionWeights) -> None:
         """
         Args:
-            family: of the model.
-            attention: the live layer, as the original has it; nothing is installed yet.
-            weights: where the fit starts, with the merged number of KV heads.
+            family: the model's family.
+            attention: the live layer with the original's weights; nothing is installed yet.
+            weights: the start of the fit, with the merged number of KV heads.
         """
         self._family = family
         self._attention = attention
@@ -54,7 +55,7 @@ class TrainedLayer:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The live model has the fitted layer within the block, and its own one after it."""
+        """The live model has the fitted layer within the block, and its original layer after it."""
         self._family.install(self._attention, self._stock)
         try:
             yield
@@ -74,7 +75,7 @@ class TrainedLayer:
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
-        """Drop what a backward pass left at the live parameters."""
+        """Delete the gradients that a backward pass left at the live parameters."""
         for parameter in self._stock.values():
             parameter.grad = None
 
@@ -103,13 +104,13 @@ class TrainedLayer:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Zero if the loss does not depend on the parameter."""
+    """The parameter's gradient; zero if the loss does not depend on the parameter."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 @contextmanager
 def all_installed(layers: Sequence[TrainedLayer]) -> Iterator[None]:
-    """All these layers in the live model."""
+    """The live model has all these fitted layers within the block."""
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(layer.installed())
@@ -118,7 +119,7 @@ def all_installed(layers: Sequence[TrainedLayer]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model asks for a gradient within the block."""
+    """No parameter of the model requires a gradient within the block."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -136,8 +137,8 @@ def learning_rate(rate: float, hidden_size: int) -> float:
     table 3), so that a step changes outputs equally in models of all widths.
 
     Args:
-        rate: for 576 dimensions.
-        hidden_size: dimensions of the stream.
+        rate: a good learning rate for 576 dimensions.
+        hidden_size: the model's hidden size.
     """
     return min(rate * _WIDTH / hidden_size, 2 * rate)
 

@@ -1,12 +1,13 @@
 """Local fitting of merged layers: queries, keys, values and outputs, by gradients.
 
-Each layer is fitted to what the original layer says on the calibration text, with the original
-layer's inputs (the parallel form): the result does not depend on a mask, so it is computed once and
+Each layer is fitted to the original layer's output on the calibration text, with the original
+layer's inputs (the parallel form). The result does not depend on a mask, so it is computed once and
 serves every mask of a search. The loss is |Y' − Y|² over |Y|², Y the attention's output. A sixth of
-the texts is held out, and the pass over the text that does best there is kept, the start included.
+the texts is held out. The weights after the pass with the least error on these texts are kept, or
+the weights at the start if no pass has a smaller error.
 
-Adam (Kingma and Ba, 2015) with torch's own implementation, masters in float32. What was tried
-besides, and what each choice is worth, is in ``benchmarks/merges.md``.
+The optimiser is torch's Adam (Kingma and Ba, 2015), with masters in float32. What else was tried,
+and what each choice is worth, is in ``benchmarks/merges.md``.
 """
 
 from collections.abc import Sequence
@@ -29,14 +30,14 @@ from mqasearch.models import ResumableModel
 PASSES = 12
 BATCH_TOKENS = 512
 HELD_OUT = 6
-"""One text of so many is held out."""
+"""One text in this many is held out."""
 
 _WARM_STEPS = 5
 _RATE = 5e-3
-"""Highest learning rate for a stream of 576 dimensions."""
+"""Highest learning rate for a hidden size of 576."""
 _BETAS = (0.9, 0.99)
 _FLOAT16_SCALE = 2.0**10
-"""Of the loss in float16, whose smallest numbers gradients would fall below."""
+"""Factor of the loss in float16; without it gradients would be too small for float16."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class _Example:
     """One batch as an attention layer sees it.
 
     Attributes:
-        args, keywords: of the attention's forward.
-        wanted: [rows, length, D], what the original layer says.
-        real: [rows, length] bool.
-        n_tokens: that are real.
+        args, keywords: arguments of the attention's forward.
+        wanted: [rows, length, D], the original layer's output.
+        real: [rows, length] bool, False for padding.
+        n_tokens: number of real tokens.
     """
 
     args: tuple[Any, ...]
@@ -66,18 +67,18 @@ def tune_layers(
 ) -> list[AttentionWeights]:
     """Every merged layer fitted to the original one, each as if it were the only one.
 
-    Memory holds three numbers per token and dimension of the stream: the states before the layer in
-    hand, and its input and output.
+    Memory holds three numbers per token and hidden dimension: the states before the current layer,
+    and its attention's input and output.
 
     Args:
-        model: the original; the same when this returns.
-        family: of the model.
+        model: the original; it is unchanged when this returns.
+        family: the model's family.
         merged: every layer after merging, layer 0 first.
         sequences: token ids of calibration texts.
         progress: called with (tokens fitted to, tokens in all).
 
     Returns:
-        The layers in float32. Their error on the held-out texts is nowhere above that of
+        The layers in float32. No layer's error on the held-out texts is above that of its start in
         ``merged``.
 
     Raises:
@@ -131,7 +132,7 @@ class _Stream:
         self._states: list[Tensor | None] = [None] * len(batches)
 
     def through(self, layer: int, attention: nn.Module) -> list[_Example]:
-        """Run one layer on all batches and note what its attention was given and said."""
+        """Run one layer on all batches and record its attention's inputs and outputs."""
         examples: list[_Example] = []
 
         def note(_: nn.Module, args: Any, keywords: Any, output: Any) -> None:
@@ -176,7 +177,7 @@ class _Fit:
         self._least = self._error()
 
     def run_pass(self, number: int) -> None:
-        """One pass over the texts, in an order of its own."""
+        """Make one pass over the texts, in an order that depends on ``number``."""
         order = torch.randperm(
             len(self._examples), generator=torch.Generator().manual_seed(number)
         ).tolist()
@@ -193,7 +194,7 @@ class _Fit:
             self._least, self._best = error, self._layer.values()
 
     def best(self) -> AttentionWeights:
-        """The weights of the pass that did best on held-out texts."""
+        """The weights with the least error on held-out texts."""
         self._layer.set_values(self._best)
         return self._layer.weights()
 
@@ -214,8 +215,8 @@ class _Fit:
             return sum(float(self._apart(each).square().sum()) for each in self._held_out)
 
     def _apart(self, example: _Example) -> Tensor:
-        """[rows, length, D] float32: fitted minus original output; 0 where a row is padded."""
-        # not attention(…): hooks are for the model's own runs
+        """[rows, length, D] float32: fitted minus original output; 0 for padding."""
+        # forward() instead of attention(…), since hooks are for the model's own runs
         output = self._attention.forward(*example.args, **example.keywords)
         found = output[0] if isinstance(output, tuple) else output
         apart: Tensor = (found.float() - example.wanted.float()) * example.real[..., None]

@@ -1,4 +1,4 @@
-"""Engines that serve models, each run in its own environment by a driver script."""
+"""Engines that serve models; a driver script runs each engine in its own environment."""
 
 from mqasearch.engines.engine import (
     ENGINES,

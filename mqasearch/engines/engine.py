@@ -1,7 +1,7 @@
 """A model loaded in a stock engine, in a process and an environment of its own.
 
-mqasearch and an engine seldom agree on versions of torch and transformers. So an engine may be
-installed anywhere, and a driver script that knows it and nothing of mqasearch runs there.
+mqasearch and an engine seldom need the same versions of torch and transformers. So an engine may be
+installed anywhere, and a driver script runs there that uses the engine and nothing of mqasearch.
 """
 
 import contextlib
@@ -20,20 +20,23 @@ from typing import Any, Self
 from mqasearch.errors import UnknownNameError, UserError
 
 FOLDER_VARIABLE = "MQASEARCH_ENGINES"
-"""Environment variable: a folder with one virtual environment per engine, by the engine's name."""
+"""Environment variable that names a folder with one virtual environment per engine.
+
+Each environment has the engine's name.
+"""
 
 _DRIVERS = Path(__file__).parent / "drivers"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """What is known of an engine before it runs.
+    """What is known about an engine before it runs.
 
     Attributes:
-        name: "vllm".
-        module: that Python imports if the engine is installed.
-        driver: the script's name in ``drivers/``, or its absolute path.
-        package: that pip installs.
+        name: the engine's name, as "vllm".
+        module: a module that Python can import if the engine is installed.
+        driver: the driver script's name in ``drivers/``, or its absolute path.
+        package: the package that pip installs.
         batches: whether the driver can time the decoding of several sequences at once.
     """
 
@@ -48,7 +51,7 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            # its server starts each sequence by itself: some decode while others are in prefill
+            # its server starts sequences one by one: some decode while others are in prefill
             EngineKind("llama.cpp", "xllamacpp", "drive_llama_cpp.py", "xllamacpp", batches=False),
             EngineKind("mlx", "mlx_lm", "drive_mlx.py", "mlx-lm[cpu]"),
             EngineKind("vllm", "vllm", "drive_vllm.py", "vllm"),
@@ -63,12 +66,12 @@ class Settings:
     """How an engine loads a model.
 
     Attributes:
-        model: a folder or file.
-        dtype: of computing and of the cache, transformers' name: "float32", "bfloat16".
-        max_tokens: of a sequence, prompt and continuation together.
-        batch_size: sequences at a time, at most.
-        n_threads: of the CPU; None = the engine's choice.
-        trust_remote_code: run Python code of the folder; for folders that ``convert`` just wrote.
+        model: path of a folder or file.
+        dtype: dtype of computation and cache by transformers' name, as "float32" or "bfloat16".
+        max_tokens: most tokens of a sequence, prompt and continuation together.
+        batch_size: most sequences at a time.
+        n_threads: number of CPU threads; None = the engine's choice.
+        trust_remote_code: run Python code in the folder; for folders that ``convert`` just wrote.
     """
 
     model: str
@@ -81,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One run of a batch: seconds of the prompt, seconds of each further token."""
+    """One run of a batch: seconds for the prompt, and seconds for each further token."""
 
     prefill: float
     decode: float
@@ -91,10 +94,11 @@ def engine_kind(name: str, also: Iterable[str] = ()) -> EngineKind:
     """The engine of that name.
 
     Args:
-        also: names that the caller knows besides.
+        name: the engine's name.
+        also: further names that the caller accepts, for the message.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: there is no such engine.
     """
     if name not in ENGINES:
         raise UnknownNameError("engine", name, [*also, *ENGINES])
@@ -105,17 +109,19 @@ def engine_python(kind: EngineKind, given: Path | None = None) -> Path:
     """The Python that has the engine.
 
     Args:
-        given: by the user; None = that of ``$MQASEARCH_ENGINES/NAME``, or else the one that runs.
+        kind: the engine.
+        given: the user's choice; None = the Python in ``$MQASEARCH_ENGINES/NAME`` if there is one,
+            and else the Python that runs this.
 
     Raises:
-        UserError: it has no such engine; says how to install it.
+        UserError: this Python does not have the engine; the message says how to install it.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     own = Path(folder, kind.name, "bin", "python") if folder else None
     python = given or (own if own is not None and own.exists() else Path(sys.executable))
     code = f"import importlib.util as u, sys; sys.exit(u.find_spec({kind.module!r}) is None)"
     try:
-        # the interpreter is named by whoever runs mqasearch, and the code is ours
+        # the user of mqasearch names the interpreter, and the code is ours
         found = subprocess.run([python, "-c", code], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
     except OSError as error:
         raise UserError(f"{python} cannot be run: {error.strerror}") from None
@@ -129,15 +135,15 @@ def engine_python(kind: EngineKind, given: Path | None = None) -> Path:
 
 
 class Engine:
-    """A running engine with one model. A context manager: the process ends with the block.
+    """A running engine with one model; a context manager that ends the process at its end.
 
     >>> with Engine("llama.cpp", Settings("model.gguf")) as engine:
     ...     engine.log_probs([[1, 2, 3]])
     [[-3.2, -1.1]]
 
     Attributes:
-        kind: which engine.
-        version: its own word for its version.
+        kind: which engine it is.
+        version: the engine's version, as it states it.
     """
 
     def __init__(self, name: str, settings: Settings, *, python: Path | None = None) -> None:
@@ -156,7 +162,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            start_new_session=True,  # engines have processes of their own, which end with it
+            start_new_session=True,  # so that close() also ends processes that the engine starts
         )
         try:
             self.version = str(self._answer_to(asdict(settings)))
@@ -165,7 +171,7 @@ class Engine:
             raise
 
     def log_probs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of every token but the first, given those before it."""
+        """For each prompt, the log-probability of every token but the first, given those before."""
         answer: list[list[float]] = self._ask("log_probs", tokens=[list(p) for p in prompts])
         return answer
 
@@ -182,19 +188,19 @@ class Engine:
         return answer
 
     def cache_bytes_per_token(self) -> float:
-        """Bytes of KV cache that one more token takes, read from the engine, not computed."""
+        """Bytes of KV cache that one more token takes; the engine states them."""
         return float(self._ask("cache_bytes_per_token"))
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> Timing:
-        """Run one batch of ``context`` random tokens a sequence, then ``n_tokens`` greedy steps.
+        """Time a batch of ``context`` random tokens per sequence, and ``n_tokens`` greedy steps.
 
-        The prompt gives a token too, so ``context + n_tokens + 1`` tokens must have room.
+        The prompt gives a token too, so there must be room for ``context + n_tokens + 1`` tokens.
         """
         answer = self._ask("time", context=context, batch_size=batch_size, n_tokens=n_tokens)
         return Timing(**answer)
 
     def close(self) -> None:
-        """End the engine and whatever processes it started."""
+        """End the engine and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -222,7 +228,7 @@ class Engine:
             line = answers.readline()
         except BrokenPipeError:
             line = ""
-        whole = line.endswith("\n")  # who is killed leaves half a line
+        whole = line.endswith("\n")  # a driver that is killed may leave half a line
         said = json.loads(line) if whole else {"error": f"it ended: {self._last_words()}"}
         if "error" in said:
             raise UserError(f"engine {self.kind.name!r}: {said['error']}")

@@ -1,4 +1,4 @@
-"""Doors between transformers' attention layouts and ``AttentionWeights``: one per layout."""
+"""Translations between transformers' attention layouts and ``AttentionWeights``: one per layout."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,19 +21,19 @@ _DOORS: tuple[Family, ...] = (
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {model_type: door for door in _DOORS for model_type in door.model_types}
 )
-"""transformers' ``config.model_type`` → the family that understands it."""
+"""transformers' ``config.model_type`` → the family that handles it."""
 
 
 COMPACT_SUFFIX = "_mqa"
-"""Ends the model type of compact checkpoints, so that nothing takes them for the stock model."""
+"""Suffix of compact checkpoints' model type, so that no program takes them for the stock model."""
 
 
 def family_of(model_type: str) -> Family:
     """The family of a model type.
 
     Raises:
-        ModelError: a compact checkpoint that mqasearch itself wrote.
-        UnknownNameError: names the type and lists those that are supported.
+        ModelError: it is the type of a compact checkpoint that mqasearch itself wrote.
+        UnknownNameError: the type is not supported; the message lists those that are.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]

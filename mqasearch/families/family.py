@@ -1,4 +1,4 @@
-"""What a family must do: find the attention layers, read their weights, write others in place."""
+"""What a family must do: find attention layers, read their weights, and replace them in place."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from mqasearch.families.weights import AttentionWeights
 
 
 class Family(ABC):
-    """One weight layout of transformers. Stateless; one instance serves every model of its types.
+    """One weight layout of transformers. It has no state; one instance serves all models.
 
-    Nothing above this class knows what a checkpoint calls its projections, whether they are fused,
-    or which way round they are stored. ``unpack`` and ``pack`` are the door, one inverse to the
-    other; the rest is the same in every family.
+    No other code depends on the names of the projections in a checkpoint, on whether they are
+    fused, or on whether they are stored transposed. ``unpack`` and ``pack`` translate, and each is
+    the inverse of the other; the rest is the same in every family.
 
     Attributes:
-        model_types: transformers' ``config.model_type`` of the models it understands.
-        blocks_path: of the list of decoder layers inside the base model, ``"layers"``.
-        attention_path: of the attention inside a decoder layer, ``"self_attn"``.
+        model_types: transformers' ``config.model_type`` of the models that it handles.
+        blocks_path: path of the list of decoder layers inside the base model, as ``"layers"``.
+        attention_path: path of the attention inside a decoder layer, as ``"self_attn"``.
         projections: the linear modules inside the attention that hold its weights; the first
             reads the attention's input, the last is the output projection.
     """
@@ -45,26 +45,26 @@ class Family(ABC):
         """The weights in our form.
 
         Args:
-            attention: only asked for its sizes and its rotary layout.
-            parameters: by name within the attention, ``q_proj.weight``. Views of them are returned
-                where the layout allows it, so treat the result as read-only.
+            attention: the module; only its sizes and its rotary layout are used.
+            parameters: tensors by name within the attention, as ``q_proj.weight``. Views of them
+                are returned if the layout allows it, so treat the result as read-only.
         """
 
     @abstractmethod
     def pack(self, weights: AttentionWeights) -> dict[str, Tensor]:
         """The inverse of ``unpack``, for as many KV heads as ``weights`` has.
 
-        Tensors that the layout stores as they are come back as views, not copies.
+        Tensors that the layout stores unchanged are returned as views, not as copies.
 
         Raises:
-            ValueError: the layout has no place for fewer KV heads than query heads.
+            ValueError: the layout cannot store fewer KV heads than query heads.
         """
 
     def pack_compact(self, weights: AttentionWeights) -> dict[str, Tensor]:
         """``pack`` for checkpoints that come with our own modeling file.
 
-        The same names, with rows for only the KV heads that ``weights`` has. Differs from ``pack``
-        where the stock layout has no place for fewer.
+        It gives the same names, with rows only for the KV heads that ``weights`` has. It differs
+        from ``pack`` if the stock layout cannot store fewer KV heads than query heads.
         """
         return self.pack(weights)
 
@@ -72,7 +72,7 @@ class Family(ABC):
         """The decoder layers, layer 0 first.
 
         Raises:
-            ModelError: the model is not built as its model type says.
+            ModelError: the model's modules are not those of its model type.
         """
         blocks = _submodule(model.base_model, self.blocks_path, model.config.model_type)
         return tuple(cast(nn.ModuleList, blocks))
@@ -81,7 +81,7 @@ class Family(ABC):
         """The attention of one decoder layer.
 
         Raises:
-            ModelError: the layer has none under the family's name.
+            ModelError: the layer has no attention at ``attention_path``.
         """
         return _submodule(block, self.attention_path, type(block).__name__)
 
@@ -112,10 +112,10 @@ class Family(ABC):
         return attention.get_submodule(self.projections[-1])
 
     def read(self, attention: nn.Module) -> AttentionWeights:
-        """The weights of one attention layer, detached; views of the parameters where possible.
+        """The weights of one attention layer, detached; views of the parameters if possible.
 
         Raises:
-            ModelError: the layer is not built as its model type says, or is quantised.
+            ModelError: the layer's modules are not those of its model type, or it is quantised.
         """
         parameters = {name: p.detach() for name, p in self.parameters(attention).items()}
         return self.unpack(attention, parameters)
@@ -125,13 +125,13 @@ class Family(ABC):
     ) -> dict[str, nn.Parameter]:
         """Parameters of the stock shapes that make a layer compute ``weights``.
 
-        Merged KV heads are repeated. Where a parameter would equal the one in ``present``, it is
-        that one, so nothing is stored twice.
+        Merged KV heads are repeated. If a parameter would equal the one in ``present``, the one in
+        ``present`` is used, so that nothing is stored twice.
 
         Args:
-            weights: with ``n_kv_heads`` KV heads or a divisor of it.
+            weights: weights whose number of KV heads is ``n_kv_heads`` or a divisor of it.
             n_kv_heads: KV heads of the stock layer.
-            present: the layer's ``parameters``; decide shapes, dtype and device.
+            present: the layer's ``parameters``; they decide shapes, dtype and device.
 
         Raises:
             ValueError: ``weights`` does not fit the layer (heads, sizes, a bias it cannot hold).
@@ -142,7 +142,7 @@ class Family(ABC):
         return {name: _parameter(tensor, present[name]) for name, tensor in packed.items()}
 
     def install(self, attention: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Put these very parameter objects into the layer, by reference."""
+        """Put these parameter objects themselves into the layer, not copies."""
         for name, parameter in parameters.items():
             projection, _, attribute = name.rpartition(".")
             setattr(attention.get_submodule(projection), attribute, parameter)
@@ -150,7 +150,8 @@ class Family(ABC):
     def write(self, attention: nn.Module, weights: AttentionWeights) -> None:
         """Make the layer compute ``weights``, in stock shapes and the layer's dtype and device.
 
-        New parameter objects are installed; whoever kept the old ones may ``install`` them again.
+        New parameter objects are installed; a caller that kept the old ones may ``install`` them
+        again.
 
         Raises:
             ValueError: ``weights`` does not fit the layer.
@@ -179,6 +180,6 @@ def _parameter(tensor: Tensor, present: nn.Parameter) -> nn.Parameter:
     cast = tensor.detach().to(dtype=present.dtype, device=present.device)
     if torch.equal(cast, present):
         return present
-    # clone: a view would keep the whole of a larger tensor alive
+    # clone, since a view would keep a larger tensor in memory
     fresh = cast.clone(memory_format=torch.contiguous_format)
     return nn.Parameter(fresh, requires_grad=present.requires_grad)

@@ -1,4 +1,4 @@
-"""Families that keep query, key and value in one linear module, each in an order of its own."""
+"""Families that keep query, key and value in one linear module; each has an order of its own."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,8 @@ from mqasearch.families.weights import NO_ROPE, AttentionWeights, RopeLayout
 class Phi3Family(Family):
     """Phi-3: rows of ``qkv_proj`` are all query heads, all key heads, all value heads. No biases.
 
-    RoPE turns the first ``partial_rotary_factor`` of a head. Grouped KV heads fit.
+    RoPE turns the first dimensions of a head, a share of ``partial_rotary_factor``. The layout
+    allows fewer KV heads than query heads.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Phi3Family(Family):
 class GPTNeoXFamily(Family):
     """GPT-NeoX, Pythia: rows of ``query_key_value`` are [q, k, v] of head 0, then of head 1, ….
 
-    The layout has as many KV heads as query heads. RoPE turns the first part of a head.
+    The layout has as many KV heads as query heads. RoPE turns the first dimensions of a head.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class GPTNeoXFamily(Family):
         return _with_biases(weights, fused, bias, "query_key_value", "dense")
 
     def pack_compact(self, weights: AttentionWeights) -> dict[str, Tensor]:
-        """All query heads, all key heads, all value heads."""
+        """Rows of ``query_key_value`` are all query heads, all key heads, all value heads."""
         fused = torch.cat([weights.q, weights.k, weights.v]).flatten(0, 1)
         biases = _biases(weights)
         bias = None if biases is None else torch.cat(biases).flatten()

@@ -13,11 +13,12 @@ class SeparateFamily(Family):
     """Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2, OPT.
 
     A ``weight`` is [out, in] with the heads one after the other in ``out`` (``in`` for the output
-    projection). Any number of KV heads that divides the query heads fits.
+    projection). The layout allows any number of KV heads that divides the number of query heads.
 
     Attributes:
+        output: name of the output projection.
         rope: ``half`` over the whole head, or ``none`` (OPT's positions are added to its input).
-        has_qk_norm: Qwen3.
+        has_qk_norm: whether a norm acts on q and k (Qwen3).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The weights of one attention layer in a form that no longer knows its model family."""
+"""The weights of one attention layer in a form that does not depend on the model family."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +16,8 @@ class RopeLayout:
     Attributes:
         kind: ``none`` (no dimension turns), ``half`` (pair l is (l, l + rotary_dims/2)) or
             ``interleaved`` (pair l is (2l, 2l + 1)).
-        rotary_dims: how many dimensions turn, always the first ones of a head; 0 for ``none``.
+        rotary_dims: number of dimensions that turn, always the first ones of a head; 0 for
+            ``none``.
     """
 
     kind: Literal["none", "half", "interleaved"]
@@ -40,9 +41,9 @@ NO_ROPE = RopeLayout("none", 0)
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """One attention layer: ``n_q`` query heads, ``n`` KV heads of dimension ``d``, stream ``D``.
+    """One attention layer: ``n_q`` query heads, ``n`` KV heads of size ``d``, hidden size ``D``.
 
-    Query head ``h`` reads KV head ``h // (n_q / n)``. A bias is None where the layer has none.
+    Query head ``h`` reads KV head ``h // (n_q / n)``. A bias is None if the layer does not have it.
 
     Attributes:
         q: query projection [n_q, d, D].
@@ -54,7 +55,7 @@ class AttentionWeights:
         v_bias: [n, d] or None.
         o_bias: [D] or None.
         rope: which dimensions of q and k turn with the position.
-        has_qk_norm: a norm acts on each head's q and k between projection and RoPE.
+        has_qk_norm: whether a norm acts on each head's q and k between projection and RoPE.
     """
 
     q: Tensor
@@ -70,12 +71,12 @@ class AttentionWeights:
 
     @property
     def n_heads(self) -> int:
-        """Query heads."""
+        """Number of query heads."""
         return self.q.shape[0]
 
     @property
     def n_kv_heads(self) -> int:
-        """KV heads."""
+        """Number of KV heads."""
         return self.k.shape[0]
 
     @property
@@ -89,14 +90,14 @@ class AttentionWeights:
         return self.q.shape[2]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by the name of their attribute."""
+        """The tensors that are not None, by the name of their attribute."""
         named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> "AttentionWeights":
-        """The same layer elsewhere; tensors that need no change are shared, not copied."""
+        """The same layer in this dtype, on this device; unchanged tensors are not copied."""
         moved: dict[str, Any] = {
             name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()
         }
@@ -106,7 +107,7 @@ class AttentionWeights:
         """The same function with every KV head repeated up to ``n_kv_heads`` (merging.md, law 9).
 
         Raises:
-            ValueError: ``n_kv_heads`` is no multiple of the heads that are there.
+            ValueError: ``n_kv_heads`` is no multiple of the layer's number of KV heads.
         """
         times, left = divmod(n_kv_heads, self.n_kv_heads)
         if left or not times:
@@ -121,13 +122,13 @@ class AttentionWeights:
         return replace(self, **repeated)
 
     def check_finite(self, where: str) -> None:
-        """Refuse NaN and infinity, which would silently poison every merge.
+        """Refuse NaN and infinity, which would silently spoil every merge.
 
         Args:
-            where: what the error line says the weights belong to, "layer 3".
+            where: name of the layer for the message, as "layer 3".
 
         Raises:
-            ModelError: names the first tensor with a value that is no number.
+            ModelError: a value is NaN or infinite; the message names the first such tensor.
         """
         for name, tensor in self.tensors().items():
             if not bool(torch.isfinite(tensor).all()):

@@ -24,7 +24,7 @@ def format_of(name: str, model_type: str) -> Format:
 
     Raises:
         UnknownNameError: no such format.
-        ModelError: the format cannot express the model type; says which formats can.
+        ModelError: the format cannot express the model type; the message says which formats can.
     """
     if name not in FORMATS:
         raise UnknownNameError("format", name, FORMATS)
@@ -41,7 +41,8 @@ def check_expressible(written: Format, converted: Converted) -> None:
     """Refuse a model that the format's engines would refuse or misread.
 
     Raises:
-        ModelError: says what of the model it is, and which formats can express it.
+        ModelError: the format cannot express the model; the message says why, and which formats
+            can.
     """
     fault = _fault(written, converted)
     if fault is None:
@@ -56,7 +57,7 @@ def check_expressible(written: Format, converted: Converted) -> None:
 def formats_by_engine(converted: Sequence[Converted]) -> dict[str, Format]:
     """Engine, in small letters → the first format in which it loads every one of ``converted``.
 
-    Only formats whose cache is smaller too.
+    Only formats with a smaller KV cache count.
 
     Args:
         converted: conversions of one model.
@@ -76,11 +77,11 @@ def _fault(written: Format, converted: Converted) -> str | None:
 
 
 def check_outtype(written: Format, outtype: str | None) -> None:
-    """Refuse an ``--outtype`` that the format has not.
+    """Refuse an ``--outtype`` that the format does not have.
 
     Raises:
-        UnknownNameError: it has others.
-        UserError: it has none.
+        UnknownNameError: the format has other outtypes.
+        UserError: the format has no outtypes.
     """
     if outtype is None or outtype in written.outtypes:
         return

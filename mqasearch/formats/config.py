@@ -1,4 +1,4 @@
-"""The small files of folders that transformers loads."""
+"""The small files in folders that transformers loads."""
 
 import json
 from importlib.resources import files
@@ -10,10 +10,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 
 def stock_config(model: PreTrainedModel) -> dict[str, Any]:
-    """config.json of the original, without what holds only on the machine that wrote it."""
+    """config.json of the original, without entries that are valid only on the original machine."""
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
     config.pop("_name_or_path", None)  # a path of this machine
-    config.pop("auto_map", None)  # the original's own code does not go along
+    config.pop("auto_map", None)  # the original's own code is not copied
     stock = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
     config["architectures"] = [stock or type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -21,7 +21,7 @@ def stock_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def write_config(folder: Path, model: PreTrainedModel, config: dict[str, Any]) -> None:
-    """config.json and, if the original has one, generation_config.json."""
+    """Write config.json and, if the original has one, generation_config.json."""
     if model.generation_config is not None:
         text = model.generation_config.to_json_string()
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
@@ -30,12 +30,12 @@ def write_config(folder: Path, model: PreTrainedModel, config: dict[str, Any]) -
 
 
 def is_tied(model: PreTrainedModel) -> bool:
-    """Whether the output projection is the table of token embeddings, whatever the config says."""
+    """Whether the output projection is the table of token embeddings; the config is not asked."""
     untyped: Any = model
     return untyped.get_output_embeddings().weight is untyped.get_input_embeddings().weight
 
 
 def template(name: str) -> str:
-    """Python code that goes into folders, by its name in ``modeling/``."""
+    """Python code that is copied into folders, by its name in ``modeling/``."""
     folder = files("mqasearch.formats").joinpath("modeling")
     return folder.joinpath(f"{name}.py.txt").read_text(encoding="utf-8")

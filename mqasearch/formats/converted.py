@@ -16,12 +16,12 @@ Pack = Callable[[AttentionWeights], dict[str, Tensor]]
 
 
 class Converted:
-    """An original model, and the number of KV heads that each of its layers is to have.
+    """An original model, and the number of KV heads that each of its layers will have.
 
     Attributes:
         convertible: the original, and how its layers are merged.
-        kv_heads: per layer, layer 0 first; they fit the model.
-        tokenizer: the original's.
+        kv_heads: KV heads per layer, layer 0 first; they fit the model.
+        tokenizer: the original's tokenizer.
         source: the folder of the original's files; None = the model was made in memory.
     """
 
@@ -49,16 +49,16 @@ class Converted:
         return str(self.model.config.model_type)
 
     def merged(self, layer: int) -> AttentionWeights:
-        """The weights of one converted layer, on the CPU, merged now."""
+        """The weights of one converted layer, on the CPU; the layer is merged now."""
         return self.convertible.merged(layer, self.kv_heads[layer])
 
     def announced(self, layer: int) -> AttentionWeights:
-        """The sizes of ``merged(layer)``, as tensors without data; nothing is merged for it."""
+        """Tensors without data that have the sizes of ``merged(layer)``; nothing is merged."""
         weights = self.convertible.original(layer).to(device="meta")
         return select_kv_heads(weights, range(self.kv_heads[layer]))
 
     def entries(self, pack: Pack) -> list[Entry]:
-        """Name, dtype and shape of every tensor of the model; no layer is merged for it."""
+        """Name, dtype and shape of every tensor of the model; no layer is merged."""
         return [
             Entry(name, tensor.dtype, tuple(tensor.shape))
             for name, tensor in self._walk(pack, self.announced)
@@ -71,7 +71,7 @@ class Converted:
     def _walk(
         self, pack: Pack, weights_of: Callable[[int], AttentionWeights]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The model's tensors by name; those of each attention, packed, stand together."""
+        """The model's tensors by name; the packed tensors of each attention come together."""
         done = set[int]()
         for name, tensor in _unshared(self.model):
             if name not in self._places:
@@ -85,7 +85,7 @@ class Converted:
 
 
 def _unshared(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The state dict without second names of tied tensors."""
+    """The state dict's items, with only the first name of each tied tensor."""
     seen = set[int]()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:

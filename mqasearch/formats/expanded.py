@@ -15,7 +15,7 @@ from mqasearch.formats.tokenizer import write_tokenizer
 
 
 class Expanded(Format):
-    """The original's architecture, which every program that loads the original loads."""
+    """The original's architecture; every program that loads the original loads this too."""
 
     name = "expanded"
     summary = "the original's architecture; loads anywhere without remote code, saves no memory"

@@ -13,11 +13,12 @@ MAX_SHARD_BYTES = 4 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to write, for formats that leave a choice.
+    """How to write a folder, for formats with a choice.
 
     Attributes:
-        outtype: of the weights, one of the format's ``outtypes``; None = its first.
-        max_shard_bytes: size of the largest weights file, for formats that cut weights into files.
+        outtype: type of the weights, one of the format's ``outtypes``; None = its first.
+        max_shard_bytes: size of the largest weights file, for formats that split weights into
+            files.
     """
 
     outtype: str | None = None
@@ -32,9 +33,9 @@ class Serving:
     """How one program serves a folder.
 
     Attributes:
-        engine: its name, "vLLM".
+        engine: the program's name, as "vLLM".
         code: what to run; ``FOLDER`` stands for the folder.
-        language: of ``code``: "bash" or "python".
+        language: the language of ``code``: "bash" or "python".
     """
 
     engine: str
@@ -43,18 +44,18 @@ class Serving:
 
 
 class Format(ABC):
-    """One layout of weights, config, tokenizer and code on the disk. Stateless.
+    """One layout of weights, config, tokenizer and code on the disk. It has no state.
 
-    A format writes everything that an engine needs. The mask JSON, the model card and
-    ``reproduce.json``, which are the same in every format, are put beside it by
-    ``convert_checkpoint``, which also makes the folder appear whole or not at all.
+    A format writes everything that an engine needs. ``convert_checkpoint`` adds the mask JSON, the
+    model card and ``reproduce.json``, which are the same in every format. It also makes sure that
+    the folder appears either complete or not at all.
 
     Attributes:
-        name: ``--format`` of ``mqasearch convert``.
+        name: the format's name in ``--format`` of ``mqasearch convert``.
         summary: one line for the command line.
-        library: the hub's name of the library that loads it; "" = it has none.
+        library: the hub's name of the library that loads the folder; "" = there is none.
         saves_memory: whether the cache of a served checkpoint is smaller than the original's.
-        refused_by: a sentence: which known engines do not load the folder, and why.
+        refused_by: a sentence that says which known engines do not load the folder, and why.
         outtypes: choices of ``--outtype``; empty = the format writes the model's own dtype.
         model_types: transformers' ``config.model_type`` of the models that it can express.
     """
@@ -68,26 +69,26 @@ class Format(ABC):
     model_types: ClassVar[Iterable[str]]
 
     def fault(self, converted: Converted) -> str | None:
-        """What of this model, of one of ``model_types``, an engine would refuse or misread.
+        """Which property of this model an engine would refuse or misread; None = none.
 
-        Asked before anything is written. None = nothing.
+        The model is of one of ``model_types``. This is called before anything is written.
         """
         return None
 
     @abstractmethod
     def n_bytes(self, converted: Converted, options: Options) -> int:
-        """Bytes of all tensors that ``write`` will write; no layer is merged for it."""
+        """Bytes of all tensors that ``write`` will write; no layer is merged."""
 
     @abstractmethod
     def write(self, converted: Converted, folder: Path, options: Options) -> Iterator[int]:
-        """Write weights, config, tokenizer and code into ``folder``, an empty one that is there.
+        """Write weights, config, tokenizer and code into ``folder``, which exists and is empty.
 
-        Layers are merged one after the other, each when its turn comes.
+        Each layer is merged only when it is written.
 
         Yields:
-            The bytes of each tensor when they are written; ``n_bytes`` in all.
+            The bytes of each tensor once they are written; their sum is ``n_bytes``.
         """
 
     @abstractmethod
     def serving(self, model_type: str) -> tuple[Serving, ...]:
-        """How to serve the folder, one entry per program that loads it as it is installed."""
+        """How to serve the folder, one entry per program that loads it without changes."""

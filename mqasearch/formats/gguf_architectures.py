@@ -1,8 +1,8 @@
 """llama.cpp's architectures whose layers may each have their own number of KV heads.
 
-Facts are read from llama.cpp's ``src/models/{deci,openelm,step35}.cpp`` and tried with it. Most of
-its architectures take one number for all layers; some of these three silently leave out what a
-model has (a bias, a scaled RoPE), so each says what it does not compute.
+The facts are from llama.cpp's ``src/models/{deci,openelm,step35}.cpp`` and were tried with
+llama.cpp. Most of its architectures take one number for all layers. Some of these three silently
+ignore parts of a model (a bias, a scaled RoPE), so each class says what its architecture computes.
 """
 
 from abc import ABC, abstractmethod
@@ -20,14 +20,14 @@ from mqasearch.mask import KVHeads
 
 
 class Architecture(ABC):
-    """How one of llama.cpp's architectures wants weights and keys. Stateless.
+    """How one of llama.cpp's architectures expects weights and keys. It has no state.
 
     Attributes:
-        arch: in the gguf library.
-        biases: of ``AttentionWeights``, that it adds.
+        arch: the architecture in the gguf library.
+        biases: biases of ``AttentionWeights`` that the architecture adds.
         has_mlp_bias: whether it adds biases of the MLP.
         rope_types: transformers' names of the kinds of RoPE that it computes.
-        rope_dims_factor: the RoPE dimensions to write, over those of a head.
+        rope_dims_factor: ratio of the RoPE dimensions to write to a head's dimensions.
     """
 
     arch: ClassVar[MODEL_ARCH]
@@ -38,7 +38,7 @@ class Architecture(ABC):
 
     @property
     def name(self) -> str:
-        """llama.cpp's name, which also begins the names of its keys."""
+        """llama.cpp's name of the architecture, which is also the prefix of its keys."""
         return MODEL_ARCH_NAMES[self.arch]
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Architecture(ABC):
         """One attention layer's tensors, by transformers' name within the attention."""
 
     def add_keys(self, writer: GGUFWriter, config: PreTrainedConfig, kv_heads: KVHeads) -> None:
-        """Write the sizes that the graph is built from."""
+        """Write the keys with the sizes that llama.cpp builds its graph from."""
         head_dim = head_dim_of(config)
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
@@ -63,7 +63,7 @@ class Architecture(ABC):
 
 
 class Deci(Architecture):
-    """Llama, Mistral, Qwen2. RoPE turns neighbouring dimensions, transformers' the two halves."""
+    """Llama, Mistral, Qwen2. RoPE pairs neighbouring dimensions; transformers pairs two halves."""
 
     arch = MODEL_ARCH.DECI
     biases = frozenset({"q_bias", "k_bias", "v_bias", "o_bias"})
@@ -93,8 +93,9 @@ class OpenELM(Architecture):
 class Step35(Architecture):
     """Qwen3 with an output matrix.
 
-    Its layers are sliding or full, and at least one must be sliding: the first is, over the whole
-    context. Full layers turn half of the dimensions given, so that is twice the head's.
+    Its layers have sliding or full attention, and at least one must be sliding: here the first
+    layer is, with a window of the whole context. Full layers apply RoPE to half of the given number
+    of dimensions, so twice the head's dimensions are given.
     """
 
     arch = MODEL_ARCH.STEP35
@@ -110,11 +111,11 @@ class Step35(Architecture):
         writer.add_rope_freq_base_swa(config.rope_parameters["rope_theta"])
         writer.add_sliding_window(config.max_position_embeddings)
         writer.add_sliding_window_pattern([layer == 0 for layer in range(len(kv_heads))])
-        writer.add_expert_feed_forward_length(config.intermediate_size)  # asked for, not used
+        writer.add_expert_feed_forward_length(config.intermediate_size)  # required, but not used
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The architecture that a model of a known type is written for."""
+    """The architecture in which a model of a known type is written."""
     if config.model_type == "qwen3":
         return OpenELM() if config.tie_word_embeddings else Step35()
     return Deci()
@@ -129,10 +130,12 @@ def head_dim_of(config: PreTrainedConfig) -> int:
 def architecture_fault(
     architecture: Architecture, config: PreTrainedConfig, weights: AttentionWeights
 ) -> str | None:
-    """What of the model llama.cpp would not compute; None = nothing.
+    """Which part of the model llama.cpp would not compute; None = none.
 
     Args:
-        weights: of any layer; only asked which biases there are.
+        architecture: the architecture in which the model is written.
+        config: the model's config.
+        weights: any layer's weights; only their names are used, to see which biases there are.
     """
     if config.hidden_act != "silu":
         return f"llama.cpp computes SiLU in its {architecture.name}, not {config.hidden_act!r}"

@@ -1,4 +1,4 @@
-"""``gguf``: one file for llama.cpp, and for what is built on it."""
+"""``gguf``: one file for llama.cpp and programs that are built on it."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -19,11 +19,11 @@ from mqasearch.formats.gguf_tensors import OUTTYPES, Announced, announce, write_
 from mqasearch.formats.gguf_tokenizer import TokenizerBlock
 
 FILE_NAME = "model.gguf"
-"""The same for every outtype, so that the command that serves it is the same too."""
+"""Name of the file; it is the same for every outtype, so that one command serves them all."""
 
 
 class GGUF(Format):
-    """A file of one of llama.cpp's architectures whose layers differ in KV heads."""
+    """A file in one of llama.cpp's architectures that allow layers with different KV heads."""
 
     name = "gguf"
     summary = "one file for llama.cpp; fewer KV heads in weights and cache"
@@ -58,7 +58,7 @@ class GGUF(Format):
         architecture.add_keys(writer, config, converted.kv_heads)
         add_rope_scaling(writer, config)
         block = TokenizerBlock.of(converted)
-        assert block is not None  # fault() was asked
+        assert block is not None  # fault() was called before
         block.add_to(writer)
         announced = self._announced(converted, options)
         tensors = chain(_shared(converted), converted.tensors(architecture.pack))
@@ -66,7 +66,7 @@ class GGUF(Format):
 
     def serving(self, model_type: str) -> tuple[Serving, ...]:
         command = f"llama-server -m FOLDER/{FILE_NAME}"
-        if model_type == "qwen3":  # may be of Step35, the only one here with sliding layers
+        if model_type == "qwen3":  # may be Step35, the only architecture here with sliding layers
             note = (
                 "# without --swa-full an answer may come from an earlier text's cache, and be wrong"
             )
@@ -91,7 +91,7 @@ class GGUF(Format):
 
 
 def _shared(converted: Converted) -> list[Tensor]:
-    """Tensors that llama.cpp has and transformers has not."""
+    """Tensors that llama.cpp has and transformers does not have."""
     factors = rope_factors(converted.model.config)
     return [] if factors is None else [factors]
 

@@ -1,9 +1,9 @@
 """llama.cpp's names of the ways in which tokenizers split a text before BPE.
 
-llama.cpp has the splitting in its code and a name for each in the file (``tokenizer.ggml.pre``).
-Its converter knows a tokenizer by a hash of what it makes of a test text. Here it is known by what
-``tokenizer.json`` says, so a vocabulary that nobody has hashed yet is known too. Names and patterns
-are those of llama.cpp's ``src/llama-vocab.cpp``.
+llama.cpp has the ways of splitting in its code, and the file has the name of one of them
+(``tokenizer.ggml.pre``). Its converter recognises a tokenizer by a hash of a tokenized test text.
+Here the name follows from the contents of ``tokenizer.json``, so that new vocabularies are
+recognised too. Names and patterns are those of llama.cpp's ``src/llama-vocab.cpp``.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _cl100k(digits: str) -> str:
-    """The pattern of tiktoken's cl100k and its children."""
+    """The pattern of tiktoken's cl100k and of tokenizers derived from it."""
     return (
         rf"{_CONTRACTIONS}|{_WORD_START}\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
     )
@@ -35,14 +35,14 @@ _BY_PATTERN = {
     (_QWEN2, False): "qwen2",
     (_TEKKEN, True): "tekken",
 }
-"""(Pattern, whether words of the vocabulary are taken without merging) → name."""
+"""(Pattern, whether words in the vocabulary are not built by merges) → name."""
 
 
 def pre_tokenizer_name(read: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name; None if it has none that we know.
+    """llama.cpp's name of the way that a tokenizer splits text; None if we know no name for it.
 
     Args:
-        read: ``tokenizer.json`` of a byte-level BPE.
+        read: contents of ``tokenizer.json`` of a byte-level BPE.
     """
     splitter = read.get("pre_tokenizer") or {}
     steps = splitter.get("pretokenizers", [splitter])

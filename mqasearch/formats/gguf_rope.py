@@ -1,4 +1,4 @@
-"""Rotary position embedding as GGUF files say it."""
+"""Rotary position embedding in the form of GGUF files."""
 
 from collections.abc import Set
 from typing import Any
@@ -15,11 +15,14 @@ _YARN = frozenset(
     {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast"}
     | {"beta_slow", "partial_rotary_factor"}
 )
-"""What llama.cpp has keys for; a given ``attention_factor`` or ``mscale`` it computes itself."""
+"""Parameters that llama.cpp has keys for.
+
+It computes ``attention_factor`` and ``mscale`` itself and has no keys for given values.
+"""
 
 
 def rope_fault(config: PreTrainedConfig, rope_types: Set[str], arch: str) -> str | None:
-    """What of the model's RoPE llama.cpp would compute otherwise; None = nothing."""
+    """Which part of the model's RoPE llama.cpp would compute differently; None = none."""
     rope: dict[str, Any] = config.rope_parameters
     kind = rope.get("rope_type", "default")
     if "rope_theta" not in rope:
@@ -53,9 +56,10 @@ def add_rope_scaling(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def rope_factors(config: PreTrainedConfig) -> Tensor | None:
-    """How many times slower each pair of dimensions turns than without scaling, [d/2].
+    """[d/2]: the factor by which scaling slows down the rotation of each pair of dimensions.
 
-    The tensor ``rope_freqs.weight``, which Llama-3's scaling is written as; None for other kinds.
+    This is the tensor ``rope_freqs.weight``, which expresses Llama-3's scaling; None for other
+    kinds of scaling.
     """
     rope: dict[str, Any] = config.rope_parameters
     if rope.get("rope_type") != "llama3":

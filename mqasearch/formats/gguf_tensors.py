@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file: announced all, then written one after the other."""
+"""Tensors of a GGUF file: first all of them are announced, then each is written."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ OUTTYPES = {
     "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-"""``--outtype`` → type of the matrices, and of the file.
+"""``--outtype`` → type of the matrices, and type of the file.
 
-The first is the default: half the bytes of f32, every backend of llama.cpp computes it, and it
-rounds to 11 bits, bf16 to 8.
+The first, f16, is the default: it has half the bytes of f32, every backend of llama.cpp computes
+it, and it rounds to 11 bits, while bf16 rounds to 8.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A tensor to come.
+    """A tensor that will be written.
 
     Attributes:
-        name: llama.cpp's.
-        shape: rows first.
-        type: of its elements in the file.
+        name: llama.cpp's name of the tensor.
+        shape: sizes, rows first.
+        type: type of its elements in the file.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Announced:
 
 
 def announce(name: str, shape: tuple[int, ...], outtype: str) -> Announced:
-    """A tensor of that outtype, if it can be.
+    """A tensor of that outtype, if possible.
 
-    Norms and biases stay f32. A row that does not divide into the blocks of the outtype makes the
-    tensor f16, as in llama.cpp's converter.
+    Norms and biases stay f32. If a row cannot be divided into blocks of the outtype, the tensor is
+    f16, as in llama.cpp's converter.
     """
     wanted = OUTTYPES[outtype][0] if len(shape) > 1 else _F32
     block, _ = GGML_QUANT_SIZES[wanted]
@@ -63,18 +63,18 @@ def write_tensors(
     """Write the file: keys that ``writer`` has, then ``tensors`` one by one.
 
     Args:
-        writer: with a path, and nothing written.
-        announced: what each tensor will be, in order.
-        tensors: the same, in the same order; drawn one at a time and let go at once.
+        writer: a writer that has a path, and has written nothing yet.
+        announced: name, shape and type of each tensor, in order.
+        tensors: the tensors, in the same order; only one is held at a time.
 
     Yields:
-        The bytes of each tensor when they are written.
+        The bytes of each tensor once they are written.
 
     Raises:
-        ModelError: a value that the type cannot hold.
+        ModelError: the type cannot hold a value of a tensor.
     """
     for info in announced:
-        dtype = np.dtype(np.float32)  # shapes are in elements; of uint8 they would be in bytes
+        dtype = np.dtype(np.float32)  # shapes are in elements; for uint8 they would be in bytes
         writer.add_tensor_info(info.name, info.shape, dtype, info.n_bytes, raw_dtype=info.type)
     try:
         writer.write_header_to_file()

@@ -1,9 +1,9 @@
-"""The tokenizer as GGUF files hold it: ``tokenizer.ggml.*``.
+"""The tokenizer in the form of GGUF files: ``tokenizer.ggml.*``.
 
-Everything is read from ``tokenizer.json``, which is what transformers tokenizes by; of a tokenizer
-in other files transformers makes one. llama.cpp has two tokenizers for these models: "gpt2", BPE on
-bytes after a pre-tokenizer that it knows by name, and "llama", SentencePiece's BPE with single
-bytes as last resort.
+Everything is read from ``tokenizer.json``, which transformers tokenizes by; if the tokenizer is in
+other files, transformers makes a ``tokenizer.json`` from them. llama.cpp has two tokenizers for
+these models: "gpt2", which is BPE on bytes after a pre-tokenizer that the file names, and "llama",
+which is SentencePiece's BPE with single bytes for everything else.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from mqasearch.formats.gguf_pre_tokenizer import pre_tokenizer_name
 from mqasearch.formats.tokenizer import write_tokenizer
 
 _SPACE = "▁"
-_ADDED_SCORE = -1000.0  # what llama.cpp's converter gives tokens that no merge makes
+_ADDED_SCORE = -1000.0  # llama.cpp's converter gives it to tokens that no merge makes
 
 
 @dataclass(frozen=True)
 class TokenizerBlock:
-    """A tokenizer, read and ready to be written.
+    """A tokenizer that was read and can be written.
 
     Attributes:
         json: the contents of ``tokenizer.json``.
-        vocab_size: rows of the embedding.
+        vocab_size: number of rows of the embedding.
         special: ids of special tokens, merges and chat template, as the gguf library reads them.
     """
 
@@ -41,7 +41,7 @@ class TokenizerBlock:
 
     @classmethod
     def of(cls, converted: Converted) -> Self | None:
-        """Read it; None if there is no ``tokenizer.json`` and none can be made."""
+        """Read a tokenizer; None if there is no ``tokenizer.json`` and none can be made."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_tokenizer(folder, converted)
@@ -60,7 +60,7 @@ class TokenizerBlock:
         return cls(read, config.vocab_size, special)
 
     def fault(self) -> str | None:
-        """Why llama.cpp would tokenize otherwise; None = it would not."""
+        """Why llama.cpp would tokenize differently; None = it would not."""
         kind = self.json["model"].get("type")
         if kind != "BPE":
             return f"llama.cpp has no tokenizer for a {kind} model with these weights"
@@ -72,7 +72,7 @@ class TokenizerBlock:
         return None
 
     def add_to(self, writer: GGUFWriter) -> None:
-        """Write the keys; ``fault`` is None."""
+        """Write the keys; ``fault`` must have returned None."""
         tokens, types = self._tokens()
         if _is_sentencepiece(self.json):
             writer.add_tokenizer_model("llama")
@@ -93,7 +93,7 @@ class TokenizerBlock:
         return {**self.json["model"]["vocab"], **added}
 
     def _tokens(self) -> tuple[list[str], list[TokenType]]:
-        """Every row's token and what llama.cpp is to make of it."""
+        """The token of every row of the embedding, and its type for llama.cpp."""
         tokens = [f"[PAD{row}]" for row in range(self.vocab_size)]
         types = [TokenType.UNUSED] * self.vocab_size
         has_bytes = _is_sentencepiece(self.json)
@@ -113,7 +113,7 @@ class TokenizerBlock:
         return tokens, types
 
     def _scores(self, tokens: Sequence[str]) -> list[float]:
-        """SentencePiece's: the earlier a token is merged, the higher; 0 for single characters."""
+        """SentencePiece's scores: higher for earlier merges, and 0 for single characters."""
         scores = dict.fromkeys(self.json["model"]["vocab"], 0.0)
         for rank, merge in enumerate(self.json["model"]["merges"], start=1):
             merged = merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
@@ -123,7 +123,10 @@ class TokenizerBlock:
 
 @contextlib.contextmanager
 def _silent_library() -> Iterator[None]:
-    """The library warns where it cannot tell which tokens are added, which we ask the tokenizer."""
+    """Silence the library's warning that it does not know which special tokens are added.
+
+    We ask the tokenizer about them.
+    """
     logger = logging.getLogger("gguf.vocab")
     before = logger.disabled
     logger.disabled = True

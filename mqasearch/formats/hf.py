@@ -1,4 +1,4 @@
-"""``hf``: only the KV heads that are left, with the Python code that reads them."""
+"""``hf``: only the remaining KV heads, with the Python code that reads them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ from mqasearch.models import KV_HEADS_KEY, shape_of
 
 
 class CompactHF(Format):
-    """A folder for transformers and for vLLM, whose code comes along.
+    """A folder for transformers and vLLM that contains the model's Python code.
 
-    vLLM runs it by its Transformers backend: it takes the model's Python code from the folder, and
-    puts its own attention and cache, sized layer by layer, in the place of transformers'.
+    vLLM runs it with its Transformers backend: it takes the model's Python code from the folder,
+    and replaces transformers' attention and cache by its own, sized layer by layer.
     """
 
     name = "hf"
@@ -58,12 +58,12 @@ class CompactHF(Format):
     def config(self, model: PreTrainedModel, kv_heads: KVHeads) -> dict[str, Any]:
         """The contents of config.json.
 
-        ``per_layer_config`` is transformers' own way to say how layers differ. By it vLLM sizes
-        every layer's attention and cache, and transformers its static cache. Both also read the
-        number that the other layers have, which multi-head models do not state.
+        ``per_layer_config`` is transformers' own way to say how layers differ. vLLM sizes every
+        layer's attention and cache by it, and transformers its static cache. Both also read the
+        number of KV heads of all other layers, which the configs of multi-head models do not state.
         """
         n_kv_heads = shape_of(model, model.dtype).n_kv_heads
-        digits = len(str(len(kv_heads) - 1))  # in a JSON file that is sorted by keys
+        digits = len(str(len(kv_heads) - 1))  # so that sorting the JSON's keys sorts the layers
         return stock_config(model) | {
             "model_type": f"{model.config.model_type}{COMPACT_SUFFIX}",
             "architectures": ["MqaForCausalLM"],

@@ -1,4 +1,4 @@
-"""``mlx``: MLX-LM's own architecture if one fits, or else the model's code beside the weights."""
+"""``mlx``: MLX-LM's own architecture if one fits, and else the model's code beside the weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,11 @@ _CODE = "mlx_mqa.py"
 
 
 class MLX(Format):
-    """A folder for MLX-LM: ``nemotron-nas`` where it fits, which needs no code of ours.
+    """A folder for MLX-LM; if the model fits ``nemotron-nas``, it needs no code of ours.
 
-    Every other model comes with one Python file (MLX-LM's config key ``model_file``), the same for
-    all, that builds what config.json says under ``mqa``; its weights have Llama's names.
+    For every other model, the folder has one Python file (MLX-LM's config key ``model_file``). The
+    file is the same for all models; it builds the model that config.json describes under ``mqa``.
+    The weights have Llama's names.
     """
 
     name = "mlx"
@@ -73,11 +74,11 @@ class MLX(Format):
         return (Serving("MLX", command),)
 
     def _fits_nemotron(self, converted: Converted) -> bool:
-        """Whether MLX-LM loads the model by itself, and its tokenizer too.
+        """Whether MLX-LM loads the model and its tokenizer without code of ours.
 
-        Of an architecture that transformers does not know, AutoTokenizer reads config.json as no
-        model's in particular, and fails (5.24) if it holds llama3's scaling in the old words,
-        which are those that MLX-LM reads.
+        If transformers does not know the architecture, AutoTokenizer reads config.json with the
+        generic config class. This fails (5.24) if the file holds llama3's scaling under the old
+        keys, which are the keys that MLX-LM reads.
         """
         if converted.model_type not in self._nemotron.model_types:
             return False

@@ -1,7 +1,7 @@
-"""Models of every family as ``modeling/mlx_mqa.py.txt`` builds them: what layers are, and names.
+"""Models of every family in the form of ``modeling/mlx_mqa.py.txt``: layers and tensor names.
 
-The file computes one transformer whose parts can be chosen. Here each model type is put in its
-terms (``layers``), and its tensors get Llama's names (``tensors``).
+"The file" below is that file. It computes one transformer whose parts can be chosen. Here each
+model type is described by its parts (``layers``), and its tensors get Llama's names (``tensors``).
 """
 
 import re
@@ -31,7 +31,7 @@ _ACTIVATIONS: Mapping[str, str] = MappingProxyType(
         "silu": "silu",
     }
 )
-"""transformers' name → the file's."""
+"""transformers' name of an activation → the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,11 @@ class _Kind:
     """What all models of a type have in common.
 
     Attributes:
-        norm: as in the file.
-        gated: the MLP multiplies two projections of its input.
-        names: (pattern, replacement) for every tensor's name, one after the other.
-        first_position: row of the learned position embeddings for the first token; None = no such.
+        norm: kind of norm, by the file's name.
+        gated: whether the MLP multiplies two projections of its input.
+        names: (pattern, replacement) pairs, applied to every tensor's name one after the other.
+        first_position: row of the learned position embeddings for the first token; None = the
+            model has no such embeddings.
     """
 
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
@@ -112,7 +113,7 @@ MODEL_TYPES = tuple(_KINDS)
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """``ModelArgs`` of the file."""
+    """The fields of ``ModelArgs`` in the file."""
 
     model_type: str
     vocab_size: int
@@ -142,7 +143,7 @@ class Layers:
 
 
 def layers(converted: Converted) -> dict[str, Any]:
-    """What config.json says under ``mqa``."""
+    """The contents of ``mqa`` in config.json."""
     config, shape = converted.model.config, converted.convertible.shape
     kind, attention = _KINDS[converted.model_type], converted.announced(0)
     sizes = {entry.name: entry.shape for entry in entries(converted)}
@@ -180,7 +181,7 @@ def layers(converted: Converted) -> dict[str, Any]:
 
 
 def fault(converted: Converted) -> str | None:
-    """What of the model the file does not compute; None = nothing."""
+    """Which part of the model the file does not compute; None = none."""
     config = converted.model.config
     if _activation(config) not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
@@ -205,11 +206,11 @@ _EXPECTED: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         },
     }
 )
-"""Of the config, by model type: the values that the file computes."""
+"""Model type → key of the config → the values that the file computes."""
 
 
 def entries(converted: Converted) -> list[Entry]:
-    """Every tensor of the folder by the name that the file gives it; no layer is merged for it."""
+    """Every tensor of the folder, by its name in the file; no layer is merged."""
     transposed, kind = _transposed(converted), _KINDS[converted.model_type]
     return [
         Entry(name, tensor.dtype, tuple(tensor.shape))
@@ -236,7 +237,7 @@ def tensors(converted: Converted) -> Iterator[Tensor]:
 def _stored(
     kind: _Kind, name: str, tensor: Tensor, transposed: frozenset[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """One tensor of the original as the file wants it: renamed, turned, or cut in two."""
+    """One tensor of the original in the file's form: renamed, transposed, or split in two."""
     if name in transposed:
         tensor = tensor.T
     for pattern, replacement in kind.names:
@@ -249,7 +250,7 @@ def _stored(
 
 
 def _transposed(converted: Converted) -> frozenset[str]:
-    """Names of weights that are stored [in, out] outside the attention: GPT-2's."""
+    """Names of weights that GPT-2 stores as [in, out] outside the attention."""
     modules = converted.model.named_modules()
     return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, Conv1D))
 
@@ -265,7 +266,7 @@ def _norm_eps(config: PreTrainedConfig) -> float:
     for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
         if hasattr(config, key):
             return float(getattr(config, key))
-    return 1e-5  # OPT says nothing, and this is torch's default
+    return 1e-5  # OPT's config has no such key, and this is torch's default
 
 
 def _rope(config: PreTrainedConfig, rotary_dims: int) -> dict[str, Any] | None:

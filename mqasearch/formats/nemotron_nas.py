@@ -1,6 +1,6 @@
-"""``nemotron-nas``: Llama-shaped models with another number of KV heads in every layer.
+"""``nemotron-nas``: Llama-shaped models whose layers may have different numbers of KV heads.
 
-vLLM, MLX-LM, ExLlamaV3 and TensorRT-LLM have the architecture, ``DeciLMForCausalLM``, of their own.
+vLLM, MLX-LM, ExLlamaV3 and TensorRT-LLM implement its architecture, ``DeciLMForCausalLM``.
 """
 
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ _FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Of config.json, as the original has them."""
+"""Keys of config.json that are copied from the original."""
 
 _ROUNDING = 256
-"""Engines make the intermediate size of a factor, and round it up to a multiple of this."""
+"""Engines compute the intermediate size from a factor, and round it up to a multiple of this."""
 
 
 class NemotronNAS(Format):
-    """The folder of a pruned Nemotron whose layers lack nothing but KV heads."""
+    """The folder of a pruned Nemotron from which only KV heads were pruned."""
 
     name = "nemotron-nas"
     summary = "Llama, Mistral, Qwen2: vLLM's, MLX's and TensorRT-LLM's own architecture"
@@ -90,7 +90,7 @@ class NemotronNAS(Format):
             yield entry.n_bytes
 
     def config(self, converted: Converted) -> dict[str, Any]:
-        """The contents of config.json, but for the code that transformers reads it with."""
+        """The contents of config.json, without ``auto_map``, the code that transformers needs."""
         model, config = converted.model, converted.model.config
         return {name: getattr(config, name) for name in _FIELDS} | {
             "model_type": self.name,
@@ -130,7 +130,7 @@ def _block(converted: Converted, kv_heads: int) -> dict[str, Any]:
 
 
 def _pack(converted: Converted) -> Pack:
-    """As Llama's attention: biases on all four projections, or on none."""
+    """Pack as Llama's attention, which has biases on all four projections or on none."""
     family = FAMILIES[converted.model_type]
 
     def pack(weights: AttentionWeights) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 A folder's own copy is for programs that do not have mqasearch. Here the same templates are
 imported under names of our own, so that no code of the folder runs. They are not registered with
-transformers' Auto classes: it would then take them for folders whose own code was asked for.
+transformers' Auto classes: transformers would then use them even if the user asked for the folder's
+own code.
 """
 
 import importlib.util
@@ -31,15 +32,15 @@ class _Templates(SourceLoader):
     def get_data(self, path: str) -> bytes:
         name = path[1:-1].rpartition(".")[2] if isinstance(path, str) else ""
         if name not in self._texts:
-            raise OSError(f"there is no {path}")  # of a compiled copy too
+            raise OSError(f"there is no {path}")  # Python also asks for a compiled copy
         return self._texts[name].encode()
 
 
 def compact_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
-    """Config and model class of compact checkpoints of models of that type.
+    """Config class and model class of compact checkpoints of models of that type.
 
     Args:
-        model_type: of the original.
+        model_type: the original's model type.
     """
     package = f"{_PREFIX}{model_type}"
     if package not in sys.modules:
@@ -57,7 +58,7 @@ def _import_package(package: str, code: Mapping[str, str]) -> None:
     modules = {package: parent}
     sys.modules[package] = parent
     try:
-        # what modeling_mqa imports, first: nothing can be found by path
+        # modeling_mqa comes last: it imports the others, and Python cannot find them by path
         for name in sorted(code, key=lambda name: name == "modeling_mqa.py"):
             full = f"{package}.{name.removesuffix('.py')}"
             spec = importlib.util.spec_from_loader(full, loader)

@@ -1,4 +1,4 @@
-"""How a model's attention knows positions: rotary scaling and sliding windows, by its config."""
+"""How a model's attention uses positions: rotary scaling and sliding windows, from its config."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 ROPE_TYPES = ("default", "linear", "llama3")
 """transformers' ``rope_type`` of the rotary embeddings that engines compute as transformers does.
 
-Others (dynamic, yarn, longrope) exist in engines under the same name, with factors of their own.
+Engines have others (dynamic, yarn, longrope) under the same names, but with different factors.
 """
 
 _EVERY_LAYER = ("mistral", "phi3")  # one window in all layers
@@ -15,7 +15,7 @@ _BY_LAYER_TYPE = ("qwen2", "qwen3", "gemma2")
 
 
 def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    """Tokens that each layer's attention looks back to, its own among them; None = all."""
+    """For each layer, the number of tokens that a token attends to, with itself; None = all."""
     n_layers: int = config.num_hidden_layers
     if config.model_type in _EVERY_LAYER:
         return (config.sliding_window,) * n_layers
@@ -28,7 +28,7 @@ def windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
 
 
 def narrowest_window(config: PreTrainedConfig) -> int | None:
-    """The smallest window that hides a token of the longest sequence; None = none does."""
+    """The smallest window that is shorter than the longest sequence; None = there is none."""
     narrow = [window for window in windows(config) if window is not None]
     return min(
         (window for window in narrow if window < config.max_position_embeddings), default=None
@@ -41,7 +41,7 @@ def rope_theta(config: PreTrainedConfig) -> float:
 
 
 def rope_scaling(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """The scaling of the rotary frequencies, in the words of configs before transformers 5."""
+    """The scaling of the rotary frequencies, in the form of configs before transformers 5."""
     parameters = {
         key: value
         for key, value in config.rope_parameters.items()
@@ -51,9 +51,9 @@ def rope_scaling(config: PreTrainedConfig) -> dict[str, Any] | None:
 
 
 def rope_words(config: PreTrainedConfig) -> dict[str, Any]:
-    """Keys of config.json that say what ``rope_parameters`` says, for engines that know only them.
+    """``rope_parameters`` as older keys of config.json, for engines that know only those.
 
-    transformers 5 nests the base, and MLX-LM's Llama, which does not look there, takes 10,000.
+    transformers 5 nests the base; MLX-LM's Llama does not read it there, and takes 10,000 instead.
     """
     parameters = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" not in parameters:
@@ -64,7 +64,7 @@ def rope_words(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def rope_fault(config: PreTrainedConfig) -> str | None:
-    """What of the rotary embedding engines would compute in another way; None = nothing."""
+    """Which part of the rotary embedding engines would compute differently; None = none."""
     parameters = config.rope_parameters
     if "rope_theta" not in parameters:
         return "its layers have rotary embeddings of different kinds"

@@ -1,8 +1,8 @@
-"""Writing safetensors one tensor at a time.
+"""Write safetensors files one tensor at a time.
 
 The safetensors library serialises a whole file in memory. A file is a header with names, dtypes,
-shapes and offsets, followed by the raw bytes (github.com/huggingface/safetensors, "Format"), so
-when the shapes are known beforehand, nothing but the tensor in hand has to be there.
+shapes and offsets, followed by the raw bytes (github.com/huggingface/safetensors, "Format"). So if
+the shapes are known beforehand, memory needs to hold only the tensor that is being written.
 """
 
 import json
@@ -32,12 +32,12 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor to come.
+    """A tensor that will be written.
 
     Attributes:
-        name: in the checkpoint.
-        dtype: of its elements.
-        shape: sizes.
+        name: its name in the checkpoint.
+        dtype: its elements' dtype.
+        shape: its sizes.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Entry:
 def write_sharded(
     folder: Path, entries: Sequence[Entry], tensors: Iterable[Tensor], max_shard_bytes: int
 ) -> Iterator[Entry]:
-    """Write ``tensors`` as transformers names shards: one file, or several and an index.
+    """Write ``tensors`` into one file, or into several and an index, named as in transformers.
 
     Args:
-        folder: existing.
-        entries: what each tensor will be, in order.
-        tensors: the same, in the same order; drawn one at a time and let go at once.
+        folder: an existing folder.
+        entries: name, dtype and shape of each tensor, in order.
+        tensors: the tensors, in the same order; only one is held at a time.
         max_shard_bytes: no file is larger, unless a single tensor is.
 
     Yields:
-        Each entry when its bytes are written.
+        Each entry once its bytes are written.
 
     Raises:
-        ValueError: a tensor is not what its entry says.
-        OSError: the disk refuses.
+        ValueError: a tensor does not match its entry.
+        OSError: a file cannot be written.
     """
     shards = _shards(entries, max_shard_bytes)
     names = _names(len(shards))
@@ -123,7 +123,7 @@ def _header(shard: Sequence[Entry]) -> bytes:
 
 
 def _bytes(entry: Entry, tensor: Tensor) -> Any:
-    """The tensor's memory as a buffer; a copy only of what is not contiguous on the CPU."""
+    """The tensor's memory as a buffer; it is copied only if it is not contiguous on the CPU."""
     if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
         raise ValueError(f"{entry} was announced, {tensor.dtype} {tuple(tensor.shape)} came")
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)

@@ -1,8 +1,7 @@
-"""The tokenizer's files, as they are.
+"""The tokenizer's files, copied byte for byte.
 
-``save_pretrained`` writes the same tokenizer in other words, and programs that know tokenizers by
-their files (llama.cpp's converter by its pre-tokenizer) then know it no longer. So the original's
-files are copied byte for byte.
+``save_pretrained`` writes the same tokenizer differently. Programs that recognise a tokenizer by
+its files (llama.cpp's converter by its pre-tokenizer) then do not recognise it any more.
 """
 
 import json
@@ -29,7 +28,7 @@ _NAMES = (
 
 
 def write_tokenizer(folder: Path, converted: Converted) -> None:
-    """Copy the tokenizer's files into ``folder``; of a model made in memory, save its tokenizer."""
+    """Copy the tokenizer's files into ``folder``; if there are none, save the tokenizer instead."""
     source = converted.source
     if source is None or not (source / "tokenizer_config.json").is_file():
         converted.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""One model run forward under many allocations of KV heads: batches, trees, kept states, memory."""
+"""Forward passes of one model with many masks: batches, trees, kept states, memory."""
 
 from mqasearch.forward.batch_size import BatchSize
 from mqasearch.forward.batches import Answer, Plan, TokenPair, plan_of

@@ -1,4 +1,4 @@
-"""How large a batch may be while memory is short: smaller at once, larger again with care."""
+"""How large a batch may be while memory is short: it shrinks at once and grows again slowly."""
 
 FIRST_WAIT = 4
 """Runs that succeed before a larger batch is tried."""
@@ -7,14 +7,14 @@ FIRST_WAIT = 4
 class BatchSize:
     """Tokens in a batch: halved when memory runs out, doubled again after some runs.
 
-    Another process may have had the memory, and may have given it back. A larger size that fails
-    before it has held for as many runs as were waited for it is tried again after twice as many
-    runs (exponential back-off), so that a limit which stays costs less and less.
+    Another process may have had the memory, and may have given it back. A larger size is on
+    probation for ``wait`` runs. If it fails within them, it is tried again after twice as many runs
+    (exponential back-off), so that a lasting limit costs less and less.
 
     Attributes:
-        most: the size at first, never exceeded.
+        most: the size at first; it is never exceeded.
         tokens: the size now.
-        wait: runs that must succeed before the next growth.
+        wait: number of runs that must succeed before the next growth.
     """
 
     def __init__(self, most: int, wait: int = FIRST_WAIT) -> None:
@@ -23,11 +23,11 @@ class BatchSize:
         self.wait = wait
         self._first_wait = wait
         self._proven = most
-        """With which a run succeeded last."""
+        """The size of the last run that succeeded."""
         self._grown_from = most
         """The size before the last growth."""
         self._n_runs = 0
-        """That succeeded since the size changed."""
+        """Number of runs that succeeded since the size changed."""
         self._on_probation = False
         """Whether the size has grown and not held for long enough yet."""
 
@@ -40,7 +40,7 @@ class BatchSize:
             self.wait = self._first_wait
 
     def grow(self) -> bool:
-        """Double the size if it is time to. Whether it has changed."""
+        """Double the size if enough runs have succeeded; return whether it has changed."""
         if self.tokens == self.most or self._n_runs < self.wait:
             return False
         self._grown_from = self.tokens
@@ -49,10 +49,11 @@ class BatchSize:
         return True
 
     def shrink(self) -> bool:
-        """Halve the size after a run that ran out of memory, or take a growth back.
+        """Halve the size after a run that ran out of memory, or undo a growth.
 
-        False if nothing smaller is left: then no size would have helped, and the next run begins
-        with the size of the last one that succeeded.
+        Returns:
+            False if there is no smaller size. Then no size would have helped, and the next run
+            begins with the size of the last run that succeeded.
         """
         if self._on_probation:
             self._on_probation = False

@@ -23,16 +23,17 @@ class Batch:
 
     Attributes:
         tokens: [rows, length] token ids.
-        positions: [rows, length], or None where every row is one sequence.
-        visible: [rows, 1, length, length] bool, True where a token (second to last axis) attends
-            to another; or None where every row is one sequence, which causal attention runs.
+        positions: [rows, length], or None if every row is one sequence.
+        visible: [rows, 1, length, length] bool, True if a token (second to last axis) attends to
+            another (last axis); None if every row is one sequence, which needs causal attention
+            only.
         scored: [n] places in the flattened batch that predict something, ascending.
-        places: [t] of each target, an index into ``scored``.
+        places: [t] the place of each target, as an index into ``scored``.
         targets: [t] token ids that are to be predicted.
         owners: [t] the request that each target belongs to.
         compared: [c] places whose distribution is compared with the original's, each an index into
             ``scored``, ascending.
-        spots: [s] of each passage's tokens, an index into ``compared``.
+        spots: [s] the place of each token of each passage, as an index into ``compared``.
         passages: [s] the request whose passage each of these tokens belongs to.
         answers: [s] bool, True for tokens of the continuation.
     """
@@ -51,7 +52,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens run, padding counted."""
+        """Number of tokens that are run, padding included."""
         return self.tokens.numel()
 
 
@@ -60,8 +61,8 @@ class Plan:
     """Everything about a list of requests that does not depend on the weights.
 
     Attributes:
-        n_requests: requests that it answers.
-        batches: longest rows first.
+        n_requests: number of requests that it answers.
+        batches: the batches, longest rows first.
         compared: the requests whose passages are compared with the original's.
     """
 
@@ -71,12 +72,12 @@ class Plan:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens run through a layer, padding counted."""
+        """Number of tokens that are run through each layer, padding included."""
         return sum(batch.n_tokens for batch in self.batches)
 
     @property
     def n_compared(self) -> int:
-        """Places whose distributions are compared with the original's."""
+        """Number of places whose distributions are compared with the original's."""
         return sum(len(batch.compared) for batch in self.batches)
 
     @property
@@ -99,18 +100,19 @@ def plan_of(
     device: torch.device | None = None,
     passages: Mapping[TokenPair, bool] = MappingProxyType({}),
 ) -> Plan:
-    """Lay requests out.
+    """Arrange requests in rows and batches.
 
     Args:
         pairs: the requests; neither part is empty.
-        max_length: of the model. A longer request loses tokens at its beginning, as in HFLM: the
-            input is the last ``max_length + 1`` tokens without the very last.
-        batch_tokens: tokens in a batch, padding counted; a longer row is a batch by itself.
+        max_length: the model's greatest input length. A longer request loses tokens at its
+            beginning, as in HFLM: the input is the last ``max_length + 1`` tokens without the very
+            last.
+        batch_tokens: tokens in a batch, padding included; a longer row is a batch by itself.
         row_tokens: as in ``forest_rows``.
-        trees: whether rows may be trees; else each distinct input has a row of its own.
-        device: of the tensors.
-        passages: requests whose distributions are compared with the original's, each with True if
-            the context's tokens count too.
+        trees: whether rows may be trees; if not, each distinct input has a row of its own.
+        device: the tensors' device.
+        passages: request whose distributions are compared with the original's → whether the
+            context's tokens count too.
     """
     inputs: dict[Tokens, int] = {}
     sequence_of = [
@@ -136,7 +138,7 @@ class _Asked:
     Attributes:
         pairs: the requests.
         requests_of: sequence → its requests.
-        compared: request → whether the context's tokens count too; of those that are compared.
+        compared: request that is compared → whether the context's tokens count too.
     """
 
     pairs: Sequence[TokenPair]
@@ -144,7 +146,7 @@ class _Asked:
     compared: Mapping[int, bool]
 
     def targets(self, row: Row) -> Iterator[tuple[int, int, int]]:
-        """Place in the row, token that it is to predict, request."""
+        """Triples of a place in the row, the token that it is to predict, and the request."""
         for sequence in row.ends:
             for request in self.requests_of[sequence]:
                 continuation = self.pairs[request][1]
@@ -152,7 +154,7 @@ class _Asked:
                 yield from zip(places, continuation, [request] * len(places), strict=True)
 
     def passages(self, row: Row) -> Iterator[tuple[int, int, bool]]:
-        """Place in the row that is compared, request, whether it predicts the continuation."""
+        """Triples of a compared place, its request, and whether it predicts the continuation."""
         for sequence, end in row.ends.items():
             for request in self.requests_of[sequence]:
                 if request not in self.compared:
@@ -164,7 +166,7 @@ class _Asked:
 
 
 def _groups(rows: Sequence[Row], batch_tokens: int) -> Iterator[Sequence[Row]]:
-    """Rows of similar length together, trees apart from plain sequences; evenly many in each."""
+    """Groups of rows of similar length, one for each batch; trees and plain sequences are apart."""
     for kind in (True, False):
         same = [row for row in rows if row.is_chain is kind]
         start = 0
@@ -215,7 +217,7 @@ def _batch(rows: Sequence[Row], asked: _Asked, device: torch.device | None) -> B
 
 
 def _flat(rows: Iterable[tuple[int, int, int]]) -> tuple[Sequence[int], ...]:
-    """Columns of rows of three."""
+    """The three columns of rows of three."""
     columns = tuple(zip(*rows, strict=True))
     return columns or ((), (), ())
 
@@ -228,7 +230,10 @@ def _positions(rows: Sequence[Row], length: int) -> np.ndarray:
 
 
 def _visible(rows: Sequence[Row], length: int) -> np.ndarray:
-    """Each token sees itself and its ancestors; padding sees itself, so that no row is empty."""
+    """The mask of ``Batch.visible``: each token attends to itself and its ancestors.
+
+    Padding attends to itself, so that no row of the mask is empty.
+    """
     visible = np.zeros((len(rows), 1, length, length), dtype=bool)
     visible[:, :, range(length), range(length)] = True
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Log-probabilities of a few tokens out of a large vocabulary, in little memory."""
+"""Log-probabilities of a few tokens of a large vocabulary, computed in little memory."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class Divergence:
     """KL(original ‖ converted) of next-token distributions, summed over tokens, in nats.
 
     Attributes:
-        total: over all tokens that count.
-        n_tokens: how many.
-        answer: over the continuation's tokens.
-        n_answer: how many.
+        total: sum over all tokens that count.
+        n_tokens: number of tokens that count.
+        answer: sum over the continuation's tokens.
+        n_answer: number of the continuation's tokens.
     """
 
     total: float
@@ -32,7 +32,7 @@ def log_probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target at its place, and whether no other token is likelier.
 
-    Everything after the logits is in float32, whatever their dtype.
+    Everything after the logits is computed in float32; the logits may have any dtype.
 
     Args:
         logits: [n, vocabulary].
@@ -41,7 +41,8 @@ def log_probabilities(
         targets: [t], token ids.
 
     Returns:
-        [t] float32 and [t] bool. A tie counts as likeliest here; see ``first_likeliest``.
+        [t] float32 and [t] bool. In a tie the target counts as likeliest here; see
+        ``first_likeliest``.
     """
     chosen = logits[places, targets].float()
     return chosen - normalisers[places], chosen >= highest[places]
@@ -50,8 +51,8 @@ def log_probabilities(
 def divergences(original: Tensor, logits: Tensor, normalisers: Tensor) -> Tensor:
     """[n] float32: KL(softmax(original) ‖ softmax(logits)) of each row, in nats.
 
-    Written as Σ p (o − c) − (ln Σ eᵒ − ln Σ eᶜ), which subtracts what is nearly equal before it
-    sums, and is exactly 0 for equal logits.
+    It is computed as Σ p (o − c) − (ln Σ eᵒ − ln Σ eᶜ). This form subtracts nearly equal numbers
+    before it sums, and is exactly 0 for equal logits.
 
     Args:
         original, logits: [n, vocabulary].
@@ -76,7 +77,7 @@ def divergences(original: Tensor, logits: Tensor, normalisers: Tensor) -> Tensor
 
 
 def first_likeliest(logits: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """[t] bool: the target is what ``argmax`` returns, which settles ties as lm-eval does."""
+    """[t] bool: whether ``argmax`` returns the target; it breaks ties as lm-eval does."""
     return logits[places].argmax(dim=-1) == targets
 
 

@@ -1,4 +1,4 @@
-"""How much memory a scorer may take."""
+"""How much memory a scorer may use."""
 
 import os
 
@@ -14,15 +14,15 @@ STATE_SHARE = 1 / 6
 """Share of the free memory that kept states may take by default."""
 
 REFERENCE_SHARE = 1 / 24
-"""And what the original says at the places where masks are compared with it."""
+"""Share that the original's outputs at the compared places may take by default."""
 
 SHARERS_VARIABLE = "MQASEARCH_MEMORY_SHARERS"
-"""Names how many workers share this one's memory, and with it that share. Set for the workers that
-``run --workers`` starts."""
+"""Environment variable with the number of workers that share this worker's memory, and so the
+shares above. ``run --workers`` sets it for the workers that it starts."""
 
 MASKS_KEPT = 3
-"""And no more boundaries by default than this many masks have: a fourth one saves a greedy search
-another 3 % of its work."""
+"""By default no more boundaries are kept than this many masks have; a fourth mask would save a
+greedy search another 3 % of its work."""
 
 _CPU_BATCH_TOKENS = 1024
 _CPU_LOGITS_BYTES = 24 * 2**20
@@ -34,7 +34,7 @@ _ACTIVATIONS_PER_TOKEN = 40
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
+    """Bytes of memory that are free on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = int(psutil.virtual_memory().available)
@@ -43,19 +43,19 @@ def free_bytes(device: torch.device) -> int:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: PyTorch's own, Python's, or that of an accelerator's library."""
+    """Whether an error of PyTorch, Python or an accelerator's library means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(should_reduce_batch_size(error))
 
 
 def default_state_budget(device: torch.device) -> int:
-    """Bytes for kept states: ``STATE_SHARE`` of what is free, for all who share it."""
+    """Bytes for kept states: ``STATE_SHARE`` of the free memory, divided among its sharers."""
     return int(STATE_SHARE * free_bytes(device)) // _n_sharers()
 
 
 def default_reference_budget(device: torch.device) -> int:
-    """Bytes for the original's outputs: ``REFERENCE_SHARE`` of what is free, for all sharers."""
+    """Bytes for the original's outputs: ``REFERENCE_SHARE`` of free memory, divided likewise."""
     return int(REFERENCE_SHARE * free_bytes(device)) // _n_sharers()
 
 
@@ -65,7 +65,7 @@ def _n_sharers() -> int:
 
 
 def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) -> int:
-    """Tokens in a batch: on a CPU what suits its caches, else what fits."""
+    """Tokens in a batch: on a CPU as many as suit its caches, on a GPU as many as fit."""
     if device.type == "cpu":
         return _CPU_BATCH_TOKENS
     per_token = _ACTIVATIONS_PER_TOKEN * hidden_size * itemsize
@@ -74,9 +74,12 @@ def default_batch_tokens(device: torch.device, hidden_size: int, itemsize: int) 
 
 
 def default_logits_bytes(device: torch.device) -> int:
-    """Bytes of logits to hold at once. On a CPU below 32 MB, above which the allocator hands every
-    block back to the system, and the next one is paid for page by page. A GPU is as busy with 1 GiB
-    as with more; what is computed from the logits takes several times as much."""
+    """Bytes of logits to hold at once.
+
+    On a CPU they are below 32 MB: the allocator returns every larger block to the system, and the
+    next block costs time page by page. A GPU is as busy with 1 GiB as with more; what is computed
+    from the logits takes several times as much memory.
+    """
     if device.type == "cpu":
         return _CPU_LOGITS_BYTES
     share = int(_LOGITS_SHARE * free_bytes(device))

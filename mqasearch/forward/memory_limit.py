@@ -1,21 +1,24 @@
 """The memory that a container or a batch job leaves to this process (Linux control groups).
 
-What the system calls available is the whole machine's; a process that takes more than its group
-may have is killed.
+The memory that the system calls available is the whole machine's, but a process that uses more than
+its group may have is killed.
 """
 
 from pathlib import Path
 
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-"""Files of the limit and of what is used, and in ``memory.stat`` what can be had back at once."""
+"""Names of the files with the limit and the usage, and the key in ``memory.stat`` of the memory
+that the system can reclaim at once."""
 
 
 def bytes_left_in_group(root: Path = Path("/")) -> int | None:
-    """The least that this process's control group and those above it leave; None: no limit.
+    """The least number of bytes that this process's control group and those above it leave.
+
+    None if there is no limit.
 
     Args:
-        root: of the file system, elsewhere in tests.
+        root: the file system's root; tests give another folder.
     """
     groups = root / "sys/fs/cgroup"
     left = []
@@ -29,7 +32,7 @@ def bytes_left_in_group(root: Path = Path("/")) -> int | None:
 
 
 def _walk(top: Path, path: str, files: tuple[str, str, str]) -> list[int]:
-    """From a group up to the top; in a container the groups above it are not to be seen."""
+    """Bytes left in a group and in each group above it; a container sees none above its own."""
     limit_file, usage_file, reclaimable = files
     place = top / path.strip("/")
     found = []

@@ -1,4 +1,4 @@
-"""Answers to a plan's requests, from as few layers as the kept states allow."""
+"""Answers to a plan's requests; kept states spare as many layers as possible."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ class PlanAnswers:
 
     Attributes:
         answers: one for each request.
-        divergences: request → how far its passage is from the original's; empty for the original.
+        divergences: request → its passage's divergence from the original; empty for the original.
     """
 
     answers: list[Answer]
@@ -49,10 +49,10 @@ class PlanRunner:
     ) -> None:
         """
         Args:
-            model: runs with whatever weights it has at the moment.
+            model: runs with the weights that it has at the moment.
             store: states kept between calls.
-            references: what the original says, kept between calls.
-            logits_bytes: logits to hold at once.
+            references: the original's outputs, kept between calls.
+            logits_bytes: bytes of logits to hold at once.
             original: KV heads of the unconverted model.
             apply: gives the model other KV heads.
         """
@@ -68,7 +68,7 @@ class PlanRunner:
 
         Args:
             plan: the requests.
-            kv_heads: what the model's weights are now, and will be again.
+            kv_heads: the model's KV heads now; they are the same when this returns.
         """
         if kv_heads == self.original:
             with self.references.keeping(plan) as kept:
@@ -80,7 +80,10 @@ class PlanRunner:
 
     @contextmanager
     def _as_original(self, kv_heads: KVHeads | None) -> Iterator[None]:
-        """The original's weights for a while, then those of ``kv_heads``; None = any."""
+        """The model has the original's weights within the block, then those of ``kv_heads``.
+
+        None = any weights will do after the block.
+        """
         self.apply(self.original)
         try:
             yield
@@ -109,14 +112,14 @@ class PlanRunner:
         return tally.answers()
 
     def answers_many(self, plan: Plan, masks: Sequence[KVHeads]) -> list[PlanAnswers]:
-        """Answer a plan's requests under many KV heads, each shared beginning run once.
+        """Answer a plan's requests under many masks; layers that masks share at first run once.
 
-        The masks are walked as the tree of their layers, batch by batch, so that only the states
-        of one batch, at the boundaries where the walk comes back to, are held at a time.
+        For each batch, the masks are visited in the order of the tree of their layers. So only the
+        states of one batch are held at a time, at the boundaries that a later mask starts from.
 
         Args:
             plan: the requests.
-            masks: distinct, in lexicographic order.
+            masks: distinct masks in lexicographic order.
         """
         steps = walk(masks)
         tallies = [_Tally(plan) for _ in masks]
@@ -133,12 +136,14 @@ class PlanRunner:
         return [tally.answers() for tally in tallies]
 
     def _reference(self, plan: Plan, number: int, kv_heads: KVHeads | None) -> Reference | None:
-        """The original at a batch's compared places: kept, or run now; None for itself.
+        """The original's outputs at a batch's compared places: kept, or computed now.
+
+        None if the model is the original itself, or if no place is compared.
 
         Args:
-            plan: of the batch.
-            number: of the batch.
-            kv_heads: to give the model afterwards; None = any.
+            plan: the batch's plan.
+            number: the batch's index in the plan.
+            kv_heads: KV heads to give the model afterwards; None = any.
         """
         batch = plan.batches[number]
         if kv_heads == self.original or not len(batch.compared):
@@ -166,7 +171,7 @@ class PlanRunner:
         )
 
     def boundary_bytes(self, plan: Plan) -> int:
-        """Of the hidden states at one boundary."""
+        """Bytes of the hidden states at one boundary."""
         config = self.model.model.config.get_text_config()
         return plan.n_tokens * int(config.hidden_size) * self.model.model.dtype.itemsize
 
@@ -199,7 +204,7 @@ class PlanRunner:
             )
             log_probs, likeliest = log_probabilities(logits, normalisers, highest, places, targets)
             tally.add(owners, log_probs.cpu(), likeliest.cpu())
-            # argmax is dear, and only matters where everything so far was likeliest.
+            # argmax is slow, and only matters if every token so far was likeliest.
             open_ones = tally.greedy[owners].to(places.device)
             first_of_ties = first_likeliest(logits, places[open_ones], targets[open_ones])
             tally.add_greedy(owners[open_ones.cpu()], first_of_ties.cpu())
@@ -218,26 +223,26 @@ class PlanRunner:
 
 
 def _chosen(batch: Batch, hidden: Tensor) -> Tensor:
-    """[scored, hidden] of a batch's final states."""
+    """[scored, hidden]: a batch's final states at its scored places."""
     return hidden.flatten(0, 1)[batch.scored]
 
 
 def _part(places: Tensor, first: int, step: int) -> slice:
-    """The places, which ascend, from ``first`` on and before ``first + step``."""
+    """The slice of the ascending ``places`` that are in [first, first + step)."""
     ends = torch.tensor([first, first + step], device=places.device)
     low, high = torch.searchsorted(places, ends).tolist()
     return slice(low, high)
 
 
 def walk(masks: Sequence[KVHeads]) -> list[tuple[int, list[int]]]:
-    """How to run masks so that each shared beginning is run once.
+    """How to run masks so that first layers that masks share are run once.
 
     Args:
-        masks: distinct, in lexicographic order, so that those that share most are neighbours.
+        masks: distinct masks in lexicographic order, so that those that share most are neighbours.
 
     Returns:
         For each mask: the boundary to start at, whose states an earlier mask left, and the
-        boundaries whose states a later mask will start at.
+        boundaries that a later mask will start at.
     """
     shared = [shared_layers(before, after) for before, after in pairwise(masks)]
     steps = []
@@ -280,7 +285,7 @@ class _Tally:
         self.greedy[owners[~likeliest]] = False
 
     def add_divergences(self, batch: Batch, apart: Tensor) -> None:
-        """Of all tokens, and of those of the continuation."""
+        """Add a batch's divergences to the sums over all tokens and over the continuation's."""
         values = apart.double()[batch.spots]
         for row, chosen in enumerate((torch.ones_like(batch.answers), batch.answers)):
             passages = batch.passages[chosen]

@@ -1,7 +1,7 @@
-"""Does a model do what sharing needs of it? Asked of the model itself, once, on a few tokens.
+"""Whether a model supports what sharing needs; the model itself is tried once, on a few tokens.
 
-A list of families would say nothing of attention implementations, of remote code, or of the next
-release of transformers.
+A list of families would not cover attention implementations, remote code, or the next release of
+transformers.
 """
 
 import torch
@@ -11,12 +11,12 @@ from mqasearch.forward.batches import TokenPair, plan_of
 from mqasearch.models import ResumableModel
 
 _CLOSE = 0.1
-"""Relative distance of logits. In bfloat16 two ways to batch differ by a hundredth or two; a model
-that ignores the mask or the positions differs by about one."""
+"""Greatest relative distance of logits that count as equal. In bfloat16 two ways to batch differ by
+0.01 to 0.02; a model that ignores the mask or the positions differs by about 1."""
 
 
 def takes_trees(model: ResumableModel) -> bool:
-    """Whether sequences in a tree get the logits that they get in rows of their own."""
+    """Whether sequences in a tree get the same logits as in rows of their own."""
     pairs = _sequences(model)
     try:
         together, apart = (_logits(model, pairs, trees) for trees in (True, False))
@@ -26,7 +26,7 @@ def takes_trees(model: ResumableModel) -> bool:
 
 
 def resumes(model: ResumableModel) -> bool:
-    """Whether a run from the middle ends as a run from the beginning does."""
+    """Whether a run from the middle gives the same logits as a run from the beginning."""
     (context, continuation), *_ = _sequences(model)
     tokens = torch.tensor([context + continuation], device=model.model.device)
     middle = max(1, model.n_layers // 2)
@@ -53,7 +53,7 @@ def _sequences(model: ResumableModel) -> list[TokenPair]:
 
 
 def _logits(model: ResumableModel, pairs: list[TokenPair], trees: bool) -> Tensor:
-    """[targets, vocabulary], ordered by request."""
+    """[targets, vocabulary]: the logits at all targets, ordered by request."""
     plan = plan_of(
         pairs,
         max_length=64,

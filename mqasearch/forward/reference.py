@@ -1,8 +1,8 @@
-"""What the original model says at the places where others are compared with it.
+"""The original model's outputs at the places where converted models are compared with it.
 
-Its logits are kept if they fit, else its final hidden states (a few hundred times smaller), whose
-logits are computed again; if these do not fit either, the original is run again each time. All
-three give the same numbers.
+Its logits are kept if they fit. If not, its final hidden states are kept (a few hundred times
+smaller), and the logits are computed from them again. If these do not fit either, the original is
+run again each time. All three ways give the same numbers.
 """
 
 from collections import OrderedDict
@@ -18,15 +18,15 @@ from mqasearch.forward.batches import Plan
 Kind = Literal["logits", "hidden"]
 
 _LOGITS_SHARE = 0.5
-"""Share of the budget that one plan's logits may take: a study has several tasks, or parts."""
+"""Share of the budget that one plan's logits may take, since a study has several plans."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The original at the compared places of one batch.
+    """The original's outputs at the compared places of one batch.
 
     Attributes:
-        kind: of the rows.
+        kind: what the rows are.
         rows: [places, vocabulary] logits or [places, hidden] final hidden states.
     """
 
@@ -45,15 +45,15 @@ class ReferenceStore:
     """References of plans within a budget of bytes; the one used least recently is dropped first.
 
     Attributes:
-        budget: bytes; never exceeded.
+        budget: bytes that are never exceeded.
     """
 
     def __init__(self, budget: int, hidden_bytes: int, logits_bytes: int) -> None:
         """
         Args:
             budget: bytes.
-            hidden_bytes: of one place's hidden states.
-            logits_bytes: of one place's logits.
+            hidden_bytes: bytes of one place's hidden states.
+            logits_bytes: bytes of one place's logits.
         """
         self.budget = budget
         self._sizes: Sequence[tuple[Kind, int, float]] = (
@@ -64,11 +64,11 @@ class ReferenceStore:
 
     @property
     def used(self) -> int:
-        """Bytes kept, and promised to a run under way."""
+        """Bytes that are kept or reserved for a run in progress."""
         return sum(kept.n_bytes for kept in self._kept.values())
 
     def kind(self, plan: Plan) -> Kind | None:
-        """What is kept, or would be; None if nothing fits."""
+        """The kind of rows that is or would be kept for a plan; None if neither kind fits."""
         for kind, n_bytes, limit in self._sizes:
             if plan.n_compared * n_bytes <= limit:
                 return kind
@@ -80,10 +80,10 @@ class ReferenceStore:
         return kept is not None and len(kept.batches) == len(plan.batches)
 
     def of(self, plan: Plan, number: int) -> Reference:
-        """What is kept of one batch.
+        """The reference that is kept for one batch.
 
         Raises:
-            KeyError: nothing is.
+            KeyError: nothing is kept for the plan.
         """
         self._kept.move_to_end(plan)
         kept = self._kept[plan]
@@ -93,7 +93,7 @@ class ReferenceStore:
     def keeping(self, plan: Plan) -> Iterator[list[Tensor] | None]:
         """A list to put each batch's rows into, in order; None if they are kept or do not fit.
 
-        What a run leaves incomplete is forgotten.
+        If the list is incomplete after the block, it is dropped.
         """
         kind = None if self.has(plan) or not plan.compared else self.kind(plan)
         if kind is None:

@@ -1,10 +1,10 @@
 """Hidden states kept from one mask to the next, within a budget of bytes.
 
-Two masks that agree on the first layers have the same hidden states there, so the second starts
-where they part. What is kept is what the next mask is expected to save most layers with; the chance
-that it begins one way or another is learned from the masks that came, layer by layer. On the
-proposals of our own selectors this saves more than dropping what was used least often or least
-recently.
+Two masks that agree on the first layers have the same hidden states there, so the second starts at
+the first layer in which they differ. The states that are kept are those with which the next mask is
+expected to save most layers. The probability of its first layers is learned from the masks before
+it, layer by layer. On the proposals of our own selectors this saves more than dropping the states
+that were used least often or least recently.
 """
 
 from collections.abc import Container, Mapping, MutableMapping, Sequence
@@ -21,10 +21,10 @@ Key = tuple[Plan, KVHeads]
 """A plan, and the KV heads of all layers before a boundary."""
 
 _HALF_LIFE = 32
-"""Runs after which a mask counts half: the selector has moved on by then."""
+"""Number of runs after which a mask counts half, since the selector has moved on by then."""
 
 _PRIOR_RUNS = 2.0
-"""Weight of what is usual on all layers against what was seen on one."""
+"""Weight of the frequencies over all layers against those of one layer, in runs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,8 +32,8 @@ class _Kept:
     """States at one boundary.
 
     Attributes:
-        n_bytes: of all batches.
-        states: one tensor a batch; incomplete while the first mask is running.
+        n_bytes: bytes of all batches.
+        states: one tensor per batch; incomplete while the first mask is running.
     """
 
     n_bytes: int
@@ -44,8 +44,8 @@ class StateStore:
     """States by plan and by the KV heads of all layers before them.
 
     Attributes:
-        budget: bytes; never exceeded.
-        used: bytes kept, and promised to a run under way.
+        budget: bytes that are never exceeded.
+        used: bytes that are kept or reserved for a run in progress.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class StateStore:
         """
         Args:
             budget: bytes.
-            n_layers: blocks of the model.
-            device: to keep the states on; None = where the model makes them.
-            most: boundaries to keep; None = as many as fit.
+            n_layers: number of the model's blocks.
+            device: device to keep the states on; None = the device that computed them.
+            most: greatest number of boundaries to keep; None = as many as fit.
         """
         self.budget = budget
         self._most = most
@@ -70,7 +70,7 @@ class StateStore:
         self._kept: dict[Key, _Kept] = {}
 
     def deepest(self, plan: Plan, kv_heads: KVHeads) -> int:
-        """The last boundary at which something is kept for this plan and these KV heads."""
+        """The last boundary with kept states for this plan and these KV heads; 0 = none."""
         for boundary in range(len(kv_heads), 0, -1):
             kept = self._kept.get((plan, kv_heads[:boundary]))
             if kept is not None and len(kept.states) == len(plan.batches):
@@ -78,10 +78,10 @@ class StateStore:
         return 0
 
     def states(self, plan: Plan, prefix: KVHeads) -> Sequence[Tensor]:
-        """What is kept at a boundary, one tensor a batch.
+        """The states that are kept at a boundary, one tensor per batch.
 
         Raises:
-            KeyError: nothing is.
+            KeyError: nothing is kept there.
         """
         return self._kept[plan, prefix].states
 
@@ -89,10 +89,10 @@ class StateStore:
         """Choose the boundaries whose states a run should keep, and make room for them.
 
         Args:
-            plan: that is run.
-            kv_heads: that it is run with.
-            start: boundary where the run starts; what is kept there stays.
-            n_bytes: of one boundary, all batches together.
+            plan: the plan that is run.
+            kv_heads: the KV heads that it is run with.
+            start: boundary where the run starts; the states kept there stay.
+            n_bytes: bytes of one boundary, all batches together.
 
         Returns:
             Boundaries after ``start``, ascending.
@@ -113,13 +113,13 @@ class StateStore:
         return sorted(len(prefix) for _, prefix in new - dropped)
 
     def keep(self, plan: Plan, prefix: KVHeads, state: Tensor) -> None:
-        """One more batch's states at a promised boundary; batches come in the plan's order."""
+        """Add one batch's states at a promised boundary; batches come in the plan's order."""
         self._kept[plan, prefix].states.append(
             state if self._device is None else state.to(self._device)
         )
 
     def withdraw(self, plan: Plan, kv_heads: KVHeads) -> None:
-        """Forget boundaries of a run that did not come to its end."""
+        """Forget the boundaries of a run that did not finish."""
         for boundary in range(1, len(kv_heads) + 1):
             kept = self._kept.get((plan, kv_heads[:boundary]))
             if kept is not None and len(kept.states) < len(plan.batches):
@@ -131,10 +131,10 @@ class StateStore:
         self.used = 0
 
     def _superfluous(self, sizes: dict[Key, int], pinned: Key) -> set[Key]:
-        """What to drop, least useful first, for the rest to fit into the budget.
+        """The states to drop, least useful first, so that the rest fits into the budget.
 
-        The work that a state saves grows with its tokens as its bytes do, so that size plays no
-        part in the choice.
+        Both the work that a state saves and its bytes are proportional to its tokens, so size plays
+        no part in the choice.
         """
         tree = _Tree({key: self._habits.chance(*key) for key in sizes})
         dropped: set[Key] = set()
@@ -153,7 +153,10 @@ class StateStore:
 
 
 class _Habits:
-    """How often plans are run and layers have so many KV heads, the latest runs counting most."""
+    """How often each plan is run and each layer has each number of KV heads.
+
+    The latest runs count most.
+    """
 
     def __init__(self, n_layers: int) -> None:
         self._plans: dict[Plan, float] = {}
@@ -167,7 +170,7 @@ class _Habits:
         self._shares = self._layer_shares()
 
     def chance(self, plan: Plan, prefix: KVHeads) -> float:
-        """That the next run is of this plan and begins like this, layers taken as independent."""
+        """The chance that the next run has this plan and this prefix; layers are independent."""
         chance = self._plans.get(plan, 0.0)
         for shares, heads in zip(self._shares, prefix, strict=False):
             chance *= shares.get(heads, 0.0)
@@ -190,23 +193,22 @@ class _Habits:
 
 
 def _count(counts: MutableMapping[Any, float], seen: Any) -> None:
-    """One more, all before it fading."""
+    """Add 1 to a count, after all counts have decayed by one run."""
     for key in counts:
         counts[key] *= 0.5 ** (1 / _HALF_LIFE)
     counts[seen] = counts.get(seen, 0.0) + 1.0
 
 
 class _Tree:
-    """States by what they begin with: the parent of a state is the one that would stand in for it.
+    """A tree of states; a state's parent is the state that a mask starts at without it.
 
-    A state is of use to a mask that begins like it and like none of its children; without it, that
-    mask starts at the parent.
+    A state is of use to a mask that has its first layers but not those of any of its children.
     """
 
     def __init__(self, chances: Mapping[Key, float]) -> None:
         """
         Args:
-            chances: that a mask begins like each state.
+            chances: state → the chance that a mask has its plan and first layers.
         """
         self._parents: dict[Key, Key | None] = {}
         self._children: dict[Key, set[Key]] = {key: set() for key in chances}
@@ -218,13 +220,13 @@ class _Tree:
                 self._uses[parent] -= chances[key]
 
     def worth(self, key: Key) -> tuple[float, int]:
-        """Layers that the next mask is expected to save by this state; deeper loses a tie."""
+        """Layers that the next mask is expected to save by this state; in a tie deeper is worse."""
         parent = self._parents[key]
         layers = len(key[1]) - (len(parent[1]) if parent is not None else 0)
         return self._uses[key] * layers, -len(key[1])
 
     def remove(self, key: Key) -> None:
-        """Let the parent stand in for a state."""
+        """Remove a state; its parent takes over its uses and its children."""
         parent = self._parents.pop(key)
         children = self._children.pop(key)
         for child in children:

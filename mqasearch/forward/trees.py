@@ -1,11 +1,11 @@
 """Token sequences that share beginnings, packed into rows that hold each beginning once.
 
 A question's answers share its context; with examples in the prompt, whole questions share a
-beginning. A row is a forest of such sequences laid out flat: each token knows its parent, attends
-to its ancestors alone (tree attention), and sits at the position it has in its own sequence. What
-a model computes for a token is then what it computes for the sequence by itself.
+beginning. A row is a forest of such sequences in one dimension: each token has a parent, attends
+only to itself and its ancestors (tree attention), and has the position that it has in its own
+sequence. So a model computes the same for a token as it does for the sequence by itself.
 
-Nothing here knows a model.
+Nothing here depends on a model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from math import ceil
 Tokens = tuple[int, ...]
 
 ROW_TOKENS = 512
-"""Rows are filled to about this length. Longer ones waste attention on unrelated neighbours,
-shorter ones share less and leave more padding: 512 runs 2 % fewer tokens of HellaSwag than 256, in
-equal time."""
+"""Rows are filled to about this length. Longer rows waste attention on unrelated neighbours, and
+shorter rows share less and have more padding: with 512, HellaSwag takes 2 % fewer tokens than with
+256, in equal time."""
 
 PREFIX_SHARE = 3
-"""A row may grow to this many times the beginning that its sequences share, so that at most a
-third of its tokens are run again in another row."""
+"""A row may grow to this many times the length of the beginning that its sequences share, so that
+at most a third of its tokens are run again in another row."""
 
 ATTENTION_TOKENS = 1536
 """Length of a row at which attention costs as much as everything else (measured on SmolLM2 in
@@ -35,7 +35,8 @@ class Row:
 
     Attributes:
         tokens: token ids.
-        parents: index of the token before, −1 at a beginning; always smaller than the token's own.
+        parents: each token's index of the token before it, −1 at a beginning; always smaller than
+            its own index.
         ends: sequence → index of its last token.
     """
 
@@ -48,7 +49,7 @@ class Row:
 
     @property
     def is_chain(self) -> bool:
-        """One sequence, which plain causal attention runs."""
+        """Whether the row is one sequence, for which causal attention suffices."""
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
     def positions(self) -> list[int]:
@@ -59,7 +60,7 @@ class Row:
         return positions
 
     def depth(self, place: int) -> int:
-        """Number of tokens from a beginning to ``place``, both counted."""
+        """Number of tokens from a beginning to ``place``, both included."""
         depth = 0
         while place >= 0:
             depth, place = depth + 1, self.parents[place]
@@ -76,13 +77,13 @@ class Row:
 
 
 def forest_rows(sequences: Sequence[Tokens], row_tokens: int = ROW_TOKENS) -> list[Row]:
-    """Pack sequences, sharing beginnings; every sequence ends in exactly one row.
+    """Pack sequences so that they share beginnings; every sequence ends in exactly one row.
 
-    Rows come longest first. Those that hold several small trees are of nearly equal length.
+    Rows come longest first. Rows of several small trees have nearly equal lengths.
 
     Args:
-        sequences: distinct, none empty.
-        row_tokens: length to fill rows to; a tree that is larger has a row of its own.
+        sequences: distinct sequences, none of them empty.
+        row_tokens: length to fill rows to; a larger tree has a row of its own.
     """
     packing = _Packing(sequences, row_tokens)
     rows = [packing.row(members) for members in packing.bins()]
@@ -107,7 +108,7 @@ class _Bin:
 
 
 class _Packing:
-    """Sequences in lexicographic order: whatever shares a beginning is a contiguous range."""
+    """Sequences in lexicographic order: those that share a beginning are a contiguous range."""
 
     def __init__(self, sequences: Sequence[Tokens], row_tokens: int) -> None:
         self.sequences = sequences
@@ -138,7 +139,7 @@ class _Packing:
         return Row(tuple(tokens), tuple(parents), ends)
 
     def _bins(self, start: int, stop: int) -> list[_Bin]:
-        """Bins of a range, each with the beginning that the range shares."""
+        """Bins for a range of sequences; each bin holds the beginning that the range shares."""
         size = sum(self.lengths[start:stop]) - sum(self.shared[start : stop - 1])
         shared = min(self.shared[start : stop - 1], default=self.lengths[start])
         whole = _Bin(size, tuple(range(start, stop)))
@@ -161,14 +162,15 @@ class _Packing:
 
 
 def _cost(packed: _Bin) -> float:
-    """Of running a row, in tokens: attention grows with the square of its length."""
+    """Cost of running a row, in tokens: attention grows with the square of its length."""
     return packed.size * (1 + packed.size / ATTENTION_TOKENS)
 
 
 def _balanced(parts: Sequence[_Bin], shared: int, room: int) -> list[_Bin]:
     """Join parts that share their first ``shared`` tokens into bins of nearly equal size.
 
-    Longest first, each into the emptiest bin (Graham's LPT rule); one bin more while any overflows.
+    The parts, longest first, go into the emptiest bin each (Graham's LPT rule). If a bin overflows,
+    this is repeated with one bin more.
     """
     alone = [part for part in parts if part.size > room]
     small = sorted((p for p in parts if p.size <= room), key=lambda p: p.size, reverse=True)

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Within the block of code, only the states between blocks are kept for the backward pass.
 
-    transformers' own switch for it works in training mode alone, which would turn dropout on.
+    transformers' own switch for this works only in training mode, which would turn dropout on.
 
     Args:
-        blocks: whose ``forward`` is the class's own.
+        blocks: blocks whose ``forward`` is the class's own, not replaced on the instance.
     """
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

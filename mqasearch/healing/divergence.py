@@ -1,4 +1,4 @@
-"""KL(original ‖ converted) of next-token distributions, and what it asks of the hidden states.
+"""KL(original ‖ converted) of next-token distributions, and its gradient at the hidden states.
 
 The head is run on a few tokens at a time, once for the original's states and once for the converted
 model's, so that memory never holds the logits of a batch. The gradient with respect to the
@@ -13,7 +13,7 @@ from torch import Tensor
 from mqasearch.models import ResumableModel
 
 _CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27
-"""Numbers of one piece of logits. On a CPU small enough for the allocator to use them again."""
+"""Numbers in one piece of logits. On a CPU it is small enough for the allocator to reuse it."""
 
 
 def rows_at_once(device: torch.device, vocabulary: int) -> int:
@@ -27,9 +27,9 @@ def divergence(
     """Sum over tokens of the divergence, in nats.
 
     Args:
-        model: whose final norm and head are applied.
-        original, converted: [n, D], states behind the last block.
-        vocabulary: number of tokens that the head tells apart.
+        model: the model whose final norm and head are applied.
+        original, converted: [n, D], states after the last block.
+        vocabulary: number of tokens in the head's vocabulary.
     """
     total = 0.0
     rows = rows_at_once(converted.device, vocabulary)
@@ -42,7 +42,7 @@ def divergence(
 def divergence_and_gradient(
     model: ResumableModel, original: Tensor, converted: Tensor, vocabulary: int, scale: float
 ) -> tuple[float, Tensor]:
-    """``divergence``, and its gradient with respect to ``converted`` times ``scale``."""
+    """``divergence``, and ``scale`` times its gradient with respect to ``converted``."""
     total = 0.0
     rows = rows_at_once(converted.device, vocabulary)
     gradients = []

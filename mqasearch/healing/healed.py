@@ -1,4 +1,4 @@
-"""A mask healed: computed once, kept in the cache, gone on with if it was interrupted."""
+"""Healing of one mask: computed once, kept in the cache, and resumed if it was interrupted."""
 
 import hashlib
 import json
@@ -39,8 +39,8 @@ class Healed:
     """A mask's converted layers after healing.
 
     Attributes:
-        layers: for ``ConvertibleModel``; none if the mask converts nothing.
-        facts: how it went; None if there was nothing to heal.
+        layers: healed layers for ``ConvertibleModel``; empty if the mask converts nothing.
+        facts: how the healing went; None if there was nothing to heal.
         place: where it was computed.
     """
 
@@ -61,21 +61,23 @@ def heal(
 ) -> Healed:
     """Distil the original into the converted layers of one mask.
 
-    The result is kept in the cache, and so is the state of a healing that was interrupted: the
-    same call goes on from there, to the same weights. Other processes that ask for the same wait.
+    The result is kept in the cache, and so is the state of an interrupted healing: the same call
+    resumes from there and gives the same weights. Other processes that ask for the same result
+    wait.
 
     Args:
-        convertible: the original, and how its layers are merged; nothing applied.
-        kv_heads: of the mask.
+        convertible: the original, and how its layers are merged; no conversion is applied.
+        kv_heads: the mask's KV heads.
         sequences: token ids of calibration texts.
-        recipe: what decides the result besides.
-        fingerprint: of the original's weights. None = nothing is read from or written to the cache.
+        recipe: all other settings that decide the result.
+        fingerprint: fingerprint of the original's weights. None = the cache is neither read nor
+            written.
         again: ``Healed.place`` of an earlier call, to be repeated bit for bit, without the cache.
         watch: called after every step.
 
     Raises:
         UserError: too little text, or too little memory.
-        MaskError, ModelError: as ``ConvertibleModel.merged``.
+        MaskError, ModelError: as in ``ConvertibleModel.merged``.
         AssetError: the cache cannot be written.
     """
     convertible.check(kv_heads)
@@ -107,7 +109,7 @@ def _key(
     recipe: Recipe,
     fingerprint: str,
 ) -> str:
-    """Of everything that decides the healed weights."""
+    """Cache key: a digest of everything that decides the healed weights."""
     parts = {
         "model": fingerprint,
         "dtype": str(convertible.model.dtype),
@@ -124,7 +126,7 @@ def _key(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One healing from its start, or from where it was interrupted."""
+    """One healing, from its start or from the point at which it was interrupted."""
 
     convertible: ConvertibleModel
     converted: Mapping[int, int]
@@ -139,7 +141,7 @@ class _Work:
         }
 
     def run(self, state: Path | None) -> Healed:
-        """Heal; ``state`` is the folder to go on from and to save to."""
+        """Heal the mask; ``state`` is the folder of the saved state, None = no state is saved."""
         model, family = self.convertible.model, self.convertible.family
         merged = self.merged()
         needed = need(model, family, merged, self.text)
@@ -164,7 +166,7 @@ class _Work:
 
 
 def how_healed(sequences: Sequence[Sequence[int]], recipe: Recipe) -> str:
-    """What decides healed weights besides the mask, its merge and the model; canonical."""
+    """What decides healed weights besides the mask, its merge and the model; in canonical form."""
     text = _sha256({"text": [*map(list, sequences)]})
     return f"healed({json.dumps(recipe.parameters, sort_keys=True)}, {text[:16]})"
 
@@ -186,7 +188,7 @@ def _here(convertible: ConvertibleModel) -> Place:
 
 
 def _keep(healing: Healing, folder: Path) -> None:
-    """Write the state of a healing, whole or not at all."""
+    """Write the state of a healing atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{_STATE}.{os.getpid()}"
     tensors = {name: tensor.cpu().contiguous() for name, tensor in healing.state().items()}
@@ -195,7 +197,7 @@ def _keep(healing: Healing, folder: Path) -> None:
 
 
 def _go_on(healing: Healing, folder: Path) -> None:
-    """Take a kept state over, if there is one that can be read."""
+    """Resume from a saved state, if there is one that can be read."""
     with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
         tensors, metadata = _read(folder / _STATE)
         healing.go_on_from(Course(**json.loads(metadata["course"])), tensors)

@@ -1,4 +1,4 @@
-"""What a healing will take, counted before it starts."""
+"""The memory that a healing will need, computed before it starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from mqasearch.healing.divergence import rows_at_once
 from mqasearch.healing.text import HealingText
 
 _MASTER_BYTES = 4 * 5
-"""Of a trained number: itself, the best so far, its gradient, and two moments of Adam."""
+"""Bytes per trained number: itself, the best so far, its gradient, and two moments of Adam."""
 _LOGITS_BYTES = 4 * 5
-"""Of a logit: both models', their log-probabilities, and the gradient."""
+"""Bytes per logit: both models' logits, their log-probabilities, and the gradient."""
 _SHARE = 0.5
-"""Of the free memory that activations may take before they are computed twice instead."""
+"""Share of the free memory that training may take before activations are computed twice instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes by what they are for.
+    """Bytes of memory by their use.
 
     Attributes:
         weights: trained weights, their gradients and the optimiser's state.
         teacher: the original's states, in the CPU's memory.
-        activations: kept for the backward pass of a batch.
+        activations: activations kept for the backward pass of a batch.
         checkpointed: the same if blocks are computed twice.
-        logits: of the tokens whose logits are computed together.
+        logits: logits of the tokens that go through the head together.
     """
 
     weights: int
@@ -40,7 +40,7 @@ class Need:
     logits: int
 
     def on_device(self, *, checkpointing: bool) -> int:
-        """Bytes at the peak on the model's device, the model itself left out."""
+        """Bytes at the peak on the model's device, without the model itself."""
         activations = self.checkpointed if checkpointing else self.activations
         return self.weights + activations + self.logits
 
@@ -51,7 +51,7 @@ def need(
     merged: Mapping[int, AttentionWeights],
     text: HealingText,
 ) -> Need:
-    """Count what healing these layers takes; from sizes alone, nothing is run."""
+    """The memory that healing these layers needs, computed from sizes; nothing is run."""
     itemsize = model.dtype.itemsize
     blocks = family.blocks(model)[min(merged) :]
     hidden = next(iter(merged.values())).hidden_size
@@ -73,7 +73,7 @@ def need(
 
 
 def _kept_per_token(model: PreTrainedModel, block: nn.Module, longest: int) -> int:
-    """Bytes: what goes into and comes out of every projection, and attention weights if there."""
+    """Bytes per token and block: each projection's input and output, eager attention's weights."""
     numbers = sum(sum(each.shape) for each in block.parameters() if each.ndim == 2)
     if model.config._attn_implementation == "eager":
         numbers += 3 * int(model.config.num_attention_heads) * longest
@@ -81,7 +81,7 @@ def _kept_per_token(model: PreTrainedModel, block: nn.Module, longest: int) -> i
 
 
 def wants_checkpointing(needed: Need, device: torch.device) -> bool:
-    """Whether activations are to be computed twice.
+    """Whether activations must be computed twice to save memory.
 
     Raises:
         UserError: the memory is too small even then.

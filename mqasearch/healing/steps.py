@@ -1,4 +1,4 @@
-"""What a healing tells while it runs, and when it has ended."""
+"""What a healing reports while it runs, and at its end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from mqasearch.heal_recipe import Ending
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that is done.
+    """Report of a step that is done.
 
     Attributes:
         step: number of steps done.
-        n_steps: at most.
+        n_steps: greatest number of steps.
         loss: KL per token on the batch, in nats, before the step.
         held_out: the latest KL per token on held-out text.
-        seconds: that the step took.
-        seconds_left: at this pace.
+        seconds: mean time of the steps so far.
+        seconds_left: time that the remaining steps take at this pace.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Facts:
     """How a healing went.
 
     Attributes:
-        steps: of the optimiser that were done.
-        best_step: whose weights were kept; 0 = those that it began with.
-        n_tokens: seen while training, repetitions counted, padding left out.
-        n_text_tokens: different ones, to learn from.
+        steps: number of the optimiser's steps.
+        best_step: step whose weights were kept; 0 = the weights at the start.
+        n_tokens: number of tokens trained on, with repetitions, without padding.
+        n_text_tokens: number of tokens of the training text, without repetitions.
         before, after: KL per token on held-out text, in nats, at the start and of the kept weights.
-        ending: why it ended.
-        seconds: that the steps took.
+        ending: why the healing ended.
+        seconds: time that the steps took.
     """
 
     steps: int

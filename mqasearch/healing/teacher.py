@@ -1,4 +1,4 @@
-"""What the original model says of the healing's text: run once, kept, used at every step."""
+"""The original model's states on the healing's text: computed once and used at every step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Lesson:
 
     Attributes:
         batch: the tokens.
-        before: [rows, length, D] before the first converted block, where converted and original
-            still agree; None if that is the first block of all.
-        behind: [rows, length, D] behind the last block.
+        before: [rows, length, D], states before the first converted block, where the converted
+            model still agrees with the original; None if that is the model's first block.
+        behind: [rows, length, D], states after the last block.
     """
 
     batch: TokenBatch
@@ -26,7 +26,7 @@ class Lesson:
     behind: Tensor
 
     def part(self, rows: slice, device: torch.device) -> "Lesson":
-        """Some of its rows, on a device."""
+        """The lesson with only these rows, on ``device``."""
         batch = TokenBatch(self.batch.tokens[rows], self.batch.real[rows]).to(device)
         before = None if self.before is None else self.before[rows].to(device)
         return Lesson(batch, before, self.behind[rows].to(device))
@@ -38,10 +38,10 @@ def lessons(
     """Run the original on all batches; states are kept on the CPU.
 
     Args:
-        model: with the original's weights.
-        batches: of text.
+        model: the model with the original's weights.
+        batches: batches of text.
         first: the first converted layer.
-        device: of the model.
+        device: the model's device.
     """
     taught = []
     wanted = {model.n_layers, first} if first else {model.n_layers}

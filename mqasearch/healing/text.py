@@ -1,4 +1,4 @@
-"""Calibration text, cut into what a healing learns from and what it stops on."""
+"""Calibration text, split into a part to train on and a held-out part that decides when to stop."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from mqasearch.conversion import TokenBatch, token_batches
 from mqasearch.errors import UserError
 
 HELD_OUT = 6
-"""One text of so many is held out."""
+"""One text in this many is held out."""
 MOST_HELD_OUT_TOKENS = 8192
-"""What decides when to stop is measured on no more, since it is measured often."""
+"""About the greatest number of held-out tokens; there are few, since they are measured often."""
 LEAST_TEXTS = 12
 
 
@@ -20,7 +20,7 @@ class HealingText:
     """Batches of calibration text.
 
     Attributes:
-        training: batches to learn from.
+        training: batches to train on.
         held_out: batches that decide which state is kept.
     """
 
@@ -29,11 +29,11 @@ class HealingText:
 
     @property
     def n_tokens(self) -> int:
-        """To learn from, padding left out."""
+        """Number of tokens to train on, without padding."""
         return sum(int(batch.real.sum()) for batch in self.training)
 
     def in_order(self, seed: int) -> Iterator[int]:
-        """Numbers of training batches without end, each pass in an order of its own."""
+        """An endless sequence of indices of training batches; each pass has an order of its own."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             yield from torch.randperm(len(self.training), generator=generator).tolist()
@@ -46,7 +46,7 @@ def healing_text(
 
     Args:
         sequences: token ids of calibration texts.
-        batch_tokens: of a batch, padding included.
+        batch_tokens: tokens in a batch, padding included.
         max_length: longer texts are cut into pieces.
 
     Raises:

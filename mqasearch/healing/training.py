@@ -1,4 +1,4 @@
-"""The loop of a healing: steps, a held-out part that decides what is kept, and when to stop."""
+"""The loop of a healing: steps, and measurements on held-out text that decide when to stop."""
 
 import logging
 import math
@@ -33,10 +33,10 @@ from mqasearch.models import ResumableModel
 logger = logging.getLogger(__name__)
 
 EVALUATIONS = 12
-"""So often the held-out text is looked at; a state is saved as often."""
+"""Number of measurements on the held-out text; a state is saved at each of them."""
 PATIENCE = 3
-"""Looks without anything better that end it, once half of the steps are done: while the learning
-rate is high, the loss may rise before it falls."""
+"""Number of measurements without a new best that end the healing, once half of the steps are done.
+While the learning rate is high, the loss may rise before it falls."""
 
 _BETAS = (0.9, 0.99)
 _LARGEST_GRADIENT = 1.0
@@ -48,11 +48,11 @@ class Course:
     """How far a healing has come: plain numbers, saved with its tensors.
 
     Attributes:
-        step: steps done.
-        n_tokens: trained on so far.
-        best_step: whose weights are the best so far.
-        held_out: KL on the held-out text at every look, the start first.
-        seconds: of the steps so far.
+        step: number of steps done.
+        n_tokens: number of tokens trained on so far.
+        best_step: step whose weights are the best so far.
+        held_out: KL on the held-out text at every measurement, the start first.
+        seconds: time that the steps so far took.
     """
 
     step: int = 0
@@ -68,7 +68,7 @@ class Course:
 
 
 class Healing:
-    """A model in training. ``run`` until it ends; ``state`` in between, to go on from later.
+    """A model in training: ``run`` trains it; ``state`` gives what a later process resumes from.
 
     Attributes:
         course: how far it has come.
@@ -86,12 +86,12 @@ class Healing:
     ) -> None:
         """
         Args:
-            model: the original, in eval mode; the same whenever no method runs.
-            family: of the model.
+            model: the original, in eval mode; it is unchanged while no method runs.
+            family: the model's family.
             merged: converted layer → its weights; not empty.
-            text: to learn from and to stop on.
-            recipe: of the healing.
-            checkpointing: compute activations twice rather than keep them.
+            text: the text to train on, and the held-out text.
+            recipe: the healing's recipe.
+            checkpointing: whether to compute activations twice instead of keeping them.
         """
         blocks = family.blocks(model)
         self._model, self._recipe, self._text = model, recipe, text
@@ -122,9 +122,10 @@ class Healing:
         self.course = Course()
 
     def run(self, watch: Watch | None = None) -> Iterator[None]:
-        """Train until the end; stops after every look at the held-out text, for a state to be kept.
+        """Train until the end; yield after every measurement on the held-out text.
 
-        The first thing is such a look, so that the start counts as the best state.
+        The caller may save a state then. The first measurement comes before the first step, so that
+        the start counts as the best state at first.
         """
         n_steps, course = self._recipe.n_steps, self.course
         interval = max(1, n_steps // EVALUATIONS)
@@ -146,7 +147,7 @@ class Healing:
                 watch(Step(course.step, n_steps, loss, course.held_out[-1], pace, left))
 
     def ending(self) -> Ending | None:
-        """Why it has ended, if it has."""
+        """Why the healing has ended; None if it has not."""
         seen = self.course.held_out
         if not all(map(math.isfinite, seen)):
             return "diverged"
@@ -163,7 +164,7 @@ class Healing:
         return {layer: each.weights().to(device="cpu") for layer, each in self._layers.items()}
 
     def facts(self) -> Facts:
-        """How it went.
+        """How the healing went.
 
         Raises:
             ValueError: it has not ended.
@@ -185,7 +186,7 @@ class Healing:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that a later process needs to go on; with ``course``, all there is."""
+        """All tensors that a later process needs, together with ``course``, to resume."""
         tensors = {f"best.{name}": tensor for name, tensor in self._best.items()}
         for name, master in self._masters.items():
             tensors[f"master.{name}"] = master.detach()
@@ -194,7 +195,7 @@ class Healing:
         return tensors
 
     def go_on_from(self, course: Course, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` and ``course`` were in another process."""
+        """Resume from the ``course`` and ``state`` of another process."""
         self.course = course
         device = self._model.device
         self._best = {name: tensors[f"best.{name}"].to(device) for name in self._masters}
@@ -215,7 +216,7 @@ class Healing:
             yield
 
     def _step(self, lesson: Lesson) -> float:
-        """One step of the optimiser; the batch's loss before it, NaN if nothing came of it."""
+        """Make one step; return the batch's loss before it, or NaN if gradients are not finite."""
         while True:
             try:
                 loss = self._gradients(lesson)
@@ -243,7 +244,7 @@ class Healing:
         return loss
 
     def _gradients(self, lesson: Lesson) -> float:
-        """Gradients of the mean divergence over a batch, at the masters; its value."""
+        """Set the masters' gradients of the mean divergence over a batch, and return its value."""
         n_tokens = int(lesson.batch.real.sum())
         total = 0.0
         with self._converted(), checkpointed(self._checkpointed):
@@ -272,7 +273,7 @@ class Healing:
             yield lesson.part(slice(start, start + size), self._model.device)
 
     def _behind(self, lesson: Lesson) -> Tensor:
-        """States of the converted model behind the last block."""
+        """States of the converted model after the last block."""
         last = self._resumable.n_layers
         return self._resumable.run(
             lesson.batch.tokens, start=self._first, hidden=lesson.before, wanted=[last]

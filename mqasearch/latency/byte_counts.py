@@ -1,4 +1,4 @@
-"""Bytes that must be held and moved, counted from sizes alone: the figures' theory."""
+"""Bytes that must be held and moved, computed from sizes; the bounds in the figures use them."""
 
 from statistics import fmean
 
@@ -9,7 +9,7 @@ from mqasearch.mask import KVHeads, ModelShape
 
 
 class KVCount:
-    """Bytes of KV cache by the number of tokens, counted from ``ModelShape``.
+    """Bytes of KV cache by the number of tokens, computed from ``ModelShape``.
 
     A layer with a sliding window keeps at most one token less than the window, as transformers
     does.
@@ -25,27 +25,30 @@ class KVCount:
         ]
 
     def held(self, n_tokens: int) -> int:
-        """Of one sequence of ``n_tokens``."""
+        """Bytes of cache that one sequence of ``n_tokens`` holds."""
         return sum(
             per_token * (n_tokens if window is None else min(n_tokens, window - 1))
             for per_token, window in self._layers
         )
 
     def read_per_step(self, context: int, n_tokens: int) -> float:
-        """Read for one token of one sequence, on average over ``n_tokens`` after ``context``."""
+        """Bytes of cache read per decoded token of one sequence.
+
+        This is the mean over the ``n_tokens`` tokens after ``context`` tokens.
+        """
         return fmean(self.held(context + step) for step in range(1, n_tokens + 1))
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Of all parameters, tied ones once."""
+    """Bytes of all parameters; tied ones count once."""
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def weight_bytes_read(model: PreTrainedModel) -> int:
-    """Of the parameters that one forward pass reads in full.
+    """Bytes of the parameters that one forward pass reads in full.
 
-    All of them, but for tables of which it takes a row per token: embeddings, unless the output
-    projection is tied to them.
+    These are all parameters except embedding tables, of which it reads one row per token. A table
+    that is tied to the output projection is read in full.
     """
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     tables = {

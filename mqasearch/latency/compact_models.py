@@ -1,4 +1,4 @@
-"""The model that ``mqasearch convert`` would write, in memory, round the original's weights."""
+"""The model that ``mqasearch convert`` would write, in memory; it shares the original's weights."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from mqasearch.mask import KVHeads
 class CompactModels:
     """Models with fewer KV heads, in weights and in cache, that share everything else.
 
-    The code is that of format ``hf``, the weights are the original's own tensors except those of
-    converted attention layers. So any number of conversions fit in little more memory than one,
-    and they can be measured in turns.
+    The code is that of format ``hf``. The weights are the original's own tensors, except those of
+    converted attention layers. So any number of conversions take little more memory than one, and
+    they can be measured in turns.
     """
 
     def __init__(self, convertible: ConvertibleModel) -> None:
-        """Take hold of a model, which must stay unconverted while the models made here live.
+        """Share a model's weights; it must stay unconverted as long as the models made here exist.
 
         Raises:
             ModelError: format ``hf`` cannot express the model type.
@@ -32,7 +32,7 @@ class CompactModels:
         self._attentions: dict[tuple[int, int], dict[str, nn.Parameter]] = {}
 
     def model(self, kv_heads: KVHeads) -> PreTrainedModel:
-        """A model with these KV heads; the original itself where nothing is converted.
+        """A model with these KV heads; the original itself if nothing is converted.
 
         Raises:
             MaskError: ``kv_heads`` does not fit the model.
@@ -46,7 +46,7 @@ class CompactModels:
         config_class, model_class = compact_classes(self._model_type)
         config: Any = config_class.from_dict(settings)
         config._attn_implementation = original.config._attn_implementation
-        with torch.device("meta"):  # sizes only: every tensor is put in below
+        with torch.device("meta"):  # sizes only: the tensors are set below
             compact: Any = model_class(config).requires_grad_(False)
         compact.eval()
         compact.load_state_dict(self._state(kv_heads), assign=True)
@@ -65,7 +65,7 @@ class CompactModels:
         return state
 
     def _attention(self, layer: int, heads: int) -> dict[str, nn.Parameter]:
-        """One layer's parameters, made once; those that the merge left alone are the original's."""
+        """One layer's parameters, made once; those that the merge keeps are the original's."""
         if (layer, heads) not in self._attentions:
             convertible = self._convertible
             family = convertible.family
@@ -81,12 +81,12 @@ def _parameter(tensor: torch.Tensor, present: nn.Parameter) -> nn.Parameter:
     moved = tensor.to(device=present.device, dtype=present.dtype)
     if moved.shape == present.shape and torch.equal(moved, present):
         return present
-    # a transposed view computes the same, but slower than the checkpoint would
+    # a transposed view gives the same results, but slower than the checkpoint would
     return nn.Parameter(moved.contiguous(), requires_grad=False)
 
 
 def _share_buffers(compact: nn.Module, original: nn.Module) -> None:
-    """Put the original's buffers in; they are in no state dict, and depend on no KV head."""
+    """Set the original's buffers; no state dict has them, and they do not depend on KV heads."""
     buffers = dict(original.named_buffers())
     for name, buffer in list(compact.named_buffers()):
         if buffer.is_meta:

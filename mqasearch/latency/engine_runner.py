@@ -1,6 +1,6 @@
-"""Latency in a stock engine: every variant a checkpoint, loaded by a process of its own.
+"""Latency in a stock engine: each variant is a checkpoint that a process of its own loads.
 
-The original is written and loaded as the others are, so that the same code runs them all.
+The original is written and loaded like the others, so that the same code runs them all.
 """
 
 import logging
@@ -34,19 +34,20 @@ from mqasearch.models import LoadedModel
 logger = logging.getLogger(__name__)
 
 _OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_MEMORY_SHARE = 0.8  # of what is free, for engines at once; a machine that swaps measures nothing
+_MEMORY_SHARE = 0.8  # of the free memory, for all engines; a machine that swaps cannot be measured
 
 
 def check_engine(name: str, python: Path | None, workload: Workload) -> None:
     """Refuse, before a model is loaded, an engine that cannot run the workload.
 
     Args:
-        name: "transformers", or of ``engines.ENGINES``.
-        python: that has the engine; None = where ``engine_python`` looks.
+        name: "transformers", or a name in ``engines.ENGINES``.
+        python: the Python that has the engine; None = ``engine_python`` finds it.
+        workload: what is to be run.
 
     Raises:
         UnknownNameError: no such engine.
-        UserError: it is not installed, or runs one sequence at a time.
+        UserError: the engine is not installed, or runs one sequence at a time.
     """
     if name == TRANSFORMERS:
         if python is not None:
@@ -59,7 +60,7 @@ def check_engine(name: str, python: Path | None, workload: Workload) -> None:
 
 
 def default_batch_sizes(name: str) -> tuple[int, ...]:
-    """What an engine is measured with if nobody says.
+    """The batch sizes that an engine is measured with by default.
 
     Raises:
         UnknownNameError: no such engine.
@@ -70,7 +71,7 @@ def default_batch_sizes(name: str) -> tuple[int, ...]:
 class EngineRunner(Runner):
     """Checkpoints in a temporary folder, and the engines that have loaded them.
 
-    All engines stay loaded if memory allows; else only the one whose turn it is.
+    All engines stay loaded if memory allows; if not, only the engine that runs now is loaded.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class EngineRunner(Runner):
             UnknownNameError: no such engine.
             ModelError: no format that the engine loads can express the model.
             MaskError: KV heads that do not fit the model.
-            UserError: the engine is not installed, or cannot load what was written; not enough
+            UserError: the engine is not installed, or cannot load a checkpoint; there is not enough
                 memory or room on the disk.
         """
         self._kind, self._python = _kind(engine), python
@@ -123,7 +124,7 @@ class EngineRunner(Runner):
         return Run(timing.prefill, timing.decode, round(bytes_per_token * n_cached))
 
     def growth(self, variant: str, setting: Setting) -> int | None:
-        """Only warms up: what an engine holds, it has taken when it started."""
+        """Warm up and return None, as an engine allocates its memory when it starts."""
         self.run(variant, setting)
         return None
 
@@ -139,7 +140,7 @@ class EngineRunner(Runner):
         convertible: ConvertibleModel,
         variants: Mapping[str, KVHeads],
     ) -> Format:
-        """The format of all variants; there is room for them."""
+        """The format of all variants, after a check that the disk has room for them."""
         for kv_heads in variants.values():
             convertible.check(kv_heads)
         converted = [
@@ -197,7 +198,7 @@ class EngineRunner(Runner):
                 self._engines.clear()
             logger.info("latency: starting %s with %s", self._kind.name, variant)
             engine = Engine(self._kind.name, self._settings(variant), python=self._python)
-            self._engines[variant] = engine, 0.0  # close() knows it from now on
+            self._engines[variant] = engine, 0.0  # so that close() closes it if the next line fails
             self._engines[variant] = engine, engine.cache_bytes_per_token()
         return self._engines[variant]
 
@@ -208,12 +209,12 @@ class EngineRunner(Runner):
             dtype=self._dtype,
             max_tokens=sequence_tokens(self._workload),
             batch_size=self._workload.largest.batch_size,
-            n_threads=torch.get_num_threads(),  # those that the bandwidth is measured with
-            trust_remote_code=True,  # what it trusts was written just now, by ``convert``
+            n_threads=torch.get_num_threads(),  # as many as the bandwidth is measured with
+            trust_remote_code=True,  # ``convert`` has just written this code
         )
 
     def _fit_together(self, device: torch.device, kv_counts: Mapping[str, KVCount]) -> bool:
-        """Start the first engine, see what it takes, and judge whether all others find room."""
+        """Start the first engine, and estimate from its memory whether all others fit too."""
         first, *others = self._checkpoints
         before = available_bytes(device)
         self._engine(first)
@@ -222,7 +223,7 @@ class EngineRunner(Runner):
             return False
         setting = self._workload.largest
         n_tokens = setting.context + self._workload.n_tokens
-        cache = setting.batch_size * kv_counts[first].held(n_tokens)  # is it touched already?
+        cache = setting.batch_size * kv_counts[first].held(n_tokens)  # perhaps not resident yet
         fit = (max(before - after, 0) + cache) * len(others) <= _MEMORY_SHARE * after
         if not fit:
             logger.warning(
@@ -233,7 +234,7 @@ class EngineRunner(Runner):
 
 
 def sequence_tokens(workload: Workload) -> int:
-    """Positions that an engine needs: its prefill gives a token, and so does every step."""
+    """Positions that an engine needs: the prefill gives one token, and so does every step."""
     return max(workload.contexts) + workload.n_tokens + 1
 
 

@@ -18,11 +18,11 @@ _Value = Callable[[Row], float | None]
 
 
 def figure_of(report: Report) -> go.Figure:
-    """Four panels: prefill, decoding, KV cache, peak memory. A colour is a setting.
+    """Four panels: prefill, decoding, KV cache, peak memory. Each setting has a colour.
 
-    Points are medians, bars reach from the least to the greatest repetition, dotted lines are what
-    bytes and bandwidth allow at best. Vertical axes are logarithmic: equal distances are equal
-    factors, in every setting.
+    Points are medians, bars reach from the least to the greatest repetition, and dotted lines are
+    the bounds from bytes and bandwidth. Vertical axes are logarithmic, so equal distances are equal
+    factors in every setting.
     """
     figure = make_subplots(
         rows=2,
@@ -64,7 +64,7 @@ def figure_of(report: Report) -> go.Figure:
 
 
 def _title(report: Report) -> str:
-    """What was measured, and what pays, in lines that a page is wide enough for."""
+    """What was measured, and which settings gain, in lines that fit on a page."""
     machine, engine = report.machine, report.engine
     return "<br>".join(
         [
@@ -79,7 +79,7 @@ def check_figure_path(path: Path) -> None:
     """Check, before anything is measured, that a figure can be written there.
 
     Raises:
-        UserError: not an HTML file, or its folder is not there or closed.
+        UserError: not an HTML file, or its folder does not exist or cannot be written to.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{path}: the figure is a web page; name a file that ends in .html")
@@ -90,10 +90,10 @@ def check_figure_path(path: Path) -> None:
 
 
 def write_figure(report: Report, path: Path) -> None:
-    """Write the figure as a page that needs no network, whole or not at all.
+    """Write the figure atomically, as a page that needs no network.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the file cannot be written.
     """
     page = figure_of(report).to_html(include_plotlyjs=True)
     try:

@@ -1,4 +1,4 @@
-"""What context and batch size pay for MQA, in a sentence, by the measured intervals."""
+"""At which contexts and batch sizes MQA pays, in a sentence based on measured intervals."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -8,14 +8,14 @@ from statistics import median
 from scipy import stats
 
 LEAST_GAIN = 0.05
-"""A gain that is worth a model's change."""
+"""The least gain that is worth changing a model."""
 
 COVERAGE = 0.93
-"""Of the intervals: what five repetitions give from the least to the greatest (93.75 %)."""
+"""Least coverage of the intervals; the range of five repetitions covers 93.75 %."""
 
 
 class Gain(Enum):
-    """What the interval of a speed-up says; the value is how the sentence puts it."""
+    """What the interval of a speed-up shows; the value is the wording in the sentence."""
 
     PAYS = f"gains at least {100 * LEAST_GAIN:.0f} %"
     LITTLE = f"gains something, maybe less than {100 * LEAST_GAIN:.0f} %"
@@ -26,8 +26,8 @@ class Gain(Enum):
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     """Confidence interval of the median, of at least ``COVERAGE``, for any distribution.
 
-    By order statistics, which is the sign test turned round (Conover, *Practical Nonparametric
-    Statistics*, 3.2). None = too few samples for one.
+    It consists of order statistics and is the inverse of the sign test (Conover, *Practical
+    Nonparametric Statistics*, 3.2). None = there are too few samples for an interval.
     """
     place = int(stats.binom.ppf((1 - COVERAGE) / 2, len(samples), 0.5))
     if place == 0:
@@ -37,7 +37,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 
 def gain_of(low: float, high: float) -> Gain:
-    """Of a speed-up between ``low`` and ``high``; 1 = as fast as the original."""
+    """The gain if the speed-up is between ``low`` and ``high``; 1 = as fast as the original."""
     if low >= 1 + LEAST_GAIN:
         return Gain.PAYS
     if low > 1:
@@ -54,7 +54,7 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
 
     Args:
         speedups: (batch size, context) → the original's time over the variant's, round by round.
-        variant: its name.
+        variant: the variant's name.
     """
     known: dict[tuple[int, int], Gain] = {}
     for place, samples in speedups.items():
@@ -67,7 +67,7 @@ def what_pays(speedups: Mapping[tuple[int, int], Sequence[float]], variant: str)
         known[place] = gain_of(*interval)
     clauses = []
     for gain in Gain:
-        places: dict[str, list[int]] = {}  # in words → batch sizes of which it is true
+        places: dict[str, list[int]] = {}  # contexts in words → batch sizes that they hold for
         for batch_size in sorted({batch_size for batch_size, _ in known}):
             gains = {
                 context: found for (of, context), found in sorted(known.items()) if of == batch_size
@@ -91,8 +91,8 @@ def beyond_bytes(
 ) -> str | None:
     """A warning if decoding gains more than fewer bytes explain; None = it does not.
 
-    Such a gain is real in this engine with these options, and says little of others: the original
-    pays for something besides moving its cache once.
+    Such a gain is real in this engine with these options, but says little about others: the
+    original spends time on something besides moving its cache once.
 
     Args:
         speedups: as in ``what_pays``.

@@ -1,4 +1,4 @@
-"""What a device does while it works: how long it takes, what it holds, how fast its memory is."""
+"""Measurements of a device: time of work, memory that it holds, and memory bandwidth."""
 
 import ctypes
 import gc
@@ -13,19 +13,20 @@ from pathlib import Path
 import torch
 
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 2**25, 2**29
-"""Working set of the bandwidth benchmark: below, the clock is too coarse for it; above, no cache
-holds anything of it any more."""
+"""Least and greatest working set of the bandwidth benchmark. For a smaller one the clock is too
+coarse; a larger one is not needed, as no cache holds any of it."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
-_RESET_PEAK = "5"  # proc(5), clear_refs: sets the peak to what is resident now
+_RESET_PEAK = "5"  # proc(5), clear_refs: sets the peak to the memory that is resident now
 
 
 def seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """How long ``work`` takes on the device.
+    """How long ``work`` takes on the device, in seconds.
 
-    CUDA is asked by events on its own stream, other devices by the clock, once nothing is pending.
+    On CUDA, events on the device's stream measure it. On other devices the clock does, when no
+    earlier work is pending.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -58,9 +59,10 @@ def no_collection() -> Iterator[None]:
 def peak_growth(device: torch.device, work: Callable[[], object]) -> int | None:
     """The most memory that ``work`` held at a time, beyond what was held before, in bytes.
 
-    CUDA: of tensors, by torch's allocator. CPU: of the process's resident memory, which the kernel
-    records (Linux, ``VmHWM``). It is good to some MB: what other work of the process takes and
-    gives back meanwhile counts. None where nobody keeps record.
+    On CUDA this is the memory of tensors, by torch's allocator. On a CPU it is the process's
+    resident memory, whose peak the kernel records (Linux, ``VmHWM``). That is accurate to some MB,
+    as it includes memory that other work of the process takes meanwhile. None if there is no such
+    record.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -79,7 +81,7 @@ def peak_growth(device: torch.device, work: Callable[[], object]) -> int | None:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on the device; None where that is not known."""
+    """Bytes of memory that are available on the device; None if that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu" and _MEMINFO.is_file():
@@ -88,7 +90,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is: a GPU's name; a CPU's architecture and vector extension."""
+    """A GPU's name, or a CPU's architecture and vector extension."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type == "cpu":
@@ -97,25 +99,28 @@ def device_name(device: torch.device) -> str:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a CPU in the last minute: above the number of cores, times suffer."""
+    """Mean number of processes that wanted a CPU in the last minute.
+
+    If it is above the number of cores, times are too long. None if the system does not count.
+    """
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 class Bandwidth:
     """Memory bandwidth by the best of three kernels: copy, triad (STREAM, McCalpin 1995), read.
 
-    ``read`` is a matrix times a vector in the model's dtype, the very thing that decoding does with
-    weights. The working set is as large as what decoding reads, within limits: where a cache holds
-    a model, it holds the benchmark too, and a bound that rests on it stays a bound.
+    ``read`` multiplies a matrix by a vector in the model's dtype, which is what decoding does with
+    weights. The working set is as large as what decoding reads, within limits. So if a cache holds
+    the model, it also holds the benchmark, and a bound that is based on it remains a bound.
 
-    Each ``sample`` runs every kernel once; the fastest run counts, since all else is disturbance.
+    Each ``sample`` runs every kernel once. The fastest run counts, since the others were disturbed.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, n_bytes: int) -> None:
         """Allocate the working set: ``n_bytes``, within MIN_BUFFER_BYTES and MAX_BUFFER_BYTES."""
         columns = 4096
         self.buffer_bytes = min(max(n_bytes, MIN_BUFFER_BYTES), MAX_BUFFER_BYTES)
-        rows = self.buffer_bytes // (4 * columns * 6) * 6  # whole halves and thirds
+        rows = self.buffer_bytes // (4 * columns * 6) * 6  # divisible by 2 and by 3
         buffer = torch.ones(rows, columns, device=device)
         half, third = rows // 2, rows // 3
         matrix = buffer.view(dtype)
@@ -135,7 +140,7 @@ class Bandwidth:
         }
         self._device = device
         for kernel, _ in self._kernels.values():
-            kernel()  # the first run pays for pages and kernels
+            kernel()  # the first run is slower, as it allocates pages and loads kernels
         self.rates = dict.fromkeys(self._kernels, 0.0)
 
     def sample(self) -> None:
@@ -146,12 +151,12 @@ class Bandwidth:
 
     @property
     def kernel(self) -> str:
-        """The fastest one."""
+        """Name of the fastest kernel."""
         return max(self.rates, key=self.rates.__getitem__)
 
     @property
     def bytes_per_second(self) -> float:
-        """Of the fastest kernel; 0 before the first sample."""
+        """Bandwidth of the fastest kernel; 0 before the first sample."""
         return self.rates[self.kernel]
 
 
@@ -161,7 +166,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _give_back_freed_memory() -> None:
-    """What the C library keeps of earlier work would hide as much of the growth to come."""
+    """Make the C library return freed memory; reusing it would hide that much of the growth."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
         if trim is not None:

@@ -1,13 +1,13 @@
-"""What fewer KV heads are worth in time and memory: research question RQ1, measured.
+"""How much time and memory fewer KV heads save: a measurement for research question RQ1.
 
 A *variant* is the model with certain KV heads per layer: the original itself, or what
 ``mqasearch convert`` would write, with fewer heads in weights and cache. A *setting* is a context
 length and a batch size. In every setting the variants take turns, one repetition each per round,
-and every round starts with another one: whatever else the machine does falls on all alike, and the
-times of one round can be compared pairwise.
+and every round starts with another variant. So other work of the machine affects all variants
+alike, and the times of one round can be compared pairwise.
 
-Speed does not depend on the weights, so neither merge nor prompt matter. What runs the variants is
-a ``Runner``: transformers in this process, or a stock engine in processes of its own.
+Speed does not depend on the weights, so neither the merge nor the prompt matters. A ``Runner`` runs
+the variants: transformers in this process, or a stock engine in processes of its own.
 """
 
 import logging
@@ -48,19 +48,19 @@ def measure(
 
     Args:
         loaded: the original model, on its device, in its dtype.
-        variants: name → KV heads per layer. The first is what the others are compared with.
+        variants: name → KV heads per layer. The others are compared with the first.
         workload: what is run.
-        merge: by name; one that needs no calibration.
-        engine: what runs it: "transformers", or a name of ``engines.ENGINES``.
-        engine_python: that has the engine; None = where ``engines.engine_python`` looks.
+        merge: name of a merge that needs no calibration.
+        engine: what runs it: "transformers", or a name in ``engines.ENGINES``.
+        engine_python: the Python that has the engine; None = ``engines.engine_python`` finds it.
         progress: called with (done, total) after every run.
 
     Raises:
         UnknownNameError: an unknown engine, model type or merge.
-        ModelError: a model that cannot be converted, or not to what the engine loads.
+        ModelError: a model that cannot be converted, or not to a format that the engine loads.
         MaskError: KV heads that do not fit the model.
-        UserError: a merge that needs calibration; more tokens than the model has positions for, or
-            than there is memory for; an engine that is not installed, or that failed.
+        UserError: a merge that needs calibration; more tokens than the model's positions or the
+            memory allow; an engine that is not installed, or that failed.
     """
     check_engine(engine, engine_python, workload)
     convertible = _convertible(loaded.model, merge)
@@ -108,7 +108,7 @@ def _convertible(model: PreTrainedModel, merge: str) -> ConvertibleModel:
 
 
 class _Session:
-    """What has been measured so far."""
+    """Takes the measurements, and holds their results so far."""
 
     def __init__(self, runner: Runner, bandwidth: Bandwidth) -> None:
         self.bandwidth = bandwidth
@@ -135,7 +135,7 @@ class _Session:
 
 
 class _Rows:
-    """Times beside their bounds."""
+    """Makes the report's rows: times and memory with their bounds."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _Rows:
         )
 
     def _decode_bytes(self, setting: Setting, name: str) -> float:
-        """Read in one decoding step."""
+        """Bytes that are read in one decoding step."""
         per_step = self._kv_counts[name].read_per_step(setting.context, self._n_tokens)
         return self._weights[name].read + setting.batch_size * per_step
 

@@ -1,4 +1,4 @@
-"""What a latency measurement says, as data: for the table, the figure and JSON."""
+"""The results of a latency measurement as data, for the table, the figure and JSON."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mqasearch.latency.runner import EngineUsed
 from mqasearch.mask import KVHeads, ModelShape
 
 SCHEMA_VERSION = 1
-"""Of the JSON; ``export/latency.schema.json`` is the published schema."""
+"""Version of the JSON's schema, which is published as ``export/latency.schema.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """Of the repetitions, in their order."""
+        """The spread of the repetitions, which are given in their order."""
         return cls(median(samples), min(samples), max(samples), tuple(samples))
 
 
@@ -39,11 +39,11 @@ class Variant:
     """The model with certain KV heads per layer.
 
     Attributes:
-        name: in the table.
-        n_converted: layers with fewer KV heads than the original's.
-        kv_heads: per layer, layer 0 first.
-        kv_bytes_per_token: of KV cache, over all layers.
-        weight_bytes: of all parameters.
+        name: name in the table.
+        n_converted: number of layers with fewer KV heads than the original's.
+        kv_heads: KV heads per layer, layer 0 first.
+        kv_bytes_per_token: bytes of KV cache per token, over all layers.
+        weight_bytes: bytes of all parameters.
     """
 
     name: str
@@ -55,27 +55,28 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant in one setting. Times in seconds, memory in bytes.
+    """One variant in one setting. Times are in seconds, memory is in bytes.
 
     Attributes:
-        variant: its name.
+        variant: the variant's name.
         context: tokens of the prompt.
         batch_size: sequences at a time.
-        prefill: of the whole batch's prompt, to the first logits.
-        prefill_bound: reading all weights and writing the cache once, at the measured bandwidth.
-            Prefill computes more than it moves, so it may be far above.
-        prefill_speedup: the original's time over this one's, round by round.
-        decode: of one decoding step, which gives each sequence a token.
-        decode_bound: reading all weights and the cache once, at the measured bandwidth.
-        decode_speedup: as ``prefill_speedup``.
-        decode_speedup_bound: what the bytes that a step reads allow: the original's over these. An
-            engine whose original spends time on more than moving its cache once may gain more.
-        kv_bytes_counted: of the cache after the last token, by the model's sizes.
-        kv_bytes_measured: the same, of the cache's tensors in transformers; of other engines what
-            one more token takes, times tokens.
-        peak_bytes: the weights, and the most that a run held beyond them; None where the device
-            keeps no record. On a CPU from the process's resident memory, so it is coarse.
-        peak_bound: weights and cache.
+        prefill: time from the whole batch's prompt to the first logits.
+        prefill_bound: time to read all weights and write the cache once, at the measured bandwidth.
+            Prefill computes more than it moves, so its time may be far above.
+        prefill_speedup: the original's time over this variant's, round by round.
+        decode: time of one decoding step, which gives each sequence a token.
+        decode_bound: time to read all weights and the cache once, at the measured bandwidth.
+        decode_speedup: the same as ``prefill_speedup`` for decoding.
+        decode_speedup_bound: bytes that a step of the original reads over those that this variant's
+            reads. The gain may be larger in an engine that spends time on something besides moving
+            the original's cache once.
+        kv_bytes_counted: bytes of the cache after the last token, by the model's sizes.
+        kv_bytes_measured: the same bytes, measured: in transformers those of the cache's tensors,
+            in other engines the bytes that one more token takes, times the number of tokens.
+        peak_bytes: the weights, and the most that a run held beyond them; None if the device has
+            no such record. On a CPU it is from the process's resident memory, so it is coarse.
+        peak_bound: bytes of weights and cache.
     """
 
     variant: str
@@ -96,17 +97,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What it was measured on.
+    """The machine that ran the measurement.
 
     Attributes:
-        device: ``cpu``, ``cuda:0``.
-        name: of the device.
-        dtype: of weights and cache.
-        threads: that torch computes with on the CPU.
-        attention: the implementation of it in transformers; of other engines their own.
-        load_average: runnable processes in the minute before; None where nobody counts.
-        bandwidth: bytes per second of the fastest kernel, which the bounds rest on.
-        bandwidths: of each kernel.
+        device: torch's name of the device, as ``cpu`` or ``cuda:0``.
+        name: the device's name.
+        dtype: dtype of weights and cache.
+        threads: number of threads that torch uses on the CPU.
+        attention: implementation of attention in transformers, or "NAME's own" for an engine.
+        load_average: runnable processes in the minute before; None if the system does not count.
+        bandwidth: bytes per second of the fastest kernel, which the bounds are based on.
+        bandwidths: kernel → its bytes per second.
         buffer_bytes: working set of these kernels.
     """
 
@@ -123,7 +124,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything. The first variant is the one that the others are compared with."""
+    """The whole report. The other variants are compared with the first one."""
 
     model: str
     fingerprint: str
@@ -138,7 +139,7 @@ class Report:
 
     @property
     def pays(self) -> str:
-        """Which settings pay for the variant with the smallest cache, and whether to trust it."""
+        """In which settings the variant with the smallest cache gains, and a warning if needed."""
         fewest = min(self.variants, key=lambda variant: variant.kv_bytes_per_token)
         rows = {
             (row.batch_size, row.context): row for row in self.rows if row.variant == fewest.name
@@ -149,7 +150,7 @@ class Report:
         return ". ".join(filter(None, said))
 
     def document(self) -> dict[str, Any]:
-        """As JSON of ``latency.schema.json``."""
+        """The report as JSON of ``latency.schema.json``."""
         shape = self.shape
         document = {
             "schema_version": SCHEMA_VERSION,

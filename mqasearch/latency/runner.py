@@ -1,4 +1,4 @@
-"""The seam of the latency measurement: variants of a model that can be run, by whatever engine."""
+"""The latency measurement's interface to engines: variants of a model that can be run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of a variant's weights: that it holds, and that one forward pass reads."""
+    """Bytes of a variant's weights: those that it holds, and those that one forward pass reads."""
 
     held: int
     read: int
@@ -35,10 +35,10 @@ class EngineUsed:
     """What ran the variants.
 
     Attributes:
-        name: "transformers", or of ``engines.ENGINES``.
-        version: its own word for it.
-        format: of the checkpoints that it loaded; None = the models were in this process.
-        attention: what computes attention in it.
+        name: "transformers", or a name in ``engines.ENGINES``.
+        version: the engine's version, as it states it.
+        format: format of the checkpoints that it loaded; None = the models were in this process.
+        attention: the engine's implementation of attention.
     """
 
     name: str
@@ -48,7 +48,7 @@ class EngineUsed:
 
 
 class Runner(ABC):
-    """The variants of a model, ready to run. A context manager: what it holds ends with the block.
+    """The variants of a model, ready to run; a context manager that calls ``close`` at its end.
 
     Attributes:
         together: whether all variants are in memory at once.
@@ -60,7 +60,7 @@ class Runner(ABC):
 
     @abstractmethod
     def weights(self, variant: str) -> Weights:
-        """Bytes of its weights."""
+        """Bytes of a variant's weights."""
 
     @abstractmethod
     def run(self, variant: str, setting: Setting) -> Run:
@@ -72,11 +72,11 @@ class Runner(ABC):
 
     @abstractmethod
     def growth(self, variant: str, setting: Setting) -> int | None:
-        """Run once, untimed: the most bytes that it held beyond the weights; None = not known."""
+        """Run once, untimed, and return the most bytes held beyond the weights; None = unknown."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what it holds beyond this process's memory."""
+        """Release what the runner holds outside this process's memory."""
 
     def __enter__(self) -> Self:
         return self
@@ -91,13 +91,15 @@ def check_memory(
     workload: Workload,
     weight_bytes: int = 0,
 ) -> None:
-    """Refuse what cannot work before anything is run; a process that is killed explains nothing.
+    """Refuse a workload that needs too much memory before anything is run.
+
+    A process that is killed for its memory could not say why.
 
     Args:
-        device: whose memory it takes.
-        kv_counts: of the variants.
+        device: the device whose memory is used.
+        kv_counts: variant → its bytes of KV cache.
         workload: what is to be run.
-        weight_bytes: that are yet to be loaded beside the cache.
+        weight_bytes: bytes of weights that must still be loaded.
 
     Raises:
         UserError: there is not enough memory even for one variant.
@@ -111,7 +113,7 @@ def check_memory(
 
 
 def too_large(setting: Setting) -> UserError:
-    """The error of a setting that memory does not hold."""
+    """The error for a setting that needs too much memory."""
     return UserError(
         f"there is not enough memory for a context of {setting.context} with batch size "
         f"{setting.batch_size}; use a smaller --context or --batch-size"

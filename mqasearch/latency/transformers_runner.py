@@ -1,4 +1,4 @@
-"""Latency in transformers: all variants in this process, round the original's weights.
+"""Latency in transformers: all variants are in this process and share the original's weights.
 
 Decoding is transformers' own, greedy, with its ``DynamicCache``, which is copied at every token.
 """
@@ -60,7 +60,7 @@ class TransformersRunner(Runner):
         attention = str(convertible.model.config._attn_implementation)
         self.used = EngineUsed(TRANSFORMERS, transformers.__version__, None, attention)
         short = Setting(context=4, batch_size=1)
-        for model in self._models.values():  # brings every weight in before growth is measured
+        for model in self._models.values():  # reads every weight before growth is measured
             run_once(model, _prompt(model, short), n_tokens=2)
 
     def weights(self, variant: str) -> Weights:
@@ -81,7 +81,7 @@ class TransformersRunner(Runner):
         )
 
     def close(self) -> None:
-        """Nothing: all is in this process's memory."""
+        """Do nothing, as everything is in this process's memory."""
 
 
 @torch.inference_mode()
@@ -112,9 +112,9 @@ def run_once(model: PreTrainedModel, prompt: Tensor, n_tokens: int) -> Run:
 
 
 def cache_keyword(model: PreTrainedModel) -> str:
-    """What ``forward`` of this model, and so its ``generate``, calls the KV cache.
+    """The name of the KV cache's argument in ``forward`` of this model, and so in ``generate``.
 
-    transformers calls it ``cache`` from 5.24 on, and warns whoever says ``past_key_values``.
+    transformers calls it ``cache`` from 5.24 on, and warns callers that use ``past_key_values``.
     """
     names = inspect.signature(model.forward).parameters
     return "cache" if "cache" in names else "past_key_values"

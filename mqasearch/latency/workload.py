@@ -1,4 +1,4 @@
-"""What a latency measurement runs: variants of a model, in settings, in an order that is fair."""
+"""What a latency measurement runs: variants of a model, in settings, in a fair order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mqasearch.errors import UserError
 from mqasearch.mask import KVHeads, LayerMask, ModelShape
 
 SHARES = (0, 25, 50, 75, 100)
-"""Per cent of the layers that become multi-query where no mask is given."""
+"""Percentages of the layers that become multi-query if no mask is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,10 @@ class Turn:
     """One run of one variant.
 
     Attributes:
-        timed: False = it warms up, and its memory is measured.
-        opens_round: it is the first of a round.
+        setting: the setting that is run.
+        variant: the variant's name.
+        timed: False = the run warms up, and its memory is measured.
+        opens_round: whether it is the first turn of a round.
     """
 
     setting: Setting
@@ -39,10 +41,10 @@ class Workload:
     """What is run.
 
     Attributes:
-        contexts: tokens of the prompt; each with each of ``batch_sizes`` is a setting.
+        contexts: tokens of the prompt; each of them with each of ``batch_sizes`` is a setting.
         batch_sizes: sequences at a time.
-        n_tokens: decoded after the prompt.
-        repetitions: that are timed, of each variant in each setting.
+        n_tokens: number of tokens decoded after the prompt.
+        repetitions: number of timed runs of each variant in each setting.
     """
 
     contexts: tuple[int, ...] = (512, 2048)
@@ -69,17 +71,17 @@ class Workload:
 
     @property
     def largest(self) -> Setting:
-        """The longest context with the largest batch: what most memory is needed for."""
+        """The longest context with the largest batch, which needs the most memory."""
         return Setting(max(self.contexts), max(self.batch_sizes))
 
     def turns(self, variants: Sequence[str], *, together: bool) -> list[Turn]:
-        """Every run, in its order. Variants take turns, and every round starts with another one.
+        """All runs in order. Variants take turns, and every round starts with another variant.
 
         Args:
-            variants: their names.
-            together: all are in memory at once. They take turns within each setting then, so the
-                runs of a round are neighbours in time. Else a variant runs all settings in its
-                turn, and warms up in every turn, since it was loaded anew.
+            variants: the variants' names.
+            together: whether all variants are in memory at once. If so, they take turns within
+                each setting, and the runs of a round are neighbours in time. If not, a variant runs
+                all settings in its turn, and warms up in every turn, since it was loaded anew.
         """
         rounds = [
             [*variants[start:], *variants[:start]]

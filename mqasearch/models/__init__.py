@@ -1,4 +1,4 @@
-"""Models by name, on a device, in a dtype, and what identifies them."""
+"""Load models by name, on a device, in a dtype, and identify them."""
 
 from mqasearch.models.fingerprint import fingerprint_of
 from mqasearch.models.loading import KV_HEADS_KEY, LoadedModel, is_remote, load_model, load_shape

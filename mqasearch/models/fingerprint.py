@@ -1,7 +1,7 @@
-"""What makes two models the same: their weights as stored, and how their attention computes.
+"""A model's fingerprint: two models are the same if their stored weights and their configs are.
 
-Scores are shared between workers by this fingerprint, so it must not depend on the device or the
-dtype that a worker loads the model in, nor on how a checkpoint is cut into files.
+Workers share scores by this fingerprint. So it must not depend on the device or the dtype in which
+a worker loads the model, nor on how a checkpoint is split into files.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 22
 
 _METHOD = 2
-"""Counts up whenever equal models get another fingerprint than before; the first had no number."""
+"""Raised by 1 if equal models get another fingerprint than before; the first version had none."""
 
 _IRRELEVANT = frozenset(
     {
-        # Where and by what the file was written; who reads it is part of a score's identity.
+        # Where and by which version the file was written; a score's key has the reader's version.
         "_commit_hash",
         "_name_or_path",
-        "auto_map",  # holds the hub id; code that came with a model is hashed itself
+        "auto_map",  # holds the hub id; code that came with a model is hashed separately
         "transformers_version",
         # The key of a score names the dtype that a worker computes in.
         "dtype",
@@ -46,7 +46,7 @@ _IRRELEVANT = frozenset(
         "output_hidden_states",
         "return_dict",
         "use_cache",
-        # Training: a model that is scored drops nothing, and its weights are loaded, not drawn.
+        # Training only: scoring uses no dropout, and weights are loaded, not drawn at random.
         "attention_dropout",
         "attn_pdrop",
         "classifier_dropout",
@@ -58,7 +58,7 @@ _IRRELEVANT = frozenset(
         "layerdrop",
         "resid_pdrop",
         "summary_first_dropout",
-        # Heads of classifiers, which a language model has not.
+        # Heads of classifiers, which a language model does not have.
         "id2label",
         "label2id",
         "problem_type",
@@ -66,8 +66,8 @@ _IRRELEVANT = frozenset(
         "summary_proj_to_labels",
         "summary_type",
         "summary_use_proj",
-        # The tokenizer, which has a digest of its own, decides on tokens; where a generated text
-        # ends stands in the generation config, which is hashed too.
+        # The tokenizer decides on tokens and has a digest of its own; the end of a generated text
+        # is set in the generation config, which is hashed too.
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
@@ -76,7 +76,7 @@ _IRRELEVANT = frozenset(
         "unk_token_id",
     }
 )
-"""What of a config cannot change a score. All else may, whatever it is called."""
+"""Keys of a config that cannot change a score. All other keys, also unknown ones, may change it."""
 
 _IRRELEVANT_GENERATION = frozenset(
     {
@@ -98,22 +98,23 @@ def fingerprint_of(
     generation: GenerationConfig | None = None,
     code: str = "",
 ) -> str:
-    """What a checkpoint's tensors and all in its configs that may change a score amount to.
+    """A digest of a checkpoint's tensors and of all values in its configs that may change a score.
 
     Reading the tensors takes about a second per gigabyte; the result is remembered by path, time
     and size of the files.
 
     Args:
-        folder: with safetensors files.
-        config: of the model, as transformers understands it.
-        generation: how it continues a text; None = by transformers' defaults.
-        code: that came with the model and runs; empty = transformers' own.
+        folder: the folder with the safetensors files.
+        config: the model's config, as transformers reads it.
+        generation: how the model continues a text; None = transformers' defaults.
+        code: code that came with the model and runs; empty = transformers' own code runs.
 
     Returns:
-        SHA-256 (hex) behind the version of this method: only fingerprints of one version compare.
+        The version of this method, a colon, and a SHA-256 (hex). Only fingerprints of the same
+        version can be compared.
 
     Raises:
-        ModelError: no safetensors files, or broken ones.
+        ModelError: there are no safetensors files, or they are broken.
     """
     files = weight_files(folder)
     weights = remembered(files, lambda: _weights_digest(files))
@@ -128,10 +129,10 @@ def fingerprint_of(
 
 
 def _computing(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config may change a score; of nested ones, such as ``text_config``, likewise.
+    """The entries of a config, and of nested ones such as ``text_config``, that may change a score.
 
-    A value that is transformers' default counts as not given: the next version may know more keys,
-    and the same files must stay the same model.
+    A value that is transformers' default counts as not given: the next version may have more keys,
+    and the same files must give the same fingerprint.
     """
     kept = {}
     for key, value in config.items():
@@ -147,7 +148,7 @@ def _computing(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 def _defaults(config: PreTrainedConfig) -> dict[str, Any]:
     try:
         return type(config)().to_dict()
-    except Exception:  # of a class that came with the model and needs arguments
+    except Exception:  # the class may have come with the model and need arguments
         return {}
 
 
@@ -170,7 +171,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def remembered(files: Sequence[Path], compute: Callable[[], str]) -> str:
-    """``compute()``, or what it returned the last time that ``files`` were as they are now."""
+    """``compute()``, or its earlier result if path, size and time of ``files`` are the same."""
     state = [
         [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
         for file, stat in ((file, file.stat()) for file in files)
@@ -203,7 +204,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor lies in a safetensors file, and how it is stored."""
+    """A tensor's place in a safetensors file, and its dtype and shape."""
 
     name: str
     dtype: str
@@ -230,7 +231,10 @@ class _Tensor:
 
 
 def _weights_digest(files: Sequence[Path]) -> str:
-    """Of all tensors, by name; hashing lets go of the interpreter lock, so threads help."""
+    """Digest of all tensors, sorted by name.
+
+    Hashing releases the interpreter lock, so threads make it faster.
+    """
     tensors = sorted(
         (tensor for file in files for tensor in _tensors(file)), key=lambda tensor: tensor.name
     )
@@ -242,7 +246,7 @@ def _weights_digest(files: Sequence[Path]) -> str:
 
 
 def _tensors(file: Path) -> Iterator[_Tensor]:
-    """The header of a safetensors file: its length in 8 bytes, little-endian, and JSON."""
+    """The tensors in a safetensors file's header: 8 bytes of length, little-endian, then JSON."""
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))

@@ -20,14 +20,14 @@ from mqasearch.models.loading_bars import progress_bars
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
-"""Counts up whenever the conversion changes what it writes."""
+"""Raised by 1 if the conversion writes something else than before."""
 
 
 def converted(path: Path) -> Path:
     """The folder in the cache with a GGUF file's model as float32 safetensors, and its tokenizer.
 
-    Keyed by the file's SHA-256. The first call takes some seconds per hundred megabytes; several
-    processes may call at once.
+    The folder is keyed by the file's SHA-256. The first call takes some seconds per hundred
+    megabytes. Several processes may call at once.
 
     Raises:
         ModelError: not a GGUF file, or of an architecture that transformers does not read.
@@ -56,7 +56,8 @@ def _convert(path: Path, folder: Path) -> None:
             f"transformers cannot read {path.name} ({fields.get('general.architecture')}): {reason}"
         ) from error
     _split_as_trained(tokenizer, str(fields.get("tokenizer.ggml.pre")))
-    # The weights are plain now; with a trace of the quantizer left, saving is refused.
+    # The weights are not quantized any more, but transformers would refuse to save them if the
+    # model or its config still had the quantizer.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -66,7 +67,7 @@ def _convert(path: Path, folder: Path) -> None:
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """The metadata that we need of a GGUF file."""
+    """The metadata of a GGUF file that we need."""
     wanted = ("general.architecture", "tokenizer.ggml.pre")
     try:
         reader = GGUFReader(path)
@@ -76,10 +77,10 @@ def _fields(path: Path) -> dict[str, Any]:
 
 
 def _split_as_trained(tokenizer: Any, pre: str) -> None:
-    """SmolLM's tokenizer takes every digit by itself before anything else.
+    """Correct SmolLM's pre-tokenizer, which splits every digit off before anything else.
 
-    transformers knows most of GGUF's names of pre-tokenizers; for this one it falls back to
-    GPT-2's, which splits spaces before a digit in another way.
+    transformers knows most of GGUF's names of pre-tokenizers. For this one it falls back to
+    GPT-2's, which splits spaces before a digit differently.
     """
     if pre == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -92,6 +93,6 @@ def _split_as_trained(tokenizer: Any, pre: str) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Neither progress bars nor anything else on stderr; one of the bars knows no switch."""
+    """Suppress progress bars and everything else on stderr; one bar cannot be switched off."""
     with progress_bars(False), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""Models and their tokenizers, by name."""
+"""Load models and their tokenizers by name."""
 
 import contextlib
 import inspect
@@ -32,7 +32,7 @@ from mqasearch.models.source import EMBEDDED, Source, resolve
 logger = logging.getLogger(__name__)
 
 KV_HEADS_KEY = "kv_heads_per_layer"
-"""In config.json of a model that mqasearch has converted: KV heads, layer 0 first."""
+"""Key in config.json of a model that mqasearch has converted: KV heads per layer, layer 0 first."""
 
 _LOADING_ERRORS = (
     OSError,
@@ -50,13 +50,14 @@ class LoadedModel:
     """A model ready to be scored.
 
     Attributes:
-        model: in eval mode, on its device.
-        tokenizer: its own.
-        name: by which it was asked for.
-        fingerprint: of the weights as stored and the config; the same for every device and dtype.
-        device: where it is.
-        dtype: of its weights and its KV cache.
-        folder: of its files; None = it was made in memory.
+        model: the model in eval mode, on its device.
+        tokenizer: the model's tokenizer.
+        name: the name that was given to load it.
+        fingerprint: fingerprint of the stored weights and the config; the same for every device
+            and dtype.
+        device: the model's device.
+        dtype: dtype of its weights and its KV cache.
+        folder: the folder of its files; None = it was made in memory.
     """
 
     model: PreTrainedModel
@@ -88,8 +89,8 @@ def load_model(
     Args:
         name: ``smollm2-135m``, a folder, a GGUF file, or a hub id.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
-        dtype: ``auto`` (bfloat16 where the hardware computes in it, else float32) or a name.
-        revision: of a hub id: branch, tag or commit.
+        dtype: ``auto`` (bfloat16 if the hardware computes in it, else float32) or a name.
+        revision: for a hub id: branch, tag or commit.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -129,7 +130,7 @@ def load_model(
 
 
 def _own_code(model: PreTrainedModel) -> str:
-    """The Python code that came with the model, if it runs; that of its module, not of others."""
+    """The Python code of the model's module, if it came with the model; else empty."""
     kind = type(model)
     return inspect.getsource(inspect.getmodule(kind) or kind) if is_remote(model) else ""
 
@@ -140,7 +141,7 @@ def is_remote(model: PreTrainedModel) -> bool:
 
 
 def _check_complete(name: str, loading: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose gaps transformers has filled with random weights."""
+    """Refuse a checkpoint that lacks weights, for which transformers has set random ones."""
     absent = sorted(loading["missing_keys"])
     other = sorted(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"])
     if absent or other:
@@ -159,7 +160,7 @@ def load_shape(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[str, ModelShape]:
-    """A model's type and sizes, by its config alone; see ``load_model``."""
+    """A model's type and sizes, read from its config alone; see ``load_model``."""
     source = resolve(name)
     config = _config(name, source, revision, trust_remote_code)
     return config.model_type, shape_of(config, dtype_of(dtype, device_of(device)))
@@ -172,7 +173,7 @@ def _config(
         logger.info("asking the hub for %s", name)
     with _explained(name, source, revision):
         written, _ = PreTrainedConfig.get_config_dict(source.location, revision=revision)
-    if KV_HEADS_KEY in written:  # said before its code is asked for
+    if KV_HEADS_KEY in written:  # refused before transformers asks whether to trust its code
         raise ModelError(
             f"{name} was converted by mqasearch already: start from the original that its "
             "mask.json names"
@@ -192,7 +193,7 @@ def _config(
 
 
 def _folder(source: Source, revision: str | None) -> Path:
-    """The folder of the checkpoint's files; of a hub id its snapshot, which is there by now."""
+    """The folder of the checkpoint's files; for a hub id, its snapshot, which was downloaded."""
     if not source.is_hub:
         return Path(source.location)
     config = cached_file(source.location, "config.json", revision=revision, local_files_only=True)
@@ -202,7 +203,7 @@ def _folder(source: Source, revision: str | None) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: str, source: Source, revision: str | None) -> Iterator[None]:
-    """Turn whatever transformers and the hub raise into one line, without their own comments."""
+    """Turn errors of transformers and the hub into one line, and suppress their own warnings."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
     levels = [noisy.level for noisy in loggers]
     for noisy in loggers:
@@ -220,7 +221,7 @@ def _explained(name: str, source: Source, revision: str | None) -> Iterator[None
 
 
 def _reason(error: BaseException, revision: str | None) -> str | None:
-    """What the hub meant, and what to do; None where it had no part in the failure."""
+    """The hub's reason for an error, and what to do; None if the hub did not cause the error."""
     causes = list(_causes(error))
 
     def caused_by(*kinds: type[BaseException]) -> bool:
@@ -248,7 +249,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of a message; a headline that ends in a colon says too little alone."""
+    """The first line of a message; if it ends in a colon, the whole message in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""transformers' progress bars, on or off for a while."""
+"""Switch transformers' progress bars on or off within a block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from transformers.utils.logging import (
 
 @contextlib.contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Show transformers' progress bars only if ``shown`` and nobody has turned them off."""
+    """Show transformers' progress bars only if ``shown`` is true and they are not switched off."""
     before = is_progress_bar_enabled()
     if not shown:
         disable_progress_bar()  # type: ignore[no-untyped-call]

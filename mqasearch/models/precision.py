@@ -1,4 +1,4 @@
-"""Which device a model goes to, and in which dtype."""
+"""The device that a model is loaded on, and its dtype."""
 
 import torch
 
@@ -15,7 +15,7 @@ _DEVICES = "auto, cpu, cuda, cuda:N, mps"
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is any, else MPS, else the CPU.
+    """The device of that name; ``auto`` is CUDA if there is any, else MPS, else the CPU.
 
     Raises:
         ModelError: no device of that name is known, or it is absent.
@@ -41,7 +41,7 @@ def device_of(name: str) -> torch.device:
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; ``auto`` is bfloat16 where ``device`` computes in it, else float32.
+    """The dtype of that name; ``auto`` is bfloat16 if ``device`` computes in it, else float32.
 
     Raises:
         ModelError: no dtype of that name is known.
@@ -57,8 +57,8 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices by itself.
 
-    On CUDA since Ampere; on x86 with AVX512-BF16 or AMX. Emulation, which is slower than float32,
-    does not count.
+    GPUs do on CUDA since Ampere, and x86 CPUs do with AVX512-BF16 or AMX. Emulation, which is
+    slower than float32, does not count.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):

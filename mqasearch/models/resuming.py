@@ -1,8 +1,8 @@
-"""Running a stock model from the middle, to the middle, or only its end.
+"""Run a stock model from the middle, to the middle, or only its end.
 
-The blocks' ``forward`` is replaced for the length of one call, and the stock forward pass of the
-whole model does the rest: embeddings, rotary tables, masks, final norm, head and whatever else a
-family has. So nothing here knows a family.
+The blocks' ``forward`` is replaced during one call, and the stock forward pass of the whole model
+does the rest: embeddings, rotary tables, masks, final norm, head and all else that a family has. So
+nothing here depends on a family.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 States = dict[int, Tensor]
-"""Boundary → hidden states [rows, length, hidden] there; boundary ``l`` lies before block ``l``."""
+"""Boundary → hidden states [rows, length, hidden] there; boundary ``l`` is before block ``l``."""
 
 
 class ResumableModel:
-    """A model that can start at any boundary between its blocks, and hand out the states there.
+    """A model that can start at any boundary between its blocks, and return the states there.
 
     Attributes:
-        layer_tokens: tokens run so far, padding counted, times the layers they were run through.
+        layer_tokens: tokens run so far, padding included, times the layers that they went through.
     """
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
         """
         Args:
             model: a causal language model; its weights may be swapped between calls.
-            blocks: its decoder layers. Each takes hidden states first and returns hidden states.
+            blocks: the model's decoder layers. The first argument of each is the hidden states, and
+                it returns hidden states.
         """
         self.model = model
         self.blocks = tuple(blocks)
@@ -50,15 +51,16 @@ class ResumableModel:
         hidden: Tensor | None = None,
         wanted: Collection[int] = (),
     ) -> States:
-        """Run blocks ``start`` to the last and return the states at the boundaries asked for.
+        """Run blocks ``start`` to the last and return the states at the wanted boundaries.
 
         Args:
-            tokens: [rows, length].
+            tokens: [rows, length] token ids.
             positions: [rows, length]; None = counted along the row.
-            visible: [rows, 1, length, length] bool, who attends to whom; None = causal.
+            visible: [rows, 1, length, length] bool, True if a token (second to last axis) attends
+                to another (last axis); None = causal.
             start: boundary to start at.
             hidden: the states there, unless ``start`` is 0.
-            wanted: boundaries after ``start``; the last one is always returned.
+            wanted: boundaries after ``start``; the model's last one is always returned.
         """
         return self.run(
             tokens,
@@ -81,7 +83,7 @@ class ResumableModel:
     ) -> States:
         """``states`` at the wanted boundaries alone; gradients are kept if they are on.
 
-        Blocks behind the last wanted boundary are not run.
+        Blocks after the last wanted boundary are not run.
         """
         end = max(wanted)
         if start == end:
@@ -107,7 +109,7 @@ class ResumableModel:
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and head on single tokens: [n, hidden] after the last block → [n, vocabulary].
 
-        The model is shown n sequences of one token, and its blocks hand out what is given here.
+        The model runs on n sequences of one token, and its blocks return the states given here.
         """
         tokens = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
         with _replaced(self.blocks, self.n_layers, self.n_layers, hidden[:, None], (), {}):
@@ -124,9 +126,11 @@ def _replaced(
     wanted: Collection[int],
     found: States,
 ) -> Iterator[None]:
-    """Blocks before ``start`` hand out ``hidden``; those before a wanted boundary record it.
+    """Replace the blocks' ``forward`` within the block of code.
 
-    Blocks from ``end`` on hand out what they are given.
+    Blocks before ``start`` return ``hidden``. Blocks between ``start`` and ``end`` run, and record
+    their output in ``found`` if a wanted boundary is after them. Blocks from ``end`` on return
+    their input.
     """
     before = [block.__dict__.get("forward") for block in blocks]
     try:

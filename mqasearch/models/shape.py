@@ -8,14 +8,14 @@ from mqasearch.mask import ModelShape
 
 
 def shape_of(source: PreTrainedModel | PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
-    """Sizes by a model's config.
+    """A model's sizes, from its config.
 
-    Names differ between model types; transformers maps most of them. Multi-head models state no
-    number of KV heads, and few models state the dimension of a head.
+    Names of keys differ between model types; transformers maps most of them. Multi-head models
+    state no number of KV heads, and few models state the dimension of a head.
 
     Args:
         source: a model or its config.
-        dtype: of the KV cache.
+        dtype: the KV cache's dtype.
 
     Raises:
         ModelError: the config states no layers or no attention heads.

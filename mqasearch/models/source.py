@@ -21,11 +21,11 @@ _FORMS = "a hub id (owner/name or name), a folder or a .gguf file"
 
 @dataclass(frozen=True)
 class Source:
-    """Where transformers finds a model.
+    """The place where transformers finds a model.
 
     Attributes:
         location: a folder, or a hub id.
-        is_hub: which of the two.
+        is_hub: whether it is a hub id.
     """
 
     location: str
@@ -38,22 +38,25 @@ def is_here(name: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` can only be meant for the hub."""
+    """Whether ``name`` can only stand for a model on the hub."""
     is_path = is_here(name) or name.endswith(".gguf")
     return not is_path and _HUB_ID.fullmatch(name) is not None
 
 
 def _path(name: str) -> Path:
-    """Where a name may lie. Unlike pathlib, ``os.path`` bears a ~user that nobody is."""
+    """The path that a name may stand for.
+
+    ``os.path`` is used since pathlib raises an error if the user in ``~user`` does not exist.
+    """
     return Path(os.path.expanduser(name))
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that can stand for no model. Quick: nothing is loaded, no hub is asked.
+    """Refuse a name that can stand for no model. This is quick: nothing is loaded or downloaded.
 
     Raises:
-        UnknownNameError: close to an embedded model's name, but not it.
-        ModelError: a file or folder that is not there or holds no model.
+        UnknownNameError: the name is close to an embedded model's name, but not the same.
+        ModelError: the file or folder does not exist or holds no model.
     """
     path = _path(name)
     if name in EMBEDDED:
@@ -76,7 +79,7 @@ def resolve(name: str) -> Source:
     """What ``name`` stands for; the embedded model is fetched and a GGUF file converted.
 
     Raises:
-        ModelError: see ``check_name``; or a GGUF file that cannot be read.
+        ModelError: as in ``check_name``, or a GGUF file cannot be read.
         AssetError: the embedded model cannot be fetched.
     """
     check_name(name)

@@ -21,13 +21,13 @@ def calibration_tokens(
     """Token sequences of the calibration split: each document's prompt with its right answer.
 
     Documents are taken from the tasks in turn until ``n_tokens`` are reached (the last one is cut)
-    or all are used up: a small benchmark gives fewer.
+    or all are used up; a small benchmark may give fewer tokens.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         tasks: benchmarks of the study.
-        n_tokens: tokens in all.
-        seed: of the order of the documents.
+        n_tokens: number of tokens in all.
+        seed: seed of the order of the documents.
         library: prepared tasks to share with a scorer.
 
     Returns:
@@ -53,7 +53,7 @@ def calibration_tokens(
 
 
 def right_text(document: PreparedDocument) -> str:
-    """A document's prompt, followed by its right answer where it has one."""
+    """A document's prompt, followed by its right answer if it has one."""
     instances = document.instances
     right = gold_choices(document)
     instance = instances[right[0]] if right else instances[0]

@@ -1,14 +1,15 @@
-"""A document under the original model and under a converted one: where do the two part?
+"""How much a converted model's answers to a document differ from the original model's.
 
 ``kl``
-    Mean over a document's tokens, context and right answer, of KL(p_original ‖ p_converted) of the
-    next-token distribution, in nats, over the whole vocabulary. Of a text without a question
-    (rolling log-likelihoods) over the text.
+    Mean of KL(p_original ‖ p_converted) of the next-token distribution, in nats, over the whole
+    vocabulary. The mean is over the document's tokens: context and right answer, or the text if
+    there is no question (rolling log-likelihoods).
 ``answer_kl``
-    The same over the right answer's tokens.
+    The same mean over the right answer's tokens.
 ``flips``
     1 if the converted model chooses another answer than the original (Dutta et al. 2024, "Accuracy
-    is not all you need"), by the rule of ``acc_norm`` if the task reports that, else of ``acc``.
+    is not all you need"). The choice follows the rule of ``acc_norm`` if the task reports that, and
+    else that of ``acc``.
 
 All three are 0 for the original, and need no label beyond the text.
 """
@@ -37,8 +38,8 @@ class Passage:
 
     Attributes:
         pair: context and continuation.
-        whole: whether the context's tokens count too. Those of a window of a longer text do not:
-            they are continuations of the window before.
+        whole: whether the context's tokens count too. In a window of a longer text they do not,
+            since they are counted as the continuation of the window before.
     """
 
     pair: TokenPair
@@ -47,11 +48,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A document's answers beside the original's.
+    """The original's answers to a document, and the divergences from the original.
 
     Attributes:
         original: the original's responses, one for each request.
-        divergences: of each passage; empty for the original itself.
+        divergences: each passage's divergence; empty for the original itself.
     """
 
     original: Sequence[Any]
@@ -62,8 +63,8 @@ def compared_request(document: PreparedDocument, right: Sequence[int]) -> int:
     """The request whose text is compared: that of the first right answer.
 
     Args:
-        document: of a task with log-likelihoods.
-        right: indices of the right answers; of none the first request counts.
+        document: a document of a task with log-likelihoods.
+        right: indices of the right answers; if there are none, the first request is compared.
     """
     return right[0] if right else 0
 
@@ -71,7 +72,7 @@ def compared_request(document: PreparedDocument, right: Sequence[int]) -> int:
 def compared_metrics(
     document: PreparedDocument, responses: Sequence[Any], comparison: Comparison
 ) -> dict[str, float]:
-    """``kl``, ``answer_kl`` and ``flips`` of a document, as far as its type of task has them."""
+    """Those of ``kl``, ``answer_kl`` and ``flips`` that a document's type of task has."""
     found = {
         "kl": _mean((d.total, d.n_tokens) for d in comparison.divergences),
         "answer_kl": _mean((d.answer, d.n_answer) for d in comparison.divergences),
@@ -83,7 +84,7 @@ def compared_metrics(
 
 
 def is_compared(task: Task) -> bool:
-    """Whether a task's documents can be compared: those of log-likelihoods can."""
+    """Whether a task's documents can be compared, which means that it has log-likelihoods."""
     return task.OUTPUT_TYPE in COMPARISONS
 
 
@@ -93,7 +94,7 @@ def _mean(sums: Iterable[tuple[float, int]]) -> float:
 
 
 def _choice(document: PreparedDocument, responses: Sequence[Any]) -> int:
-    """Index of the answer that a model chooses, as lm-eval's accuracy sees it."""
+    """Index of the answer that a model chooses by the rule of lm-eval's accuracy."""
     choices = document.task.doc_to_choice(document.document)
     likelihoods = np.array([response[0] for response in responses[: len(choices)]])
     if "acc_norm" in document.task.aggregation():

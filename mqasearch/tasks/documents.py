@@ -1,9 +1,9 @@
 """Which documents of a benchmark belong to which split, and in which order they are scored.
 
-The split is a function of the dataset's row alone, so that it survives every change of seed,
-limit, order of the file and version of the benchmark, and is the same in every task and group that
-reads the row: what the search has seen can never turn up among the documents that confirm its
-result, nor among the calibration texts. Equal rows share a split.
+The split is a function of the dataset's row alone. So it does not change with the seed, the limit,
+the order of the file or the version of the benchmark, and it is the same in every task and group
+that reads the row. A document that the search has seen is never among the documents that confirm
+its result, nor among the calibration texts. Equal rows share a split.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ def document_hash(document: Any) -> str:
 
 
 def row_hashes(task: Task, documents: Iterable[Mapping[str, Any]]) -> list[str]:
-    """SHA-256 (hex) of the row of the dataset that a task has made each document of.
+    """For each document, the SHA-256 (hex) of the dataset's row that the task made it of.
 
-    What ``process_docs`` adds to the row does not count. Where it does not keep all of the row, the
-    document itself is hashed.
+    Columns that ``process_docs`` adds to the row are left out. If it does not keep all columns of
+    the row, the document itself is hashed.
     """
     columns = _columns(task)
     return [
@@ -41,11 +41,11 @@ def row_hashes(task: Task, documents: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _columns(task: Task) -> frozenset[str]:
-    """Of the dataset that a task scores; empty where it has none or does not name them."""
+    """Columns of the dataset that a task scores; empty if it has no dataset or names no columns."""
     split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     try:
         return frozenset(task.dataset[split].column_names or ())
-    except (AttributeError, KeyError, TypeError):  # of a task that is a Python class
+    except (AttributeError, KeyError, TypeError):  # a task that is a Python class
         return frozenset()
 
 
@@ -64,13 +64,14 @@ def chosen(
 ) -> list[int]:
     """Indices of the documents to score, in order.
 
-    The order within a split sorts by a hash of (seed, document): every limit is a prefix of every
-    larger one, whatever else the benchmark holds.
+    Documents of a split are sorted by a hash of (seed, document). So the documents of a limit are a
+    prefix of those of every larger limit, and their order does not depend on other documents.
 
     Args:
         hashes: ``document_hash`` of every document of the benchmark.
-        documents: what is asked for.
-        rows: ``row_hashes`` of all, which decides on its split; None = the same as ``hashes``.
+        documents: the split, limit and seed that are asked for.
+        rows: ``row_hashes`` of every document, which decide on its split; None = the same as
+            ``hashes``.
     """
 
     def place(index: int) -> tuple[str, int]:
@@ -86,7 +87,7 @@ def chosen(
 
 
 def _splits_with(split: Split) -> tuple[Split, ...]:
-    """What a document of one of the three splits may be asked for as."""
+    """The splits that a document of one of the three basic splits belongs to."""
     return (split, "full") if split == "calibration" else (split, "full", "uncalibrated")
 
 

@@ -1,7 +1,7 @@
 """From a model's responses to a score: lm-eval's own metrics, and two continuous ones of ours.
 
 Accuracy on a few hundred documents cannot tell masks apart (its standard error is 3.5 points at
-200 documents). Wherever there is a right answer we add
+200 documents). If there is a right answer, we add
 
 ``bits_per_byte``
     −log₂ p(right answer | context) over the answer's UTF-8 bytes.
@@ -9,7 +9,7 @@ Accuracy on a few hundred documents cannot tell masks apart (its standard error 
     −ln of the probability of the right answer under a softmax over the choices' log-likelihoods
     per byte: the smooth form of lm-eval's ``acc_bytes``. Multiple choice only.
 
-and what tells a converted model from the original one: see ``comparison``.
+and the metrics that compare a converted model with the original one: see ``comparison``.
 """
 
 import math
@@ -29,10 +29,10 @@ from mqasearch.tasks.offline import load_task
 from mqasearch.tasks.prepared import Loader, PreparedDocument, PreparedTask
 
 Responses = Sequence[Sequence[Any]]
-"""Per document, per request: ``(log-likelihood, is greedy)``, a log-likelihood, or a text."""
+"""For each document, for each request: ``(log-likelihood, is greedy)``, log-likelihood, or text."""
 
 Row = dict[str, Any]
-"""Metric → value of one document: a number, or what lm-eval's aggregation of it understands."""
+"""Metric → one document's value: a number, or an item for lm-eval's aggregation of the metric."""
 
 _OURS = {
     "multiple_choice": ("bits_per_byte", "choice_cross_entropy"),
@@ -42,7 +42,7 @@ _JACKKNIFE_GROUPS = 100
 
 
 def higher_is_better(task_name: str, metric: str) -> bool:
-    """Direction of a metric on a task, or on every member of a group.
+    """Whether a higher value of a metric is better on a task, or on every member of a group.
 
     Raises:
         UnknownNameError: no such task, or no such metric on it.
@@ -62,7 +62,7 @@ def higher_is_better(task_name: str, metric: str) -> bool:
 
 @cache
 def _directions(load: Loader, task_name: str) -> Mapping[str, bool | None]:
-    """Metrics that all members of a task have → whether higher is better; None where unclear."""
+    """Metrics that all members of a task have → whether higher is better; None if it is unclear."""
     members = [_directions_of(task) for task in load(task_name, 0, 0)]
     common = [metric for metric in members[0] if all(metric in each for each in members)]
     ways = {metric: {each[metric] for each in members} for metric in common}
@@ -70,14 +70,14 @@ def _directions(load: Loader, task_name: str) -> Mapping[str, bool | None]:
 
 
 def _directions_of(task: Task) -> dict[str, bool | None]:
-    """A metric behind a filter, ``exact_match,strict-match``, has that of the metric."""
+    """Metric → whether higher is better; ``exact_match,strict-match`` is as ``exact_match``."""
     stated = {name: way for name, way in task.higher_is_better().items() if way is not None}
     ways = {**HIGHER_IS_BETTER, **stated}
     return {metric: ways.get(metric.partition(",")[0]) for metric in metrics_of(task)}
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
-    """Names of all metrics on a task: lm-eval's own first, those behind one of its filters last."""
+    """Names of a task's metrics: lm-eval's own first, those after one of its filters last."""
     own = list(task.aggregation())
     ours = (*_OURS.get(task.OUTPUT_TYPE, ()), *COMPARISONS.get(task.OUTPUT_TYPE, ()))
     filters = [each.name for each in task._filters if each.name != "none"]
@@ -95,9 +95,9 @@ def score_of(
 
     Args:
         prepared: the documents.
-        responses: of every document, in the same order.
-        seconds: that the model took.
-        comparisons: of every document with the original; empty = the score goes without.
+        responses: every document's responses, in the same order.
+        seconds: the time that the model took, in seconds.
+        comparisons: every document's comparison with the original; empty = the score has none.
 
     Raises:
         ScoreError: a log-likelihood or the mean of a metric is NaN or infinite.
@@ -128,7 +128,7 @@ def rows_of(
 
 
 def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -> Score:
-    """The score of as many of a task's first documents as there are rows.
+    """The score of a task's first documents, one for each row.
 
     Raises:
         ScoreError: the mean of a metric is NaN or infinite.
@@ -139,7 +139,7 @@ def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -
     per_document: dict[str, tuple[float, ...]] = {}
     for metric in rows[0] if rows else ():
         if not all(metric in row for row in rows):
-            continue  # members of a group may have metrics of their own
+            continue  # some members of a group may have metrics that others do not have
         items = [row[metric] for row in rows]
         aggregate = aggregations.get(metric.split(",")[0], mean)
         value, error = _aggregated(items, aggregate)
@@ -152,10 +152,10 @@ def score_of_rows(prepared: PreparedTask, rows: Sequence[Row], seconds: float) -
 
 
 def known_rows(prepared: PreparedTask, known: Score) -> list[Row]:
-    """The rows that a score of a task's first documents was made of.
+    """The rows that a score of a task's first documents was computed from.
 
-    Empty where a score does not hold all that its metrics were aggregated from: those of
-    perplexities, say, which weigh documents by their length.
+    Empty if a score does not hold every value that its metrics were aggregated from. A perplexity
+    is an example, as it weighs documents by their length.
     """
     if known.n_docs == 0 or set(known.documents) != set(known.values):
         return []
@@ -207,7 +207,7 @@ def _filtered(document: PreparedDocument, responses: Sequence[Any]) -> dict[str,
 
 
 def gold_choices(document: PreparedDocument) -> list[int]:
-    """Indices of the right answers among the choices; empty where the document names none."""
+    """Indices of the right answers among the choices; empty if the document names none."""
     task = document.task
     if task.OUTPUT_TYPE != "multiple_choice":
         return []
@@ -220,7 +220,7 @@ def gold_choices(document: PreparedDocument) -> list[int]:
 
 
 def _choice_metrics(document: PreparedDocument, responses: Sequence[Any]) -> dict[str, float]:
-    """Our metrics of a multiple-choice document; none where it names no right answer."""
+    """Our metrics of a multiple-choice document; empty if it names no right answer."""
     right = gold_choices(document)
     if not right:
         return {}
@@ -250,8 +250,9 @@ def _aggregated(
 ) -> tuple[float, float]:
     """lm-eval's aggregate and its standard error.
 
-    Of a mean the usual one; of anything else the grouped jackknife (Efron & Tibshirani 1993,
-    ch. 11): lm-eval's bootstrap draws from a global random state and takes seconds.
+    A mean has the usual standard error. For any other aggregate it is the grouped jackknife's
+    (Efron & Tibshirani 1993, ch. 11), since lm-eval's bootstrap draws from a global random state
+    and takes seconds.
     """
     value = float(aggregate(items))
     if len(items) < 2:
@@ -272,7 +273,7 @@ def _aggregated(
 def _per_document(
     items: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]
 ) -> tuple[float, ...] | None:
-    """The metric of every document by itself; None where a single document has none."""
+    """The metric of every document by itself; None if it is not defined for single documents."""
     if all(isinstance(item, Real) for item in items) and aggregate is mean:
         return tuple(float(item) for item in items)
     singles = [aggregate([item]) for item in items]

@@ -1,11 +1,11 @@
-"""lm-eval's tasks, with their documents out of the offline assets where those hold them.
+"""lm-eval's tasks; their documents come from the offline assets if these hold them.
 
-Prompts, metrics and versions are upstream's: the YAML that the installed lm-eval ships is read
-where it lies, and its task class is told another way to load the dataset. The arrow files are
-mapped into memory; nothing is copied, and no hub is asked.
+Prompts, metrics and versions are upstream's: the installed lm-eval's own YAML files are read, and a
+subclass of its task class loads the dataset in another way. The arrow files are mapped into memory;
+nothing is copied, and no hub is asked.
 
-What differs from lm-eval with a hub follows from what the assets hold, the validation splits (and
-of MMLU all splits):
+The assets hold the validation splits (all splits of MMLU). This is why two things differ from
+lm-eval with a hub:
 
 * ``arc_*``, ``openbookqa`` and ``sciq`` are scored on their validation split, not on test;
 * examples in a prompt come from the calibration part of the validation split, which is never
@@ -59,9 +59,9 @@ def load_task(name: str, num_fewshot: int = 0, seed: int = 0) -> list[Task]:
     """lm-eval's task of that name, or all members of a group or tag.
 
     Args:
-        name: of an offline task, or any other of lm-eval's (whose data a hub serves).
-        num_fewshot: examples in the prompt.
-        seed: of the choice of examples.
+        name: name of an offline task, or of any other task of lm-eval, whose data a hub serves.
+        num_fewshot: number of examples in the prompt.
+        seed: seed of the choice of examples.
 
     Raises:
         UnknownNameError: lm-eval has no such task.
@@ -84,7 +84,7 @@ def load_task(name: str, num_fewshot: int = 0, seed: int = 0) -> list[Task]:
 class OfflineTask(ConfigurableTask):  # type: ignore[misc]
     """An upstream task whose documents come from the assets.
 
-    lm-eval makes it instead of its own class when an override says ``class``.
+    lm-eval uses it instead of its own class if an override has the key ``class``.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -97,8 +97,8 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Map the arrow files of every split."""
         data = _data_folder(self.config.dataset_path, self.config.dataset_name)
-        # Of a mapped file datasets keeps what process_docs makes of it beside the file: 0.1 s for
-        # HellaSwag instead of 0.8 s. Where it may not write, memory has to do.
+        # If a file is mapped, datasets caches the results of process_docs beside it: HellaSwag
+        # takes 0.1 s instead of 0.8 s. If the folder cannot be written, they stay in memory.
         in_memory = not os.access(data, os.W_OK)
         self.dataset = datasets.DatasetDict(
             {
@@ -113,7 +113,7 @@ class OfflineTask(ConfigurableTask):  # type: ignore[misc]
         )
 
     def fewshot_docs(self) -> Any:
-        """Candidates for the examples in a prompt; None where there are to be none."""
+        """Candidates for the examples in a prompt; None if the prompt has no examples."""
         if not self.config.num_fewshot:
             return None
         if self.fewshot_cfg.split is not None:
@@ -147,7 +147,7 @@ def _load_offline(name: str, num_fewshot: int) -> list[Task]:
 
 
 def _members(name: str, manager: TaskManager) -> list[str]:
-    """The tasks that a name stands for: of a group all below it, in lm-eval's order."""
+    """The tasks that a name stands for; for a group, all tasks below it in lm-eval's order."""
     entry = manager.task_index[name]
     if name in manager.all_groups:
         return [task for member in entry.cfg["task"] for task in _members(member, manager)]
@@ -155,7 +155,7 @@ def _members(name: str, manager: TaskManager) -> list[str]:
 
 
 def _n_examples(task: Task) -> int:
-    # lm-eval draws one more where the document itself might be drawn.
+    # lm-eval draws one more example if the document itself might be drawn.
     spare = 1 if task.fewshot_cfg.split == task.config.test_split else 0
     return len(task.sampler.df) - spare
 
@@ -186,7 +186,7 @@ def _hub_manager() -> TaskManager:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar per dataset, and no word on metrics whose direction is lm-eval's default."""
+    """Suppress progress bars of datasets, and lm-eval's warnings of default metric directions."""
     logger = logging.getLogger("lm_eval.api.task")
     level = logger.level
     bars = not datasets.are_progress_bars_disabled()

@@ -45,7 +45,7 @@ _WORD = re.compile(r"""[^\s"'\[\],]+""")
 
 @cache
 def tasks_folder() -> Path:
-    """Where the installed lm-eval keeps its tasks; found without importing it."""
+    """The folder of the installed lm-eval's tasks; lm-eval is not imported."""
     package = find_spec("lm_eval")
     assert package is not None
     assert package.origin is not None
@@ -63,7 +63,7 @@ def offline_task_names() -> tuple[str, ...]:
 def all_task_names() -> tuple[str, ...]:
     """All tasks, groups and tags of the installed lm-eval, sorted.
 
-    Read off its 14,000 YAML files with a pattern, in half a second; lm-eval's own index takes ten.
+    A pattern finds them in its 14,000 YAML files in half a second; lm-eval's own index takes ten.
     """
     names: set[str] = set()
     for folder, _, files in os.walk(tasks_folder()):
@@ -78,7 +78,7 @@ def _names_in(text: str) -> Iterator[str]:
     for key, value in _KEY.findall(text):
         lines = [line.split(" #")[0].strip() for line in value.split("\n")]
         head, items = lines[0], [line.removeprefix("-") for line in lines[1:]]
-        # A group lists its members under "task"; members are no names of their own here.
+        # A group lists its members under "task"; this list does not define names.
         for line in [head, *items] if key == "tag" else [head]:
             yield from (word for word in _WORD.findall(line) if word != "null")
 
@@ -87,7 +87,8 @@ def check_task_name(name: str) -> None:
     """Refuse a name that lm-eval does not know.
 
     Raises:
-        UnknownNameError: with the nearest known name and the offline benchmarks.
+        UnknownNameError: the name is unknown; the message has the nearest known name and the
+            offline benchmarks.
     """
     if name in offline_task_names() or name in all_task_names():
         return

@@ -1,7 +1,7 @@
 """A benchmark's chosen documents with lm-eval's own prompts, built once per worker.
 
-lm-eval rebuilds every prompt at every evaluation; a search evaluates the same documents hundreds
-of times.
+lm-eval builds every prompt again at every evaluation, but a search evaluates the same documents
+hundreds of times.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ class PreparedDocument:
     """One document, ready to be put to a model.
 
     Attributes:
-        task: lm-eval's task that it belongs to (of a group: the member).
-        document: as the task hands it out.
-        digest: ``document_hash``, in a group with the member's name.
+        task: lm-eval's task that the document belongs to; in a group, the member.
+        document: the document as the task gives it.
+        digest: ``document_hash``; in a group, it includes the member's name.
         instances: lm-eval's requests, in lm-eval's order.
     """
 
@@ -41,7 +41,7 @@ class PreparedTask:
 
     Attributes:
         name: lm-eval's name.
-        version: lm-eval's version; of a group all versions of its members.
+        version: lm-eval's version of the task; for a group, all versions of its members.
         documents: the chosen documents.
     """
 
@@ -51,11 +51,11 @@ class PreparedTask:
 
     @property
     def digest(self) -> str:
-        """Of the documents, in order."""
+        """Digest of the documents, in order."""
         return digest_of([document.digest for document in self.documents])
 
     def part(self, start: int, stop: int) -> "PreparedTask":
-        """Some of the documents, by their place in the order."""
+        """The documents from place ``start`` on and before place ``stop``."""
         return PreparedTask(self.name, self.version, self.documents[start:stop])
 
     @property
@@ -68,8 +68,9 @@ class LoadedTask:
     """A task, or all members of a group, with the hash of every document.
 
     A group counts as one benchmark: its documents are pooled before they are ordered, so that each
-    member weighs by its size and a limit is a sample of the whole group. Two members may hold the
-    same row: a document is known by its member too, its split is the row's.
+    member has a weight proportional to its size and a limit is a sample of the whole group. Two
+    members may hold the same row. So the hash of a document includes its member, but its split
+    depends on the row alone.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class LoadedTask:
         return self._choose(documents)[1]
 
     def prepare(self, documents: Documents) -> PreparedTask:
-        """The chosen documents with their prompts; those built before are taken as they are."""
+        """The chosen documents with their prompts; prompts that were built before are reused."""
         return PreparedTask(self.name, self.version, tuple(self.in_order(documents)))
 
     def in_order(self, documents: Documents) -> Iterator[PreparedDocument]:
@@ -118,9 +119,9 @@ class LoadedTask:
     def _build(self, index: int) -> PreparedDocument:
         """lm-eval's prompt and requests of one document.
 
-        lm-eval draws the examples of a prompt from one stream over all documents of a run, so that
-        a prompt depends on which others are scored. Here the stream starts anew at each document,
-        from the seed and the document's hash.
+        lm-eval draws the examples of all prompts of a run from one random stream, so that a prompt
+        depends on which other documents are scored. Here each document has a stream of its own,
+        seeded by the seed and the document's hash.
         """
         task, row, document = self._rows[index]
         digest = self._hashes[index]
@@ -141,8 +142,8 @@ class TaskLibrary:
     def __init__(self, load: Loader = load_task) -> None:
         """
         Args:
-            load: gives lm-eval's task, or the members of a group, by name, number of examples in
-                the prompt and seed.
+            load: takes a name, the number of examples in the prompt and a seed; returns lm-eval's
+                task, or the members of a group.
         """
         self._load = load
         self._loaded: dict[tuple[str, int, int], LoadedTask] = {}

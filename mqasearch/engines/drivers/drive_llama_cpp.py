@@ -1,12 +1,13 @@
-"""Drives llama.cpp, by the server inside the wheel ``xllamacpp``.
+"""Drives llama.cpp with the server in the wheel ``xllamacpp``.
 
-The server gives log-probabilities of tokens that it samples. So each token of a prompt is made the
-one that is sampled next, by a bias on its logit: the log-probability is taken from the logits as
-they were. What stands before the token is in the cache already, so that is one step of decoding.
+The server gives log-probabilities only of tokens that it samples. So a bias on its logit makes each
+token of a prompt the next sampled one; the server takes the log-probability from the logits without
+the bias. The tokens before it are in the cache already, so this takes one decoding step.
 
-llama.cpp's flash attention on CPUs rounds to 16 bits whatever the cache's type is. So in float32
-log-probabilities and tokens are computed without it. The cache and the timings are those with it,
-which is how llama.cpp serves: without it the cache of values is padded to the widest layer's.
+llama.cpp's flash attention on CPUs rounds to 16 bits even if the cache has another type. So in
+float32 log-probabilities and tokens are computed without it. The cache and the timings are those
+with it, since llama.cpp serves with it: without it the values' cache is padded to the widest
+layer's.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ _LOG_SECONDS = 30.0
 
 
 class LlamaCpp:
-    """One model, loaded."""
+    """A loaded model."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -62,7 +63,7 @@ class LlamaCpp:
         return [self._tokenized(text) for text in texts]
 
     def cache_bytes_per_token(self) -> float:
-        """Of the buffers that llama.cpp says it has allocated, over the tokens that they hold."""
+        """Bytes of the buffers in llama.cpp's log over the number of tokens that they hold."""
         sizes = _cache_sizes(self._log)
         smallest = min(mib * n_sequences for mib, _, n_sequences in sizes)
         if smallest < _PRECISE_MIB:
@@ -71,9 +72,9 @@ class LlamaCpp:
         return sum(mib * 2**20 / n_cells for mib, n_cells, _ in sizes)
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> dict[str, float]:
-        """llama.cpp's own timings; of a batch, those of the slowest sequence.
+        """llama.cpp's own timings; for a batch, those of the slowest sequence.
 
-        Its clock of decoding starts with the token that the prompt gives, and counts it.
+        Its clock of decoding starts with the token that the prompt gives, and counts this token.
         """
         if batch_size > self.settings["batch_size"]:
             raise ValueError(f"loaded for {self.settings['batch_size']} sequences at a time")
@@ -103,7 +104,7 @@ class LlamaCpp:
 
     @cached_property
     def _exact(self) -> Any:
-        """The server that numbers are compared with."""
+        """The server for log-probabilities and tokens."""
         if self.settings["dtype"] != "float32":
             return self._served
         return self._load(1, _FLASH.LLAMA_FLASH_ATTN_TYPE_DISABLED)[0]
@@ -111,7 +112,7 @@ class LlamaCpp:
     def _load(
         self, n_slots: int, flash: Any = _FLASH.LLAMA_FLASH_ATTN_TYPE_AUTO
     ) -> tuple[Any, str]:
-        """A server, and what it logged while it loaded."""
+        """A server, and its log while it loaded."""
         params = xllamacpp.CommonParams()
         params.model.path = self.settings["model"]
         params.n_parallel = n_slots
@@ -121,14 +122,14 @@ class LlamaCpp:
         params.cache_type_k = params.cache_type_v = cache_type
         if (n_threads := self.settings["n_threads"]) is not None:
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
-        params.swa_full = True  # else a cache with sliding layers is not taken up again
-        params.fit_params = False  # what was asked for, or nothing
+        params.swa_full = True  # else a cache with sliding layers is not used again
+        params.fit_params = False  # fail instead of changing the settings to fit the memory
         params.cache_ram_mib = 0
         params.verbosity = _VERBOSE
         with tempfile.TemporaryFile() as log, _stderr_to(log.fileno()):
             server = xllamacpp.Server(params)
             text = _read_until(log, b"model loaded")
-        self._servers.append(server)  # one that is let go as soon as it stands never ends
+        self._servers.append(server)  # a server that is deleted right after its start never ends
         return server, text
 
     def _forced(self, prompt: list[int], token: int) -> float:
@@ -138,7 +139,7 @@ class LlamaCpp:
         return float(said["logprob"])
 
     def _greedy(self, prompt: list[int], n_tokens: int) -> list[int]:
-        """Goes on after an end of text, at which the server stops."""
+        """Greedy tokens; after an end of text, at which the server stops, they go on."""
         made: list[int] = []
         while len(made) < n_tokens:
             answer = _complete(self._exact, prompt + made, n_tokens - len(made), n_probs=1)
@@ -161,7 +162,7 @@ def _stderr_to(descriptor: int) -> Iterator[None]:
 
 
 def _read_until(log: BinaryIO, line: bytes) -> str:
-    """What is in the log once the line is; a thread of llama.cpp writes it, a little later."""
+    """The log once it has the line, which a thread of llama.cpp writes a little later."""
     deadline = time.monotonic() + _LOG_SECONDS
     while True:
         text = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0)
@@ -190,9 +191,9 @@ def _sampled(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cache_sizes(log: str) -> list[tuple[float, int, int]]:
-    """(MiB for one sequence, tokens of it, sequences) of each cache.
+    """(MiB for one sequence, tokens of the sequence, number of sequences) of each cache.
 
-    There are two where sliding layers have one of their own.
+    There are two caches if sliding layers have a cache of their own.
     """
     found = [m for m in _CACHE_SIZE.finditer(log) if int(m[3])]
     return [(float(m[1]) / int(m[4]), int(m[2]), int(m[4])) for m in found]

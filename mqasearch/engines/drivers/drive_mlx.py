@@ -1,4 +1,4 @@
-"""MLX-LM, asked by JSON lines. Runs in MLX-LM's environment."""
+"""Drives MLX-LM, in MLX-LM's environment; requests and answers are lines of JSON."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _PREFILL_STEP = 2048  # as mlx_lm.generate does
 
 
 class Model:
-    """A loaded model. MLX chooses its own number of threads, and its caches grow as they must."""
+    """A loaded model. MLX chooses its own number of threads, and its caches grow as needed."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.model, _ = load_model(
@@ -53,7 +53,7 @@ class Model:
         ]
 
     def cache_bytes_per_token(self) -> float:
-        """Bytes of the arrays in the cache over the tokens that they have room for.
+        """Bytes of the arrays in the cache over the number of tokens that they have room for.
 
         Arrays grow by 256 tokens at a time, and those of a sliding window stop growing.
         """

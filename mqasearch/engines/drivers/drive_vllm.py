@@ -1,4 +1,4 @@
-"""vLLM, in this process: its own scheduler, cache and attention, without a server."""
+"""Drives vLLM in this process: with its own scheduler, cache and attention, without a server."""
 
 import os
 import random
@@ -19,7 +19,7 @@ def load(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _before_import(n_threads: int | None) -> None:
-    """What vLLM and torch read from the environment when they are imported."""
+    """Set the environment variables that vLLM and torch read when they are imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the cache is read from this process
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if n_threads is not None:
@@ -38,14 +38,17 @@ def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
         "max_num_seqs": batch_size,
         # a whole batch of prompts in one step, so that no prompt waits while another decodes
         "max_num_batched_tokens": tokens * batch_size,
-        "enable_prefix_caching": False,  # a prompt that was seen before costs what it costs
-        "disable_log_stats": False,  # the times of a request come from them
+        "enable_prefix_caching": False,  # a repeated prompt must take as long as a new one
+        "disable_log_stats": False,  # the times of a request are in the stats
         "seed": 0,
     }
 
 
 def _for_device(is_cpu: bool) -> dict[str, Any]:
-    """On CPUs vLLM would compile for minutes, and take half of the memory for its cache."""
+    """Further arguments for CPUs.
+
+    Without them vLLM would compile for minutes, and its cache would take half of the memory.
+    """
     if not is_cpu:
         return {}
     if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
@@ -55,7 +58,7 @@ def _for_device(is_cpu: bool) -> dict[str, Any]:
 
 
 class Model:
-    """What a loaded model can be asked; tokens go in and come out as lists of ids."""
+    """A loaded model's answers to requests; tokens are lists of ids."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -72,9 +75,9 @@ class Model:
         return [list(output.outputs[0].token_ids) for output in self._run(tokens, n_tokens)]
 
     def cache_bytes_per_token(self) -> float:
-        """Of the memory that was allocated for the cache, padding and all.
+        """Bytes per token of the memory that was allocated for the cache, with its padding.
 
-        A token takes its share of a block once per group of layers: a model that mixes sliding and
+        A token takes its share of a block once per group of layers. A model with both sliding and
         full attention has several groups, which take their blocks from the same memory.
         """
         cache = self._llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_config
@@ -83,7 +86,7 @@ class Model:
         return float(sum(n_bytes / cache.num_blocks / each for each in tokens))
 
     def time(self, context: int, batch_size: int, n_tokens: int) -> dict[str, float]:
-        """By vLLM's own clock; one token more comes with the prompt."""
+        """Seconds by vLLM's own clock; the prompt gives one more token."""
         n_words = self._llm.llm_engine.model_config.get_vocab_size()
         drawn = random.Random(0)  # noqa: S311 - prompts, not secrets
         prompts = [[drawn.randrange(n_words) for _ in range(context)] for _ in range(batch_size)]
@@ -104,7 +107,7 @@ class Model:
 
 
 def _cache_bytes(worker: Any) -> int:
-    """Of all memory behind the cache's tensors; layers may share it."""
+    """Bytes of all memory of the cache's tensors; memory that layers share counts once."""
     memory = [tensor.untyped_storage() for tensor in worker.model_runner.kv_caches]
     return sum({each.data_ptr(): each.nbytes() for each in memory}.values())
 

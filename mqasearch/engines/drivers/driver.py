@@ -1,7 +1,7 @@
-"""The loop that every engine's driver runs: one JSON request a line, one JSON answer a line.
+"""The loop that every engine's driver runs: one JSON request per line, one JSON answer per line.
 
 A driver runs in the engine's own environment, as a script, and imports nothing of mqasearch.
-The engine may print whatever it likes: its stdout goes to stderr.
+The engine may print anything, since its stdout goes to stderr.
 """
 
 import json
@@ -20,7 +20,7 @@ def serve(load: Callable[[dict[str, Any]], tuple[str, Mapping[str, Callable[...,
 
     Args:
         load: takes the settings (``Settings`` in ``engine.py``) and returns the engine's version
-            and what it can be asked.
+            and the functions that answer requests, by name.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
