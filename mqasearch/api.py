@@ -34,7 +34,7 @@ __all__ = ["Applied", "Checkpoint", "apply", "convert", "load"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Mask: TypeAlias = PathLike | Mapping[str, object] | Sequence[int]
-"""A mask JSON, by its path or read, or the number of KV heads of each layer."""
+"""The path of a mask JSON, its content, or the number of KV heads of each layer."""
 
 
 def load(
@@ -53,17 +53,18 @@ def load(
         >>> tokens = model.generate(**inputs, max_new_tokens=20)
 
     Folders of the formats ``hf``, ``expanded`` and ``nemotron-nas`` are loaded, by mqasearch's own
-    modeling code: no code of the folder runs. For the tokenizer, which reads the config too, say
+    modeling code: no code of the folder runs. Load the tokenizer, which reads the config too, by
     ``AutoTokenizer.from_pretrained("converted", config=model.config)``.
 
     Args:
         folder: what ``convert`` wrote.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = as it was written.
-        attn_implementation: as transformers' ``from_pretrained``.
+        attn_implementation: as in transformers' ``from_pretrained``.
 
     Raises:
-        UserError: no folder of ours, or one for another program than transformers.
+        UserError: not a folder that ``convert`` wrote, or one for a program other than
+            transformers.
         ModelError: incomplete weights, or no such device or dtype.
     """
     return load_converted(Path(folder), device=device, dtype=dtype, attention=attn_implementation)
@@ -88,11 +89,11 @@ def apply(
     what the converted one does; only ``convert`` makes the cache smaller.
 
     Args:
-        model: of the mask's sizes; its weights are taken as they are.
+        model: a model of the mask's sizes; its weights are used as they are.
         mask: a mask JSON, its path, or KV heads per layer, layer 0 first, which are merged by
             ``mean``.
-        tokenizer: of the model, for masks whose merge is calibrated on text; None = the one at
-            ``model.name_or_path``.
+        tokenizer: the model's tokenizer, for masks whose merge is calibrated on text; None = the
+            one at ``model.name_or_path``.
         selector: whose mask, of several in a file; None = the best.
 
     Raises:
@@ -126,7 +127,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     watch_heal: Watch | None = None,
 ) -> Checkpoint:
-    """Write the converted model as a checkpoint that serves: what ``mqasearch convert`` does.
+    """Write the converted model as a checkpoint for serving, as ``mqasearch convert`` does.
 
     ::
 
@@ -140,18 +141,19 @@ def convert(
         out_dir: must not exist, or be empty; appears whole or not at all.
         model: where the original is; None = where the mask says.
         format: a name in ``mqasearch.formats.FORMATS``.
-        outtype: of the weights, for formats that have a choice.
-        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = that in
-            which the mask was scored.
-        device: that a calibration runs on: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        outtype: type of the weights, for formats that have a choice.
+        dtype: dtype of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``; None = the
+            one in which the mask was scored.
+        device: device that a calibration runs on: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
         selector: whose mask, of several in a file; None = the best.
         refit: ``parallel``, ``sequential`` or ``none``; None = the mask's own.
         heal: steps of distillation from the original, or ``auto``; None = as the mask says, which
-            is not at all unless it was healed before; 0 = not at all.
-        heal_tokens: of different calibration text to heal on; None = as many as the steps see.
+            means no healing unless it was healed before; 0 = no healing.
+        heal_tokens: number of different calibration tokens to heal on; None = as many as the steps
+            see.
         confirm: held-out documents per task to score the original, the mask and the healed mask
             on; 0 = all there are, None = no confirmation.
-        revision: of a hub id; None = the mask's own.
+        revision: revision of a hub id; None = the mask's own.
         trust_remote_code: run Python code that comes with the original.
         max_shard_bytes: size of the largest weights file.
         progress: called with (bytes written, bytes in all) after every tensor.
@@ -203,7 +205,7 @@ def _of_model(
     refit: str | None,
     revision: str | None,
 ) -> dict[str, Any] | KVHeads:
-    """The mask with the refit that was asked for, and where its model is found again."""
+    """The mask with the refit and the revision of its model that were asked for."""
     if not isinstance(document, Mapping):
         if moved_to is None or refit is not None:
             raise UserError("KV heads name no model and no refit: give model=, and no refit")
@@ -236,7 +238,7 @@ def _to_heal(
 
 
 def _document(mask: Mask, selector: str | None) -> dict[str, Any] | KVHeads:
-    """A mask JSON, or KV heads."""
+    """The mask as a mask JSON that is read and checked, or as KV heads."""
     if isinstance(mask, str | os.PathLike):
         return read_mask(Path(mask), selector)
     if selector is not None:

@@ -8,11 +8,11 @@ from mqasearch.mask import KVHeads, ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Exactly one of the two is given.
+    """A budget; exactly one of the two attributes is given.
 
     Attributes:
         n_layers: layers to convert.
-        kv_bytes_fraction: what the KV cache may be at most, as a fraction of the original's.
+        kv_bytes_fraction: largest KV cache allowed, as a fraction of the original's.
     """
 
     n_layers: int | None = None
@@ -38,7 +38,8 @@ class Budget:
     def excess(self, kv_heads: KVHeads, shape: ModelShape) -> float:
         """How far a model is from the budget; feasible when ≤ 0 (Optuna's sign).
 
-        In layers still to convert for ``n_layers``, as a fraction of the original cache otherwise.
+        The unit is layers still to convert for ``n_layers``, otherwise a fraction of the original
+        cache.
         """
         if self.n_layers is not None:
             return self.n_layers - sum(heads < shape.n_kv_heads for heads in kv_heads)

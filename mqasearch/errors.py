@@ -29,7 +29,7 @@ class MqasearchError(Exception):
 
 
 class TransientError(MqasearchError):
-    """What may pass by itself: the same command may succeed later. The message is one line."""
+    """A fault that may pass: the same command may succeed later. The message is one line."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -91,7 +91,8 @@ class AssetError(UserError):
 class ScoreError(MqasearchError):
     """A score that is NaN or infinite.
 
-    It fails the trial; that of the original, or of too many masks in a row, ends the study.
+    It fails the trial. It ends the study if the original or too many masks in a row have such a
+    score.
     """
 
 

@@ -1,4 +1,4 @@
-"""What decides the healed weights, besides the mask, its merge and the text; how it may end."""
+"""What decides the healed weights besides the mask, its merge and the text; how healing may end."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -8,13 +8,13 @@ from mqasearch.errors import UserError
 Ending = Literal["all steps done", "held-out text got no better", "diverged"]
 
 ENDINGS = get_args(Ending)
-"""A stored result of a healing names its ending by its place here."""
+"""How a healing may end; a stored result names its ending by its place here."""
 
 DEVICES = ("cpu", "cuda", "mps")
-"""It names its device by its place here."""
+"""Devices of a healing; a stored result names its device by its place here."""
 
 AUTO_STEPS = 480
-"""Of ``auto``: below half a million tokens."""
+"""Number of steps for ``auto``: they see less than half a million tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,11 @@ class Recipe:
     """How a mask is healed.
 
     Attributes:
-        n_steps: of the optimiser, at most.
-        batch_tokens: of a step, padding included.
-        learning_rate: of Adam, the highest of the schedule, for a stream of 576 dimensions; scaled
-            as ``conversion.trained_layer.learning_rate`` does.
-        seed: of the order of the batches.
+        n_steps: largest number of steps of the optimiser.
+        batch_tokens: tokens of a step, padding included.
+        learning_rate: Adam's learning rate, the highest of the schedule, for a residual stream of
+            576 dimensions; ``conversion.trained_layer.learning_rate`` scales it for others.
+        seed: seed of the order of the batches.
     """
 
     n_steps: int = AUTO_STEPS
@@ -36,16 +36,16 @@ class Recipe:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Plain data, from which ``Recipe(**parameters)`` is the same again."""
+        """The recipe as plain data; ``Recipe(**parameters)`` gives an equal recipe."""
         return asdict(self)
 
 
 MOST_TEXT_TOKENS = 2**18
-"""Different ones that a healing takes by default."""
+"""Largest number of different tokens that a healing takes by default."""
 
 
 def most_text_tokens(recipe: Recipe) -> int:
-    """Different tokens to heal on: as many as the steps see and a held-out sixth, up to a limit."""
+    """Different tokens to heal on: those of all steps plus a held-out sixth, up to a limit."""
     return max(1, min(recipe.n_steps * recipe.batch_tokens * 6 // 5, MOST_TEXT_TOKENS))
 
 
@@ -53,7 +53,7 @@ def recipe_of(steps: int | str) -> Recipe:
     """The recipe for ``auto`` or a number of steps.
 
     Raises:
-        UserError: neither of both.
+        UserError: ``steps`` is neither.
     """
     if steps == "auto":
         return Recipe()

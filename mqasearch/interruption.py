@@ -1,8 +1,9 @@
 """Where a signal may interrupt the main thread, and where it has to wait.
 
 An exception that is raised in the middle of a database transaction can leave the transaction open,
-with its locks held, and whoever cleans up then waits for itself. So a command that is told to stop
-is interrupted while it computes or sleeps, and finishes first what it does with the database:
+with its locks held, and the code that then cleans up waits for its own locks. So a command that is
+told to stop is interrupted while it computes or sleeps, but first finishes its work with the
+database:
 
     with undisturbed():
         trial = start_trial()
@@ -40,7 +41,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within an undisturbed block: for computing and sleeping. Raises what was postponed."""
+    """Allow interruptions within an undisturbed block; first raises one that was postponed."""
     before, _here.is_undisturbed = _here.is_undisturbed, False
     try:
         raise_postponed()

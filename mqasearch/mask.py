@@ -7,12 +7,12 @@ from math import ceil
 from mqasearch.errors import MaskError
 
 KVHeads = tuple[int, ...]
-"""KV heads per layer, layer 0 first. What everything below the search space speaks of."""
+"""KV heads per layer, layer 0 first. All code below the search space works with these."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes that decide the KV cache.
+    """The sizes that decide the size of the KV cache.
 
     Attributes:
         n_layers: attention layers.
@@ -20,7 +20,7 @@ class ModelShape:
         n_kv_heads: KV heads of a layer (equal to ``n_heads`` for multi-head attention).
         head_dim: dimensions of one head.
         hidden_size: dimensions of the residual stream.
-        bytes_per_element: of the KV cache's dtype.
+        bytes_per_element: bytes per element of the KV cache's dtype.
     """
 
     n_layers: int

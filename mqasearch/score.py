@@ -1,4 +1,4 @@
-"""What one model scored on one task, and the key under which that is shared.
+"""The score of one model on one task, and the key under which it is shared.
 
 A score belongs to a model with some KV heads, not to a study: studies, selectors and workers that
 need the same key share one row.
@@ -15,7 +15,8 @@ from mqasearch.mask import KVHeads
 Split = Literal["search", "confirmation", "calibration", "full", "uncalibrated"]
 
 DEFAULT_METRIC = "kl"
-"""That a search optimises: on few documents it ranks masks best (benchmarks/fidelity.md)."""
+"""The metric that a search optimises: on few documents it ranks masks best
+(benchmarks/fidelity.md)."""
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "acc": True,
@@ -26,8 +27,8 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "answer_kl": False,
     "flips": False,
 }
-"""Direction of the metrics that we compute, as far as a task has them; lm-eval's own metrics
-carry their direction in the task."""
+"""Direction of the metrics that we compute, if a task has them; lm-eval's own metrics carry their
+direction in the task."""
 
 
 ZERO_ONE = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "flips"})
@@ -43,7 +44,7 @@ class TaskSpec:
         metric: the metric that the search optimises on it.
         num_fewshot: examples in the prompt.
         limit: documents of the search split to score; None = all of them.
-        weight: in the objective.
+        weight: weight in the objective.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Documents:
         split: search, confirmation or calibration, which are disjoint; full, all documents; or
             uncalibrated, all but those of calibration.
         limit: number of documents; None = the whole split.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     split: Split
@@ -78,16 +79,16 @@ class ScoreKey:
 
     Attributes:
         model: fingerprint of the original weights.
-        tokenizer: digest of what it does to a text.
+        tokenizer: digest of what the tokenizer does to a text.
         dtype: torch's name without the prefix, ``float32``.
         merge: name and parameters of the merge, canonical.
-        calibration: digest of the calibration statistics; empty where the merge needs none.
-        kv_heads: per layer, layer 0 first.
+        calibration: digest of the calibration statistics; empty if the merge needs none.
+        kv_heads: KV heads per layer, layer 0 first.
         task: lm-eval's name.
-        task_version: lm-eval's version of it.
+        task_version: lm-eval's version of the task.
         num_fewshot: examples in the prompt.
         documents: digest of the scored documents, in order.
-        seed: of the few-shot examples.
+        seed: seed of the few-shot examples.
         lm_eval: version of the package.
         code: digest of our own code and of the versions of the packages that compute.
     """
@@ -114,15 +115,15 @@ class ScoreKey:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One model on one task's documents.
+    """The score of one model on one task's documents.
 
     Attributes:
         values: metric → mean over the documents.
         stderr: metric → standard error of that mean.
         n_docs: number of documents.
-        seconds: that scoring took.
-        documents: metric → one value per document, in the order of the key's documents; what
-            paired tests need.
+        seconds: seconds that scoring took.
+        documents: metric → one value per document, in the order of the key's documents, for paired
+            tests.
     """
 
     values: Mapping[str, float]

@@ -13,9 +13,10 @@ def code_digest(parts: Iterable[str], packages: Iterable[str], without: Iterable
     """SHA-256 (hex) of some of this package's files, by name and content, and of versions.
 
     Args:
-        parts: files and folders below the package, as ``conversion`` or ``scoring/scorers.py``; of
-            a folder all Python files, and those that become some (``.py.txt``).
-        packages: whose versions count.
+        parts: files and folders below the package, such as ``conversion`` or
+            ``scoring/scorers.py``; a folder stands for all its Python files and for files that
+            become such (``.py.txt``).
+        packages: packages whose versions count.
         without: files to leave out.
     """
     left_out = set(without)
@@ -24,7 +25,7 @@ def code_digest(parts: Iterable[str], packages: Iterable[str], without: Iterable
         if name not in left_out:
             digest.update(f"{name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     for package, number in versions_of(packages).items():
-        # The build of a package ("+cpu") belongs to the machine, as its processor does.
+        # The build of a package ("+cpu") belongs to the machine, like its processor.
         digest.update(f"{package} {number.partition('+')[0]}\n".encode())
     return digest.hexdigest()
 

@@ -7,9 +7,9 @@ class ToleranceEntry(BaseModel):
     """The largest loss of a metric that is tolerated.
 
     Attributes:
-        metric: of a task; need not be the one that the search optimises.
-        points: hundredths of the metric's unit; of an accuracy percentage points.
-        task: one task only; without it every task that has the metric.
+        metric: a metric of a task; it need not be the one that the search optimises.
+        points: hundredths of the metric's unit; for an accuracy, percentage points.
+        task: the only task that it covers; None = every task that has the metric.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -19,7 +19,7 @@ class ToleranceEntry(BaseModel):
 
     @property
     def margin(self) -> float:
-        """In the metric's unit."""
+        """The tolerated loss in the metric's unit."""
         return self.points / 100
 
     @property
@@ -28,7 +28,7 @@ class ToleranceEntry(BaseModel):
         return f"within {self.points:g} point{'' if self.points == 1 else 's'}"
 
     def covers(self, task: str) -> bool:
-        """Whether it is of this task, if the task has the metric."""
+        """Whether it covers this task, if the task has the metric."""
         return self.task in (None, task)
 
 

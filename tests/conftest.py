@@ -1,4 +1,4 @@
-"""Fixtures that the whole suite shares, and the marks that say why a test is not a quick one."""
+"""Fixtures that the whole suite shares, and the marks that say why a test is not quick."""
 
 import os
 import sys
@@ -77,15 +77,15 @@ MARKS = {
         "checkpoint/test_reproduce_refusals.py",
     },
 }
-"""Mark → the files and folders all of whose tests have it; pyproject.toml says what each means.
+"""Mark → files and folders; all of their tests have the mark. pyproject.toml says what each means.
 
-A slow test of a file whose others are quick has its mark above it.
+If only some tests of a file are slow, each of these has its mark above it.
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by where they are, and those that ask for a PostgreSQL."""
+    """Mark tests by their files and folders, and mark those that ask for a PostgreSQL."""
     here = Path(__file__).parent
     gone = [place for marked in MARKS.values() for place in marked if not (here / place).exists()]
     assert not gone, f"MARKS names what is not there: {gone}"
@@ -100,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def asks_for_postgres(item: pytest.Item) -> bool:
-    """By a fixture, or by the parameter of one that takes the URL of a database by its kind."""
+    """Whether it does so by a fixture, or by a parameter that names the kind of a database."""
     kinds = getattr(item, "callspec", None)
     values = kinds.params.values() if kinds else ()
     fixtures: list[str] = getattr(item, "fixturenames", [])
@@ -110,7 +110,7 @@ def asks_for_postgres(item: pytest.Item) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where processes are left out, a test without a mark that starts this Python again fails."""
+    """If processes are left out, let a test fail that has no mark and starts this Python again."""
     if "processes" in config.option.markexpr:
         sys.addaudithook(refuse_processes)
 
@@ -141,13 +141,13 @@ def storage(tmp_path: Path) -> Iterator[Storage]:
 def mqasearch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> Command:
-    """``mqasearch(LINE)`` in the working folder, which each folder of tests has of its own kind."""
+    """``mqasearch(LINE)`` in the working folder; each folder of tests makes its own kind of it."""
     return Command(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)
 def _nobody_is_told_to_stop() -> Iterator[None]:
-    """A signal that one test sends to its own process does not hurry those after it."""
+    """Undo a test's signal to its own process, so that it does not hurry the tests after it."""
     yield
     if (patience := sys.modules.get("mqasearch.database.patience")) is not None:
         patience._hurried.clear()

@@ -1,6 +1,6 @@
-"""A driver that speaks the protocol of engines and has no engine: it reads sizes off the disk.
+"""A driver that speaks the protocol of engines without an engine: it reads sizes from the disk.
 
-What it does beyond that depends on what it is asked, so that tests can ask for faults.
+Some settings and requests make it fail, so that tests can ask for faults.
 """
 
 import json
@@ -18,7 +18,7 @@ CHILD = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def load(settings):
-    """Version: what it was started with, and the id of a process that it has started."""
+    """The version names what it was started with, and the id of a process that it has started."""
     if settings["model"] == "absent":
         raise ValueError("no model there\nand more about it")
     if settings["model"] == "deadly":
@@ -35,14 +35,14 @@ def load(settings):
 
 
 def log_probs(tokens):
-    """Zeros, after junk by Python and by the file descriptor that an engine in C writes to."""
+    """Zeros, after junk that Python prints and junk on the file descriptor of an engine in C."""
     print("junk")
     os.write(1, b'{"answer": "junk"}\n')
     return [[0.0] * (len(prompt) - 1) for prompt in tokens]
 
 
 def generate(tokens, n_tokens):
-    """Fails if it is asked for no tokens, dies if for fewer."""
+    """Zeros; fails if it is asked for no tokens, and dies if it is asked for fewer."""
     if n_tokens == 0:
         raise ValueError("not so many\nand more about it")
     if n_tokens < 0:
@@ -52,7 +52,7 @@ def generate(tokens, n_tokens):
 
 
 def cache_bytes_per_token(folder):
-    """Of keys and values in float32, as many as the checkpoint's projections give."""
+    """Bytes of keys and values in float32, as many as the checkpoint's projections give."""
     (weights,) = Path(folder).glob("*.safetensors")
     with weights.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -61,7 +61,7 @@ def cache_bytes_per_token(folder):
 
 
 def time(context, batch_size, n_tokens):
-    """About a second."""
+    """Prefill and decoding take about a second each."""
     return {"prefill": random.uniform(0.9, 1.1), "decode": random.uniform(0.9, 1.1)}
 
 

@@ -1,4 +1,4 @@
-"""An engine called ``fake``, among those that are known, with a format that it loads."""
+"""Adds an engine called ``fake`` to the known ones, with a format that it loads."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class FakeFormat(CompactHF):
 
 
 def add_fake_engine(monkeypatch: pytest.MonkeyPatch, kind: EngineKind = FAKE) -> None:
-    """Until the test ends."""
+    """Add the engine and its format until the test ends."""
     monkeypatch.setattr(engine, "ENGINES", {**engine.ENGINES, kind.name: kind})
     monkeypatch.setattr("mqasearch.formats.FORMATS", {**FORMATS, FakeFormat.name: FakeFormat()})
     monkeypatch.setenv("FAKE_DRIVER_FOLDER", str(engine._DRIVERS))

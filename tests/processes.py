@@ -4,7 +4,7 @@ import psutil  # type: ignore[import-untyped]
 
 
 def below() -> set[psutil.Process]:
-    """All processes below this one, but PostgreSQL's: it starts and ends some of its own accord."""
+    """All processes below this one except PostgreSQL's, which starts and ends some by itself."""
     return {each for each in psutil.Process().children(recursive=True) if not _is_postgres(each)}
 
 

@@ -15,7 +15,7 @@ Make = Callable[[], Selector]
 
 
 def additive_loss(n_layers: int, seed: int) -> Loss:
-    """Every layer has a harm of its own and they add up."""
+    """Every layer has a harm of its own, and the harms add up."""
     return pairwise_loss(n_layers, seed, strength=0.0)
 
 
@@ -41,18 +41,18 @@ def all_masks(n_layers: int, n_converted: int) -> list[LayerMask]:
 
 @dataclass
 class Simulation:
-    """Some workers on one study.
+    """A simulation of some workers on one study.
 
     Attributes:
-        make: a fresh selector; every worker makes its own.
-        loss: of a mask.
-        n_workers: at once.
-        seed: of who does what when.
+        make: makes a fresh selector; every worker makes its own.
+        loss: the loss of a mask.
+        n_workers: number of workers at once.
+        seed: seed of the order in which workers start and finish trials.
         kill: probability that a trial's worker dies before it is finished.
         invalid: masks whose score is not a number.
         enqueued: masks that are scored first.
-        pick: which one of equally wanted masks a worker takes.
-        masks: everything that was started, in order.
+        pick: index of the mask that a worker takes among equally wanted ones.
+        masks: all masks that were started, in order.
         answers: what the selectors wanted, with the history that they were shown.
     """
 
@@ -67,10 +67,10 @@ class Simulation:
     masks: list[LayerMask] = field(default_factory=list)
     answers: list[tuple[History, Wants]] = field(default_factory=list)
     _trials: dict[int, MaskTrial] = field(default_factory=dict)
-    """By number, without those whose worker died."""
+    """Number → trial, without trials whose worker died."""
 
     def run(self, n_trials: int | None = None) -> "Simulation":
-        """Until every worker is told that all is done, or ``n_trials`` were started in any case."""
+        """Run until every worker is told that all is done, or until ``n_trials`` were started."""
         rng = np.random.default_rng(self.seed)
         waiting = list(self.enqueued)
         idle = [self.make() for _ in range(self.n_workers)]
@@ -116,7 +116,7 @@ class Simulation:
         return [trial for trial in self.history if trial.state == "complete"]
 
     def _chosen(self, worker: Selector, n_trials: int | None) -> LayerMask | str:
-        """A mask, or ``wait`` or ``done``."""
+        """The worker's next mask, or ``wait`` or ``done``."""
         if n_trials is not None and len(self.masks) >= n_trials:
             return "done"
         history = self.history

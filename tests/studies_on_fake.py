@@ -1,4 +1,4 @@
-"""Studies on the fake scorer, for tests of what stands above the scorer."""
+"""Studies on the fake scorer, for tests of the rooms above the scorer."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The root command: what is common to all, and how it ends."""
+"""The root command: what all commands have in common, and how they end."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from mqasearch.errors import MqasearchError, UserError
 
 
 class Commands(TyperGroup):
-    """Repeats no password of a URL that stands where it does not belong."""
+    """Hides the passwords of URLs in its messages about a wrong command line."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the root options."""
@@ -89,7 +89,7 @@ def root(
 
 
 def _quiet_libraries() -> None:
-    """What libraries say of themselves, said before they are imported: progress is shown once."""
+    """Silence libraries, before they are imported, so that progress is shown only once."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -108,8 +108,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad input, 75 may succeed later, 128 + n on signal n.
     """
-    # Torch's threads wait for each other busily: beside any other process that makes them several
-    # times slower than waiting passively does. Read when torch is imported.
+    # By default torch's threads wait for each other busily, which makes them several times slower
+    # than passive waiting if another process runs. Torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signals = Signals()
     signals.install()
@@ -119,7 +119,7 @@ def main() -> None:
     except SystemExit as ended:
         code = ended.code
     except typer.TyperException as error:
-        if said := _usage(error):  # nothing but the name of the program was given: help is printed
+        if said := _usage(error):  # else only the program's name was given, and help is printed
             complain(UserError(said))
         code = 2
     except (typer.Abort, Stopped):

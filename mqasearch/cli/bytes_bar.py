@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 @contextmanager
 def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Called with (bytes written, bytes in all), it shows them on stderr, if that is a terminal.
+    """A function of (bytes written, bytes in all) that shows them on stderr, if that is a terminal.
 
     Nothing is shown before the first call, so that another bar may be there until then.
     """
@@ -25,7 +25,7 @@ def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     task = bar.add_task(what, total=None)
 
     def show(done: int, total: int) -> None:
-        bar.start()  # once is enough, more does no harm
+        bar.start()  # further calls do nothing
         bar.update(task, completed=done, total=total)
 
     try:

@@ -35,10 +35,10 @@ class Choices:
     study_name: str | None = None
 
     def as_data(self) -> dict[str, Any]:
-        """The keys of a study file that they choose.
+        """The options that were given, as keys of a study file.
 
         Raises:
-            UserError: an option that is not written as its help says.
+            UserError: an option is not written as its help says.
         """
         model = {"dtype": self.dtype, "revision": self.revision}
         if self.trust_remote_code:
@@ -75,10 +75,10 @@ _IN_THE_FILE = {
 
 
 def refuse_for_file(chosen: Choices, study: str) -> None:
-    """Refuse the options of a model for a study file, which says all of it itself.
+    """Refuse a model's options for a study file, since the file says all that they would.
 
     Raises:
-        UserError: one was given; with where to write it.
+        UserError: an option was given; the message says where to write it.
     """
     for name, written in _IN_THE_FILE.items():
         if getattr(chosen, name):
@@ -93,7 +93,7 @@ def more_trials(text: str) -> "More":
     """What ``--n-trials`` asks for.
 
     Raises:
-        UserError: neither +N nor N.
+        UserError: ``text`` is neither +N nor N.
     """
     from mqasearch.creation import More
 
@@ -103,10 +103,10 @@ def more_trials(text: str) -> "More":
 
 
 def is_model(text: str) -> bool:
-    """Whether a model is meant, not a study file. A study file need not exist to be meant.
+    """Whether ``text`` means a model and not a study file, which need not exist.
 
     Raises:
-        UserError: neither can be meant, or a hub id is probably a misspelt file.
+        UserError: ``text`` can mean neither, or a hub id is probably a misspelt file.
     """
     path = Path(os.path.expanduser(text))
     if path.is_dir() or path.suffix == ".gguf":
@@ -129,7 +129,7 @@ def is_model(text: str) -> bool:
 
 
 def _beside(path: Path, text: str) -> dict[str, str]:
-    """What may be meant in the folder that ``text`` names: as it may be typed → as it is.
+    """Studies and models in the folder that ``text`` names: name as it may be typed → real name.
 
     A study file may be typed without its suffix.
     """

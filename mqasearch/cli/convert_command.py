@@ -121,7 +121,7 @@ def convert(
 
 
 def _documents(given: str) -> int:
-    """``--confirmation``; 0 for all."""
+    """The value of ``--confirmation`` as a number; 0 for all documents."""
     if given == "all":
         return 0
     if given.isdecimal() and given.isascii() and int(given) > 1:

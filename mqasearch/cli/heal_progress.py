@@ -18,7 +18,7 @@ from mqasearch.statistics import Estimate
 log = logging.getLogger("mqasearch")
 
 _LINES = 20
-"""Log lines of a whole healing where there is no terminal."""
+"""Log lines of a whole healing if there is no terminal."""
 
 
 class HealingBar:
@@ -47,7 +47,7 @@ class HealingBar:
         self._bar.stop()
 
     def before(self, other: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """``other``, which takes the terminal over at its first call."""
+        """Wrap ``other`` so that it takes over the terminal at its first call."""
 
         def show(done: int, total: int) -> None:
             self._bar.stop()

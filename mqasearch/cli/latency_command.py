@@ -126,7 +126,7 @@ def _print(report: Any, format: Format) -> None:
 
 
 def _table(report: Any) -> tuple[list[str], list[list[str | None]]]:
-    """Headers and rows; no columns of peak memory if nobody keeps record of it."""
+    """Headers and rows; without columns of peak memory if it was not recorded."""
     columns: list[tuple[str, Callable[[Any], str | None]]] = [
         ("context", lambda row: str(row.context)),
         ("batch", lambda row: str(row.batch_size)),
@@ -157,7 +157,7 @@ def _spread(spread: Any, scale: float, form: str) -> str:
 
 
 def _kv_cache(row: Any) -> str:
-    """Counted and measured, once if they look the same."""
+    """The counted and the measured KV cache, only one of them if they look the same."""
     measured, counted = (
         f"{n_bytes / 1e6:.2f}" for n_bytes in (row.kv_bytes_measured, row.kv_bytes_counted)
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mqasearch.launch import Fleet
 
 FOLDER = Path("mqasearch.pg")
-"""Of the embedded PostgreSQL, where SQLite would have mqasearch.db."""
+"""Folder of the embedded PostgreSQL, in the place where SQLite would have mqasearch.db."""
 
 Workers = Annotated[
     int | None,
@@ -29,8 +29,8 @@ class Database:
     """Where a run keeps its studies.
 
     Attributes:
-        url: for this process and its workers.
-        held: file descriptors that keep it up.
+        url: URL for this process and its workers.
+        held: file descriptors that keep it running.
     """
 
     url: str = field(repr=False)
@@ -104,7 +104,7 @@ def child(
     from mqasearch.launch import end_with
 
     end_with(parent)
-    # not the worker's own exit code: it would be started again to end again
+    # Not the command ``worker``: its exit code would have it started again, only to end again.
     score_trials(study_name, storage, device, trust_remote_code=trust_remote_code)
 
 
@@ -153,7 +153,7 @@ def _launch_on_ray(fleet: "Fleet", storage: str, dry_run: bool) -> None:
 
 
 def ray_worker(url: str, fleet: "Fleet", options: tuple[str, ...] = ()) -> None:
-    """One worker: the same command as everywhere, inside a Ray task."""
+    """Run one worker inside a Ray task, by the same command as everywhere."""
     import os
 
     from mqasearch.cli.app import app
@@ -164,7 +164,7 @@ def ray_worker(url: str, fleet: "Fleet", options: tuple[str, ...] = ()) -> None:
 
 
 def _write(fleet: "Fleet", engine: str, image: str | None, folder: Path | None) -> None:
-    """The engine's file, and what to do with it; without a folder only printed."""
+    """Write the engine's file and print the next steps; without a folder, only print the file."""
     import sys
 
     from mqasearch.launch import kubernetes, slurm
@@ -192,8 +192,9 @@ def _write(fleet: "Fleet", engine: str, image: str | None, folder: Path | None) 
 def database(storage: str | None, study: str, n_workers: int) -> "Iterator[Database]":
     """Where a run keeps its studies.
 
-    Without a URL one worker gets SQLite's file and several the embedded PostgreSQL, which is up
-    for the length of the block; unless SQLite's file holds the study already.
+    Without a URL, one worker gets SQLite's file, and several get the embedded PostgreSQL, which
+    runs for the length of the block. If SQLite's file holds the study already, several get this
+    file too.
     """
     import logging
 
@@ -245,7 +246,7 @@ def serve(
 
 
 def default_workers(device: str) -> int:
-    """One for each GPU, if there are any and none was named."""
+    """One worker for each GPU, if there are any and no device was named; else one."""
     from mqasearch.launch import gpus
 
     return max(1, gpus()) if device == "auto" else 1

@@ -107,7 +107,7 @@ def _parameters(known: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _recommended(parameters: Mapping[str, Any] | None) -> str:
-    """With which parameters, where those are not the defaults."""
+    """Whether a selector is recommended, and with which parameters if not the defaults."""
     if parameters is None:
         return ""
     given = ", ".join(f"{name}={value}" for name, value in parameters.items())

@@ -1,8 +1,8 @@
-"""What goes to stderr: lines for people, or one JSON object a line for whatever collects them.
+"""What goes to stderr: lines for people, or one JSON object per line for programs.
 
-With JSON, stderr itself is exchanged: progress bars see no terminal and log lines instead, and what
-libraries, workers and tracebacks write there becomes JSON too. Only what is written past Python (by
-a crashing interpreter, say) stays as it is.
+With JSON, stderr itself is replaced: progress bars see no terminal and log lines instead, and what
+libraries, workers and tracebacks write there becomes JSON too. Only text that does not pass through
+Python (that of a crashing interpreter, for example) stays as it is.
 """
 
 import json
@@ -23,16 +23,16 @@ log = logging.getLogger("mqasearch")
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-"""What every record has; the rest is ``extra``."""
+"""The attributes of every record; all others are ``extra``."""
 
 _PASSWORD = re.compile(r"(:/{1,2}[^\s/:@'\"]*:)[^\s'\"]*@")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LABELLED = re.compile(r"[\[(](?P<label>[^\])]+)[\])] (?P<rest>\{.*\})")
-"""A worker's line, as a run passes it on, or Ray."""
+"""A worker's line, as a run or Ray passes it on."""
 
 
 def without_passwords(text: str) -> str:
-    """The last line of defence: whoever knows a URL hides its password before."""
+    """Hide passwords of URLs: the last defence, since code that knows a URL hides its password."""
     return _PASSWORD.sub(r"\1***@", text)
 
 
@@ -45,10 +45,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time, level, logger, message, exception, and what is ``extra``.
+    """One JSON object per record: time, level, logger, message, exception, and what is ``extra``.
 
-    Not python-json-logger's: there an ``extra`` called ``level`` replaces the level, NaN is written
-    as it is, which is no JSON, and what would have to be overridden is as long as this class.
+    We do not use python-json-logger's: there an ``extra`` called ``level`` replaces the level, NaN
+    is written as it is, which is not JSON, and the necessary overrides are as long as this class.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -73,7 +73,7 @@ def _time(seconds: float) -> str:
 
 
 def _plain(value: object) -> object:
-    """Something that JSON has a word for."""
+    """The value in a form that JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if value is None or isinstance(value, bool | int):
@@ -147,7 +147,7 @@ def start_logging(log_format: LogFormat, *, verbose: bool) -> None:
 
     Args:
         log_format: text or JSON.
-        verbose: of libraries too what is only of interest.
+        verbose: whether libraries log messages of level INFO too.
     """
     _for_children[:] = ["--verbose"] * verbose
     formatter: logging.Formatter = TextFormatter(TEXT)
@@ -169,10 +169,10 @@ def start_logging(log_format: LogFormat, *, verbose: bool) -> None:
 
 
 def _is_no_interruption(record: logging.LogRecord) -> bool:
-    """False of a library's cry that a signal came while it tidied up.
+    """False for a library's report that a signal came while it tidied up.
 
-    A signal interrupts at any instruction. SQLAlchemy's pool logs whatever comes while it takes a
-    connection back, and lets an interruption go on to where it is dealt with.
+    A signal interrupts at any instruction. SQLAlchemy's pool logs every exception that comes while
+    it takes a connection back, but lets an interruption pass on to the code that handles it.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 

@@ -1,4 +1,4 @@
-"""Tables on stdout: plain where nobody looks, the same figures as JSON."""
+"""Tables on stdout, plain if that is not a terminal, and the same figures as JSON."""
 
 import json
 import sys
@@ -17,23 +17,23 @@ NONE = "–"
 
 
 def console() -> Console:
-    """stdout, wide enough for a table where it is not a terminal."""
+    """A console on stdout, wide enough for a table if that is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def print_json(value: Any) -> None:
-    """Data to stdout."""
+    """Print data to stdout as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_rows(headers: Sequence[str], rows: Iterable[Sequence[Any]], format: Format) -> None:
-    """A listing, as a table or as a list of objects."""
+    """Print a listing, as a table or as a list of objects."""
     if format is Format.JSON:
         print_json([dict(zip(headers, row, strict=True)) for row in rows])
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
-        table.add_column(Text(header))  # as it is: "[range]" would be taken for markup
+        table.add_column(Text(header))  # Text, since "[range]" would be taken for markup
     for row in rows:
         table.add_row(*(Text(NONE if cell is None else str(cell)) for cell in row))
     console().print(table)
@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
-    """Selectors side by side: what chose a mask, then what documents say that it never saw."""
+    """Selectors side by side: results on the documents that chose a mask, then on held-out ones."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     columns = [
         *_names(rows),
@@ -68,7 +68,7 @@ def comparison_table(title: str, rows: Sequence[ComparisonRow]) -> Table:
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Every size that was confirmed, and the answer."""
+    """Print every size that was confirmed, and the answer."""
     table = Table(
         title="verdict", title_justify="left", box=None, header_style="bold", pad_edge=False
     )
@@ -97,11 +97,11 @@ def _names(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
 
 
 def _searched(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
-    """On the documents that chose the masks."""
+    """Results on the documents that chose the masks."""
     counts = [sum(row.n_docs.values()) or None for row in rows]
     values = [None if row.value is None else Estimate(row.value, row.stderr) for row in rows]
     yield _estimates(_metric(rows), "search", values, counts)
-    if any(row.delta != row.value for row in rows):  # else the value is a difference already
+    if any(row.delta != row.value for row in rows):  # if not, the value is a difference
         deltas = [
             None if row.delta is None else Estimate(row.delta, row.delta_stderr) for row in rows
         ]
@@ -121,12 +121,12 @@ def _held_out(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
 
 
 def _headlines(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
-    """Of every task the held-out accuracy, and its paired difference to the original's."""
+    """The held-out accuracy of every task, and its paired difference to the original's."""
     return _accuracies([row.confirmed for row in rows], "held out")
 
 
 def _after_healing(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
-    """The same of the healed masks, if there are any; first the search's metric."""
+    """Held-out results of the healed masks, if there are any; first the search's metric."""
     if not any(row.healed for row in rows):
         return
     found = [row.healed_held_out for row in rows]
@@ -160,13 +160,13 @@ def _estimates(
     *,
     signed: bool = False,
 ) -> Column:
-    """Values with standard errors; the number of documents is in the header if it is one for all.
+    """Values with standard errors; the number of documents is in the header if all have the same.
 
     Args:
-        name: of what is estimated.
-        documents: which ones, in a word or two.
+        name: name of what is estimated.
+        documents: which documents they are, in a word or two.
         values: one for each row.
-        counts: documents of each row's value; None where it is unknown.
+        counts: number of documents of each row's value; None if it is unknown.
         signed: whether they are differences.
     """
     known = {count for count in counts if count is not None}

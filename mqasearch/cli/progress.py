@@ -1,4 +1,4 @@
-"""One line of progress on a terminal, one log line a trial elsewhere."""
+"""One line of progress on a terminal, one log line per trial elsewhere."""
 
 import logging
 import sys
@@ -21,8 +21,8 @@ log = logging.getLogger("mqasearch")
 class Progress:
     """Selector, trial, best so far, difference to the original, time left.
 
-    The time left rests on this process's own pace and on how many trials the selector is expected
-    to need; a plan may turn out shorter or longer.
+    The time left is estimated from this process's own pace and from how many trials the selector is
+    expected to need; a plan may turn out shorter or longer.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Progress:
 def _value(facts: TrialFacts) -> str:
     """``1.482 ± 0.031 (+0.0105 ± 0.0042)``: the value, and its difference to the original's.
 
-    The difference is left out where it is the value itself, as of a distance to the original.
+    The difference is left out if it equals the value, as for a distance to the original.
     """
     value = Estimate(facts.value, facts.stderr)
     if facts.delta == facts.value:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mqasearch.spec import StudySpec
 
 STUDY_FILE = "study.yaml"
-"""Beside the results of a model: the study that was run on it."""
+"""The file of the study that was run on a model; it lies beside the results."""
 
 
 def register(app: typer.Typer) -> None:
@@ -128,7 +128,7 @@ def _run(
         check_extendable(spec)
     _check_folder(output_dir)
     n_workers = workers or default_workers(device)
-    trusts = spec.model.trust_remote_code  # the file, or the command line, of whoever runs this
+    trusts = spec.model.trust_remote_code  # from the user's own file or command line
     with database(storage, spec.name, n_workers) as place:
         opened = open_database(place.url)
         create(opened, spec)
@@ -151,7 +151,7 @@ def _run(
         _print_results(sized(spec), place.url, output_dir, complete=not ending)
         if study_file is not None:
             print(f"study file: {study_file}")
-        if not place.held and not ending:  # what is held ends with this run
+        if not place.held and not ending:  # else the database ends with this run
             _print_next_steps(opened.url_hidden, spec.name)
     if ending:
         raise ScoreError(ending)
@@ -171,7 +171,7 @@ def _add_trials(storage: "Storage", name: str, more: "More") -> None:
 
 
 def _print_results(spec: "StudySpec", storage: str, output_dir: Path, *, complete: bool) -> None:
-    """The table of every budget, and its masks as JSON; those there are, unless ``complete``."""
+    """Print each budget's table and write its masks as JSON; all must exist if ``complete``."""
     from mqasearch.errors import NoMaskError
     from mqasearch.export import export, write_masks
 
@@ -190,7 +190,7 @@ def _print_results(spec: "StudySpec", storage: str, output_dir: Path, *, complet
 
 
 def _check_folder(path: Path) -> None:
-    """Before hours of work: the results need a folder."""
+    """Check, before hours of work, that there is a folder for the results."""
     from mqasearch.errors import UserError
 
     try:
@@ -201,7 +201,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _write_study(spec: "StudySpec", path: Path) -> None:
-    """Unless the file says so already, in somebody's own words."""
+    """Write the study, unless the file says the same already in the user's own words."""
     from mqasearch.creation import load_study
     from mqasearch.errors import UserError
     from mqasearch.files import write_whole

@@ -1,4 +1,4 @@
-"""Options of ``run`` alone; most say what the default study of a model is to be."""
+"""Options of ``run`` alone; most of them change the default study of a model."""
 
 from pathlib import Path
 from typing import Annotated

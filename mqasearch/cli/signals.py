@@ -7,7 +7,7 @@ from types import FrameType
 from mqasearch.interruption import postpone, raise_postponed
 
 LATEST = 5.0
-"""Seconds after which a signal interrupts whatever is done: a database may be silent for long."""
+"""Seconds after which a signal interrupts any work, since a database may be silent for long."""
 
 AGAIN_AFTER = 0.02
 """Seconds until an interruption that Python has dropped is raised again."""
@@ -23,7 +23,7 @@ class Signals:
     The interruption is raised in the main thread, unless that is :func:`undisturbed
     <mqasearch.interruption.undisturbed>`. If it has just reached a finalizer, or the callback of a
     weak reference, Python drops the exception and only reports it to ``sys.unraisablehook``.
-    Therefore that hook has it raised again, a moment later.
+    Therefore that hook arranges that it is raised again a moment later.
     """
 
     received: int | None = None
@@ -35,14 +35,14 @@ class Signals:
         sys.unraisablehook = _raise_again
 
     def end(self) -> None:
-        """No interruption is to come any more: one that comes while Python ends would kill it."""
+        """Prevent further interruptions, since one that comes while Python ends would kill it."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.received = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        # Imported only if a database is open. Whoever cleans up must not wait for it for long.
+        # Imported only if a database is open. The clean-up must not wait for it for long.
         if (patience := sys.modules.get("mqasearch.database.patience")) is not None:
             patience.hurry()
         _interrupt()

@@ -73,7 +73,7 @@ def score_trials(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """What a worker does, whether or not it finds a mask."""
+    """Do a worker's work on a study, and print how many trials it has done."""
     from mqasearch.cli.progress import Progress
     from mqasearch.worker import NO_LIMITS, work
 
@@ -158,20 +158,20 @@ def export(
 
 
 def open_database(storage: str, *, create: bool = True, read_only: bool = False) -> "OpenStorage":
-    """A database, with Optuna quiet."""
+    """Open a database, with Optuna's own log reduced to errors."""
     import optuna
 
     from mqasearch.record import open_storage
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own log says more, in one line
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our own log says more in one line
     return open_storage(storage, create=create, read_only=read_only)
 
 
 def _open_to_look(storage: str, name: str | None = None) -> "OpenStorage":
-    """Writable if it may be written, else to read only.
+    """Open a database for writing if it may be written, else for reading only.
 
-    If it may be, what workers have finished of the study file with ``name`` is recorded first: one
-    that was killed may have left something.
+    If it may be written, what workers have finished of the study file with ``name`` is recorded
+    first, since a killed worker may have left something unrecorded.
     """
     from mqasearch.errors import ReadOnlyError
     from mqasearch.study import bring_up
@@ -206,7 +206,7 @@ def _studies(storage: str, name: str) -> "list[optuna.Study]":
 
 
 def print_comparison(storage: str, name: str, format: Format) -> "list[optuna.Study]":
-    """To stdout; the studies are returned."""
+    """Print the comparison to stdout, and return its studies."""
     from dataclasses import asdict
 
     from mqasearch.cli.printed_tables import comparison_table, console, print_json
@@ -222,14 +222,14 @@ def print_comparison(storage: str, name: str, format: Format) -> "list[optuna.St
 
 
 def verdict_of(storage: str, name: str) -> "Verdict | None":
-    """Of the study file that ``name`` is a part of."""
+    """The verdict of the study file that ``name`` is a part of."""
     from mqasearch.study import studies_of_file, verdict
 
     return verdict(studies_of_file(_open_to_look(storage, name).optuna, name))
 
 
 def print_verdict(storage: str, name: str) -> None:
-    """To stdout, where the study file asks for one."""
+    """Print the verdict to stdout, if the study file asks for one."""
     from mqasearch.cli import printed_tables
 
     if (found := verdict_of(storage, name)) is not None:

@@ -1,9 +1,9 @@
 """Who may see the dashboard when it can be reached from other machines.
 
-An auth file is what Apache calls an htpasswd file, of bcrypt lines: ``NAME:HASH`` each, ``#``
-begins a comment. ``python -m mqasearch.dashboard NAME`` prints a line, and so does Apache's
-``htpasswd -nB NAME``. The same secret opens the dashboard by basic auth (``NAME`` and the secret;
-what a browser asks for) and as a bearer token (``NAME.SECRET``; for programs).
+An auth file is what Apache calls an htpasswd file, with bcrypt hashes: each line is ``NAME:HASH``,
+and ``#`` begins a comment. ``python -m mqasearch.dashboard NAME`` prints a line, and so does
+Apache's ``htpasswd -nB NAME``. The same secret opens the dashboard by basic auth (``NAME`` and the
+secret; what a browser asks for) and as a bearer token (``NAME.SECRET``; for programs).
 """
 
 import base64
@@ -20,28 +20,28 @@ import bcrypt
 from mqasearch.errors import UserError
 
 ROUNDS = 12
-"""log₂ of bcrypt's rounds: a quarter of a second a guess."""
+"""log₂ of bcrypt's rounds: a guess takes a quarter of a second."""
 
 MIN_SECRET, MAX_SECRET_BYTES = 12, 72
-"""Characters, for the file may be copied and guessed at in peace; and what bcrypt reads at most."""
+"""Fewest characters, since a copied file can be attacked offline; most bytes that bcrypt reads."""
 
 MAX_FILE_BYTES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH = re.compile(r"\$2[aby]\$[0-9]{2}\$(?P<salt>[./A-Za-z0-9]{22})[./A-Za-z0-9]{31}")
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 15
-"""Of bcrypt itself, and of our patience: two seconds a guess."""
+"""The fewest that bcrypt takes, and the most that we take: two seconds a guess."""
 
 
 class Accounts:
     """The accounts of an auth file, and which ``Authorization`` headers they accept.
 
-    bcrypt is slow on purpose and a page asks for many files, so the headers that were accepted are
-    remembered (as hashes under a key of this process); those that were not cost the full time, one
-    after the other.
+    bcrypt is slow on purpose and a page asks for many files, so accepted headers are remembered (as
+    hashes under a key of this process). Other headers cost the full time and are checked one after
+    the other.
     """
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
-        """``hashes``: of the secret of each account, by its name."""
+        """``hashes``: name of each account → hash of its secret."""
         self._hashes = dict(hashes)
         self._key = secrets.token_bytes(32)
         self._accepted: dict[bytes, str] = {}
@@ -64,8 +64,8 @@ class Accounts:
         name, secret = _credentials(header)
         if not name:
             return None
-        # an unknown name costs as much as a wrong secret, so that names cannot be found out (if all
-        # hashes have the same cost)
+        # An unknown name takes as long as a wrong secret, so that names cannot be found out (if all
+        # hashes have the same cost).
         with self._lock:
             matches = _matches(secret, self._hashes.get(name, self._nobody))
         if not matches or name not in self._hashes:
@@ -131,7 +131,7 @@ def _checked_name(name: str) -> str:
 
 
 def _checked_hash(text: str) -> str:
-    """Whether bcrypt takes it, before anybody asks; a limit keeps an odd file from stalling us."""
+    """Check early that bcrypt takes the hash; the limit keeps an odd file from stalling us."""
     found = _HASH.fullmatch(text)
     if found is None:
         raise ValueError("not NAME:$2b$… as bcrypt makes it")
@@ -153,13 +153,13 @@ def _rounds_of(hashed: str) -> int:
 def _matches(secret: str, hashed: str) -> bool:
     """Whether the secret is the one that was hashed."""
     given = secret.encode("utf-8", "surrogatepass")
-    # A longer one is refused by bcrypt; it takes as long as any other.
+    # bcrypt refuses a longer secret, so it is cut here and takes as long as any other.
     found = bcrypt.checkpw(given[:MAX_SECRET_BYTES], hashed.encode())
     return found and len(given) <= MAX_SECRET_BYTES
 
 
 def _credentials(header: str) -> tuple[str, str]:
-    """Name and secret of a header; empty where there is none."""
+    """Name and secret of a header; empty if there is none."""
     scheme, _, rest = header.strip().partition(" ")
     if scheme.lower() == "bearer":
         name, _, secret = rest.strip().partition(".")

@@ -12,17 +12,17 @@ class Confirmed:
 
     Attributes:
         task: lm-eval's name.
-        metric: of the task.
-        mask: that was confirmed.
-        value: of the mask.
+        metric: a metric of the task.
+        mask: the mask that was confirmed.
+        value: the mask's value.
         original: value of the original model on the same documents.
-        delta: mean paired difference, mask − original; None for a metric that has no values per
-            document, and so the ends of its interval.
+        delta: mean paired difference, mask − original; None, like the ends of its interval, if the
+            metric has no values per document.
         low: lower end of its 95 % interval.
         high: upper end.
-        stderr: standard error of ``value``; None where it is unknown.
-        n_docs: documents; None where it is unknown.
-        is_healed: the mask was healed before it was scored.
+        stderr: standard error of ``value``; None if it is unknown.
+        n_docs: number of documents; None if it is unknown.
+        is_healed: whether the mask was healed before it was scored.
     """
 
     task: str
@@ -56,7 +56,7 @@ def read_confirmed(attribute: object) -> tuple[Confirmed, ...]:
 
 
 def by_task(rows: Iterable[Confirmed]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Task → metric → value, standard error and documents, as a confirmation has them."""
+    """Task → metric → value, standard error and documents, in the form of a confirmation."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for row in rows:
         numbers = {"value": row.value, "stderr": row.stderr, "n_docs": row.n_docs}

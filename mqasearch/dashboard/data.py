@@ -1,8 +1,8 @@
 """What the figures and pages show, as plain data, read from the Optuna storage.
 
 Everything comes from all studies, a study's trials and its queue, so a database role with SELECT
-alone is enough. Studies that mqasearch did not create, and trials without a mask, are left out; so
-is whatever an attribute of another version lacks: one odd study must not hide all others.
+alone is enough. Studies that mqasearch did not create, and trials without a mask, are left out, and
+so is what an attribute of another version lacks, since one odd study must not hide all others.
 """
 
 import json
@@ -34,8 +34,8 @@ from mqasearch.statistics import Estimate
 from mqasearch.study import HeldOut, Part, best, held_out, improvements, parts_of
 
 State = Literal["waiting", "running", "complete", "pruned", "invalid", "failed"]
-"""``pruned`` is a probe, a mask below the budget that was scored; or a mask that was given up in a
-race. ``invalid``: no finite score."""
+"""``pruned``: a probe (a mask below the budget that was scored) or a mask that was given up in a
+race. ``invalid``: a mask without a finite score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,24 @@ class TrialRow:
     """One trial.
 
     Attributes:
-        number: of the trial in its study; of a mask without a trial so far, behind all trials.
+        number: the trial's number in its study; a mask without one so far comes after all trials.
         mask: a row of 0 and 1, layer 0 first.
         n_converted: ones in the mask.
-        value: of the objective; None while unknown.
+        value: the objective's value; None while unknown.
         state: see ``State``.
         delta: value − the original model's value.
-        selector: that proposed the mask.
+        selector: the selector that proposed the mask.
         evaluations: masks that the selector had scored when this trial ended, this one included,
             whether the score was computed or found in the database; None before the end.
-        kv_bytes: of KV cache a token takes.
-        seconds: that scoring took.
+        kv_bytes: bytes of KV cache that a token takes.
+        seconds: seconds that scoring took.
         reused: whether the score was found in the database.
-        label: name that the study file gives to an enqueued mask.
+        label: the name that the study file gives to an enqueued mask.
         given_up: documents after which the mask was clearly worse than another one of its size, so
-            that ``value`` is an estimate; None where all were scored.
-        stderr: standard error of ``value``; None where it is unknown.
-        delta_stderr: that of ``delta``, paired by document; None where it is unknown.
-        n_docs: documents of each task; empty where it is unknown.
+            that ``value`` is an estimate; None if all were scored.
+        stderr: standard error of ``value``; None if it is unknown.
+        delta_stderr: standard error of ``delta``, paired by document; None if it is unknown.
+        n_docs: number of documents of each task; empty if it is unknown.
     """
 
     number: int
@@ -103,17 +103,17 @@ class StudyRows:
     """One selector's study.
 
     Attributes:
-        study_id: Optuna's number of it, for links to Optuna's own dashboard.
-        name: of the Optuna study, ``<comparison>.<selector>``.
-        comparison: that the study belongs to.
-        selector: that proposes its masks.
+        study_id: Optuna's number of the study, for links to Optuna's own dashboard.
+        name: name of the Optuna study, ``<comparison>.<selector>``.
+        comparison: the comparison that the study belongs to.
+        selector: the selector that proposes its masks.
         n_converted: layers that a mask at the budget converts.
-        n_layers: of the model.
+        n_layers: layers of the model.
         maximize: whether a larger value is better.
         metric: what the value is, for axis titles.
-        group: equal for comparisons that differ in nothing but name and budget.
-        n_trials: planned at most; None where the selector's plan ends by itself.
-        parts: of the objective; empty where the study file does not say.
+        group: a key that is equal for comparisons that differ only in name and budget.
+        n_trials: largest number of trials; None if the selector's plan ends by itself.
+        parts: parts of the objective; empty if the study file does not say.
         confirmed: held-out results; empty before the search has ended.
         trials: in the order of their numbers.
     """
@@ -165,7 +165,7 @@ class StudyRows:
 
     @property
     def best_healed(self) -> tuple[Confirmed, ...]:
-        """Those of the same mask after healing."""
+        """The held-out results of the same mask after healing."""
         return self._of_best(is_healed=True)
 
     def _of_best(self, *, is_healed: bool) -> tuple[Confirmed, ...]:
@@ -183,7 +183,7 @@ class StudyRows:
 
     @property
     def healed_held_out(self) -> HeldOut | None:
-        """The same of that mask after healing."""
+        """The objective of the healed best mask on documents that the search never saw."""
         return held_out(self.parts, by_task(self.best_healed))
 
     @property
@@ -248,7 +248,7 @@ def _in_hand(storage: BaseStorage, study_id: int) -> Sequence[Task]:
 
 
 def _at_one_budget(studies: Sequence[StudyRows]) -> tuple[StudyRows, ...]:
-    """Masks enqueued by name may have any size: their study takes the selectors' budget."""
+    """Give the study of masks enqueued by name, which have any size, the selectors' budget."""
     budgets = [study.n_converted for study in studies if study.selector != ENQUEUED]
     return tuple(
         replace(study, n_converted=budgets[0]) if budgets and study.selector == ENQUEUED else study
@@ -378,7 +378,7 @@ def _row_in_hand(task: Task, number: int, selector: str) -> TrialRow:
 
 
 def _with_delta(row: TrialRow, reference: float | None) -> TrialRow:
-    """The row with its difference to the original, where the trial did not record one."""
+    """The row with its difference to the original, if the trial did not record one."""
     if row.delta is not None or row.value is None or reference is None:
         return row
     return replace(row, delta=row.value - reference)
@@ -397,7 +397,7 @@ def _state(trial: FrozenTrial) -> State:
 
 
 def _value(trial: FrozenTrial) -> float | None:
-    """The objective: of a probe the value that it reported before it was pruned."""
+    """The objective's value; for a probe, the value that it reported before it was pruned."""
     if trial.state == TrialState.COMPLETE:
         return number(trial.values[0]) if trial.values else None
     if trial.state == TrialState.PRUNED and trial.intermediate_values:

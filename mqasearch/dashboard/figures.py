@@ -1,7 +1,8 @@
 """The figures of a comparison: plain rows in, Plotly figures out.
 
 Only long-known trace types and plain lists are used, since Optuna's dashboard draws with plotly.js
-2.35. Layers are categories: a label such as ``12`` on a number axis would be a place, not a name.
+2.35. Layers are categories: on a number axis, a label such as ``12`` would be a position and not a
+name.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,10 +44,10 @@ class Titled:
 
 
 def selectors_by_evaluations(comparison: Comparison) -> go.Figure:
-    """Best value of a mask at the budget against the number of masks scored, one line a selector.
+    """Best value of a mask at the budget against the number of masks scored, one line per selector.
 
-    Every scored mask counts, probes and masks whose score another selector had paid for included:
-    what is compared is how much a selector has to know, not which one ran first.
+    Every scored mask counts, including probes and masks whose score another selector had paid for:
+    the figure compares how much a selector has to know, not which one ran first.
     """
     figure = go.Figure()
     for place, study in enumerate(comparison.selectors):
@@ -74,7 +75,8 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
     """Best value against the number of converted layers, over all selectors and budgets.
 
     Args:
-        comparisons: of one model and one set of tasks, one per budget; probes count too.
+        comparisons: comparisons of one model and one set of tasks, one per budget; probes count
+            too.
     """
     points = _best_of_each_size(comparisons)
     figure = go.Figure(
@@ -103,10 +105,10 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
 
 
 def comparison_figures(comparison: Comparison, related: Sequence[Comparison]) -> tuple[Titled, ...]:
-    """All figures of a comparison: those of the whole of it, and the masks of each selector.
+    """All figures of a comparison: the shared ones, and the masks of each selector.
 
     Args:
-        comparison: what is shown.
+        comparison: the comparison that is shown.
         related: comparisons that differ from it in the budget alone, itself included.
     """
     masks = tuple(masks_figure(study) for study in comparison.studies)
@@ -114,7 +116,7 @@ def comparison_figures(comparison: Comparison, related: Sequence[Comparison]) ->
 
 
 def shared_figures(comparison: Comparison, related: Sequence[Comparison]) -> tuple[Titled, ...]:
-    """The figures that belong to no selector in particular; arguments as above."""
+    """The figures that belong to no selector in particular; arguments of ``comparison_figures``."""
     return (
         Titled(
             "mqasearch-selectors",

@@ -1,4 +1,4 @@
-"""What stands between the network and the dashboards: hosts, methods, accounts, headers.
+"""Protects the dashboards from the network: checks hosts, methods and accounts, adds headers.
 
 optuna-dashboard has no login, and ``DELETE /api/studies/1`` works for anyone who reaches it.
 """
@@ -21,8 +21,8 @@ HEALTH = "/mqasearch/health"
 
 OUR_POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
-    # plotly.js adds one empty style element and fills it by the object model: the hash of nothing.
-    # It also brings the style sheet of its maps, which stays blocked: we have none
+    # plotly.js adds one empty style element and fills it by the object model: this is the hash of
+    # the empty text. The style sheet of its maps, which we do not use, stays blocked.
     "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -53,15 +53,16 @@ _REASONS = {
 class Guard:
     """WSGI middleware: refuses what must not pass, and adds the security headers.
 
-    In this order: a ``Host`` that is not ours (DNS rebinding: a foreign page that resolves its own
-    name to this machine) is answered 421; a method that is not allowed 405; no valid account 401;
-    a change asked for by another site's page 403. Only the health check needs no account.
+    In this order, it answers 421 to a ``Host`` that is not ours (DNS rebinding: a foreign page that
+    resolves its own name to this machine), 405 to a method that is not allowed, 401 to a request
+    without a valid account, and 403 to a change that another site's page asks for. Only the health
+    check needs no account.
 
     Args:
         app: what is guarded.
-        writable: let POST, PUT and DELETE pass.
-        accounts: who may enter; None = whoever reaches us.
-        allowed_hosts: names, besides the loopback ones, that ``Host`` may say.
+        writable: whether POST, PUT and DELETE pass.
+        accounts: accounts that may enter; None = anybody who reaches us may.
+        allowed_hosts: names, besides the loopback ones, that ``Host`` may have.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Guard:
             status, message, headers = refusal
             body = refuse(start, status, message, headers)
             return [] if environ["REQUEST_METHOD"] == "HEAD" else body
-        # without it optuna-dashboard answers 500 to clients that do not compress
+        # Without this header optuna-dashboard answers 500 to clients that do not compress.
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
         return self._app(environ, start)
 
@@ -115,7 +116,7 @@ class Guard:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        # an address cannot be rebound, and whoever has an account has been given it by us
+        # An address cannot be rebound, and a user with an account got it from us.
         return name in self._hosts or (self.accounts is not None and _is_address(name))
 
 

@@ -9,27 +9,27 @@ from mqasearch.dashboard.style import described, finish
 from mqasearch.study import ranked
 
 MAX_COLUMNS = 150
-"""Trials of the heatmap: more are thinner than a pixel or two, and none can be told apart."""
+"""Most trials of the heatmap: with more, columns are too thin (a pixel or two) to tell apart."""
 
 SHADES = KEPT, PALE, AT_BUDGET, RUNNING = "#f1f3f6", "#a6cbe3", "#0b5394", "#f0b429"
-"""Of a cell, by the number that stands for it in the heatmap."""
+"""Colours of a cell, by the number that stands for them in the heatmap."""
 
 
 def masks_by_trial(study: StudyRows, limit: int = MAX_COLUMNS) -> go.Figure:
-    """Layer × trial: which layers each mask converts, best mask first, and above it its value.
+    """Layer × trial: which layers each mask converts, best mask first, with its value above it.
 
-    Masks at the budget are dark, probes and masks that were given up pale, running ones orange. A
-    button orders the same columns by trial number.
+    Masks at the budget are dark, probes and masks that were given up are pale, running ones orange.
+    A button orders the same columns by trial number.
 
     Args:
         study: one selector's rows.
-        limit: columns at most; the best masks at the budget are kept.
+        limit: largest number of columns; the best masks at the budget are kept.
     """
     rows = _best_first(study)[:limit]
     by_value = [str(row.number) for row in rows]
     by_number = [str(number) for number in sorted(row.number for row in rows)]
     figure = go.Figure([_heatmap(study, rows), *_value_traces(study, rows)])
-    # one x axis for both panels: plotly.js does not reorder the categories of axes that match
+    # Both panels have one x axis: plotly.js does not reorder the categories of matching axes.
     figure.update_xaxes(
         title_text="trial",
         type="category",
@@ -96,7 +96,7 @@ def _heatmap(study: StudyRows, rows: Sequence[TrialRow]) -> go.Heatmap:
 
 
 def _shade(study: StudyRows, row: TrialRow) -> int:
-    """Place in ``SHADES`` of the row's converted cells."""
+    """The place in ``SHADES`` of the row's converted cells."""
     if row.state == "running":
         return 3
     return 2 if study.is_at_budget(row) and row.given_up is None else 1

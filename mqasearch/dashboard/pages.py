@@ -177,7 +177,7 @@ def _masks(comparison: Comparison) -> Mapping[str, Any]:
 
 
 def _progress(studies: Iterable[StudyRows]) -> str:
-    """``12 of 30, 2 running``; without the plan's size where a selector ends by itself."""
+    """``12 of 30, 2 running``; without the plan's size if a selector ends by itself."""
     studies = list(studies)
     scored = sum(len(study.scored) for study in studies)
     running = sum(row.state == "running" for study in studies for row in study.trials)
@@ -193,7 +193,7 @@ def _value(row: TrialRow | None) -> str:
 
 
 def _on(comparison: Comparison) -> str:
-    """Which documents the values are of; their number if it is one for all."""
+    """Which documents the values are of, with their number if it is the same for all."""
     scored = [row for study in comparison.studies for row in study.scored]
     counts = {sum(row.n_docs) for row in scored if row.n_docs and row.given_up is None}
     return ", search" + (f" (n={counts.pop()})" if len(counts) == 1 else "")
@@ -226,7 +226,7 @@ def _accuracy(confirmed: Sequence[Confirmed]) -> str:
 
 
 def _accuracies(rows: Sequence[Confirmed]) -> list[Confirmed]:
-    """One per task: ``acc_norm`` where the task has it, else ``acc``."""
+    """One per task: ``acc_norm`` if the task has it, else ``acc``."""
     chosen: dict[str, Confirmed] = {}
     for metric in ("acc", "acc_norm"):
         chosen |= {row.task: row for row in rows if row.metric == metric}

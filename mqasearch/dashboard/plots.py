@@ -1,10 +1,10 @@
 """Our figures inside Optuna's own dashboard.
 
-Optuna's dashboard shows what is stored in a study as custom plots: study attributes, cut in pieces
-of 2 kB, each written by a transaction of its own and all of them together by none. So the figures
-are not stored while a search runs. ``LivePlots`` adds them to what the dashboard's server answers;
-``publish_figures`` stores them once, for those who look at the database with ``optuna-dashboard``
-itself.
+Optuna's dashboard shows custom plots that are stored in a study's attributes, in pieces of 2 kB.
+Each piece is written in a transaction of its own, and no transaction covers a whole plot. So the
+figures are not stored while a search runs. ``LivePlots`` adds them to what the dashboard's server
+answers; ``publish_figures`` stores them once, for users who open the database with
+``optuna-dashboard`` itself.
 """
 
 import json
@@ -23,7 +23,7 @@ from mqasearch.dashboard.data import Comparison, StudyRows, read_comparisons, si
 from mqasearch.dashboard.figures import Titled, masks_figure, shared_figures
 
 CARD_HEIGHT = 450
-"""Pixels of a custom plot in Optuna's dashboard; what is below is cut off."""
+"""Height in pixels of a custom plot in Optuna's dashboard, which cuts off the rest."""
 
 _STUDY = re.compile(r"/api/studies/(\d+)/?")
 
@@ -31,8 +31,8 @@ _STUDY = re.compile(r"/api/studies/(\d+)/?")
 def publish_figures(storage: BaseStorage, comparison: str) -> int:
     """Store the figures of a comparison in each of its studies, replacing earlier ones.
 
-    For one writer, when a search has ended: some twenty transactions a study, and whoever reads
-    between two of them gets half a figure.
+    Use it with one writer, after the search has ended: it takes some twenty transactions per study,
+    and a reader between two of them gets half a figure.
 
     Returns:
         The number of studies written; 0 if there is no such comparison.
@@ -53,7 +53,7 @@ class LivePlots:
 
     Args:
         app: optuna-dashboard's application.
-        storage: where the figures' data is read.
+        storage: storage that the figures' data is read from.
     """
 
     def __init__(self, app: WSGIApplication, storage: BaseStorage) -> None:
@@ -98,7 +98,7 @@ def _figures(
 
 
 def _entitled(titled: Titled) -> go.Figure:
-    """The figure as a card of Optuna's dashboard: of its height, and with its title inside."""
+    """The figure as a card of Optuna's dashboard, with the card's height and its title inside."""
     figure = go.Figure(titled.figure)
     figure.update_layout(
         title={"text": titled.title, "x": 0.01, "y": 0.96, "xanchor": "left", "font": {"size": 16}},
@@ -111,7 +111,7 @@ def _entitled(titled: Titled) -> go.Figure:
 def _collected(
     app: WSGIApplication, environ: WSGIEnvironment
 ) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and whole body of what an application answers."""
+    """Status, headers and whole body of an application's answer."""
     answered: list[tuple[str, list[tuple[str, str]]]] = []
     written: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""The figure of layers: what each one costs alone, and what it goes with in masks of the budget."""
+"""The figure of layers: the loss of each layer alone, and of masks with and without it."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.style import COLOURS, FAINT, error_bars, finish
 
 LEAST_MASKS = 3
-"""On either side of a comparison that gets an interval: of two, it is wider than any figure."""
+"""Fewest masks on either side of a comparison that gets an interval: with two, it is too wide to
+draw."""
 
 SENSITIVITY_CAPTION = (
     "Bars: loss that a layer adds when it is the only one converted; error bars: 95 % t intervals "
@@ -28,9 +29,9 @@ class Contrast:
     """Masks at the budget with a layer against those without it.
 
     Attributes:
-        difference: of the mean losses.
-        margin: half of its 95 % interval; None where one side has fewer than ``LEAST_MASKS``.
-        counts: of the masks on both sides, in words.
+        difference: difference of the mean losses.
+        margin: half of its 95 % interval; None if one side has fewer than ``LEAST_MASKS``.
+        counts: numbers of masks on both sides, in words.
     """
 
     difference: float
@@ -39,12 +40,12 @@ class Contrast:
 
 
 def layer_sensitivity(comparison: Comparison) -> go.Figure:
-    """Per layer: the loss that it adds alone, and what it goes with in masks at the budget.
+    """Per layer: the loss it adds alone, and masks at the budget with it against those without it.
 
     Bars: loss of the mask with that layer alone − the original's, with its paired 95 % interval.
     Points: mean loss of the masks at the budget that convert the layer − mean of those that do not,
-    where both sides have two masks or more. Selectors choose their masks, so the points describe
-    what was tried; they are no estimate of a cause.
+    if both sides have two masks or more. Selectors choose their masks, so the points describe what
+    was tried; they do not estimate what a layer causes.
     """
     first = comparison.studies[0]
     layers = [str(layer) for layer in range(first.n_layers)]
@@ -113,7 +114,7 @@ def _distinct(comparison: Comparison) -> dict[str, tuple[StudyRows, TrialRow]]:
     A mask that one selector gave up may have been scored in full for another one.
     """
     rows = [(study, row) for study in comparison.studies for row in study.scored]
-    rows.sort(key=lambda pair: pair[1].given_up is None)  # of each mask the last one stays
+    rows.sort(key=lambda pair: pair[1].given_up is None)  # the last row of each mask is kept
     return {row.mask: (study, row) for study, row in rows}
 
 
@@ -127,7 +128,7 @@ def _losses_alone(comparison: Comparison) -> dict[int, tuple[float | None, float
 
 
 def _with_against_without(comparison: Comparison) -> dict[int, Contrast]:
-    """Layer → masks with it against masks without it, where there are two of both or more."""
+    """Layer → masks with it against masks without it, if there are two or more of both."""
     masks = [
         (row.mask, study.loss(row))
         for study, row in _distinct(comparison).values()

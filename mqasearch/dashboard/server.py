@@ -1,4 +1,4 @@
-"""Serve the dashboard by waitress."""
+"""Serve the dashboard with waitress."""
 
 import errno
 import ipaddress
@@ -28,18 +28,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 MAINTENANCE_SECONDS = 1.0
-"""Between two looks for connections that have been silent for too long."""
+"""Seconds between two looks for connections that have been silent for too long."""
 
 READ_SECONDS = 5.0
-"""How long a page waits for a database that is away; workers wait much longer."""
+"""Seconds that a page waits for a database that is away; workers wait much longer."""
 
 
 class DashboardServer:
-    """Listens from the beginning on, and answers in :meth:`run`.
+    """Listens as soon as it is made, and answers in :meth:`run`.
 
     Args:
         app: what is served.
-        listening: bound to an address.
+        listening: a socket that is bound to an address.
     """
 
     def __init__(self, app: Guard, listening: socket.socket) -> None:
@@ -63,7 +63,7 @@ class DashboardServer:
 
     def stop(self) -> None:
         """End :meth:`run`, from another thread."""
-        with self._closing:  # what wakes the other thread must be open for that
+        with self._closing:  # the trigger of the other thread must be open
             if self._channels:
                 self._is_stopped.set()
                 self._server.pull_trigger()
@@ -75,7 +75,7 @@ class DashboardServer:
 
     @property
     def url(self) -> str:
-        """Where a browser on this machine finds it."""
+        """The URL by which a browser on this machine finds it."""
         host, port = str(self._address[0]), self._address[1]
         if ipaddress.ip_address(host).is_unspecified:
             host = "127.0.0.1" if self._family == socket.AF_INET else "::1"
@@ -152,11 +152,11 @@ def run_dashboard(
     """``mqasearch dashboard``: open the storage, say where the pages are, and serve them.
 
     Args:
-        storage: URL; its password is never shown.
+        storage: the database's URL; its password is never shown.
         host: address or name to listen on.
         port: 0 picks a free one.
-        writable: let Optuna's dashboard change and delete studies.
-        auth_file: accounts; required beyond loopback.
+        writable: whether Optuna's dashboard may change and delete studies.
+        auth_file: file of the accounts; required beyond loopback.
         allowed_hosts: further names by which browsers may ask for it: those of a reverse proxy.
 
     Raises:

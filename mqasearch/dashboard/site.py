@@ -25,8 +25,8 @@ _STATIC = {
     "figures.js": ("mqasearch.dashboard", "static/figures.js", "text/javascript"),
     "style.css": ("mqasearch.dashboard", "static/style.css", "text/css"),
 }
-"""Name → package that holds the file, path inside it, type. plotly.js is the one of the plotly
-package: the pages work without a network."""
+"""Name → package that holds the file, path inside it, type. plotly.js comes from the plotly
+package, so the pages work without a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Site:
     """Index, comparisons, figures and static files; reads the storage at every request.
 
     Args:
-        storage: one that fetches finished trials once.
+        storage: a storage that fetches each finished trial only once.
     """
 
     def __init__(self, storage: BaseStorage) -> None:
@@ -112,7 +112,7 @@ def _file(package: str, path: str) -> bytes:
 def _send(
     answer: Answer, environ: WSGIEnvironment, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Entity tags, compression and HEAD."""
+    """Send an answer, with entity tags, compression and HEAD."""
     tag = f'W/"{hashlib.sha256(answer.body).hexdigest()[:32]}"'
     headers = [("ETag", tag), ("Vary", "Accept-Encoding"), *answer.headers]
     if answer.status == 200 and environ.get("HTTP_IF_NONE_MATCH") == tag:

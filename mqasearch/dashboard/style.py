@@ -1,7 +1,7 @@
 """The common look of the figures: colours, lines, and how numbers and trials are written.
 
-Optuna's dashboard draws with plotly.js 2.35 and stores a figure in pieces of 2 kB: no template
-travels with a figure, and what differs from plotly.js's defaults is set here.
+Optuna's dashboard draws with plotly.js 2.35 and stores a figure in pieces of 2 kB. So no figure
+carries a template, and everything that differs from plotly.js's defaults is set here.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def line_style(place: int) -> dict[str, str]:
 
 
 def finish(figure: go.Figure, height: int) -> go.Figure:
-    """The common look, written out so that no template travels along."""
+    """Apply the common look, written out so that the figure carries no template."""
     figure.update_layout(
         template="none",
         height=height,
@@ -51,7 +51,7 @@ def described(row: TrialRow) -> str:
 
 
 def error_bars(margins: Sequence[float | None], colour: str) -> dict[str, object]:
-    """Symmetric ones, and none where a margin is unknown."""
+    """Symmetric error bars, and none if a margin is unknown."""
     return {
         "type": "data",
         "array": list(margins),

@@ -1,11 +1,11 @@
-"""Pages from templates: Jinja escapes whatever is not ``Markup``."""
+"""Pages from templates: Jinja escapes everything that is not ``Markup``."""
 
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 ROOT = "/mqasearch/"
-"""Where our pages are."""
+"""The path of our pages."""
 
 _TEMPLATES = Environment(
     loader=PackageLoader("mqasearch.dashboard"),
@@ -21,7 +21,7 @@ def page(template: str, title: str, **values: Any) -> bytes:
 
     Args:
         template: a file of ``templates/``.
-        title: of the window.
-        values: what the template names.
+        title: title of the window.
+        values: values of the template's variables.
     """
     return _TEMPLATES.get_template(template).render(title=title, root=ROOT, **values).encode()

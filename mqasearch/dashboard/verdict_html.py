@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def read_verdict(storage: BaseStorage, comparison: str) -> Verdict | None:
     """The verdict of the study file that a comparison is from; None without a tolerance.
 
-    Also None where an attribute of another version cannot be read: the page has more to show.
+    Also None if an attribute of another version cannot be read, since the page has more to show.
     """
     try:
         return verdict(studies_of_file(storage, comparison))

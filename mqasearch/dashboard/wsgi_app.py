@@ -26,9 +26,9 @@ def dashboard_app(
     writes, so that a database role with SELECT alone is enough.
 
     Args:
-        storage: of the studies; one that fetches finished trials once.
-        writable: let Optuna's dashboard change and delete studies.
-        auth: who may enter; None = whoever reaches the port, for loopback only.
+        storage: storage of the studies, which fetches each finished trial only once.
+        writable: whether Optuna's dashboard may change and delete studies.
+        auth: accounts that may enter; None = anybody who reaches the port may, for loopback only.
         allowed_hosts: names, besides the loopback ones, under which the dashboard is reached.
     """
     optunas = LivePlots(optuna_dashboard.wsgi(storage), storage)

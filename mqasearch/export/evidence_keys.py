@@ -1,4 +1,4 @@
-"""Held-out results as a mask JSON has them."""
+"""Held-out results in the form of a mask JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ Evidence = dict[str, Any]
 
 
 def evidence(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[Evidence, Evidence, Evidence]:
-    """Scores, the original's, and the paired difference; each task → metric → row.
+    """The mask's scores, the original's and the paired differences, each as task → metric → row.
 
     Args:
         tasks: task → metric → row, as ``confirm`` writes it into a study.

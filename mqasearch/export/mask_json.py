@@ -1,4 +1,4 @@
-"""Mask JSON: written for serving, read back with suspicion.
+"""Mask JSON: written for serving, and checked when it is read back.
 
 ``mask.schema.json`` and ``masks.schema.json`` beside this file are the published schemas. A file
 holds either one mask or what ``mqasearch export`` writes, the best mask of each selector.
@@ -35,14 +35,14 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def validator(name: str) -> Draft202012Validator:
-    """Checks a document by that schema."""
+    """A validator of documents by that schema."""
     mask = Resource.from_contents(schema("mask"))
     registry = Registry().with_resource("urn:mqasearch:mask:1", mask)
     return Draft202012Validator(schema(name), registry=registry, format_checker=FormatChecker())
 
 
 def write_masks(document: Mapping[str, Any], path: Path) -> None:
-    """Write what ``export`` produced, validated, whole or not at all.
+    """Validate what ``export`` produced, and write it whole or not at all.
 
     Raises:
         MaskError: the folder cannot be written to.
@@ -139,10 +139,10 @@ def check_model(document: Mapping[str, Any], shape: ModelShape, fingerprint: str
 
 
 def without_evidence(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A mask JSON without what was measured on the weights that it was exported for."""
+    """A mask JSON without the results that were measured on the weights it was exported for."""
     measured = ("scores", "search_scores", "baseline", "delta")
     left = {key: value for key, value in document.items() if key not in measured}
-    if "healed" in left:  # what asks for the healing stays
+    if "healed" in left:  # keep what asks for the healing
         left["healed"] = {key: left["healed"][key] for key in ("recipe", "text")}
     return left
 
@@ -171,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """A JSON number with a point or an exponent; 2.0 is an integer to JSON Schema, so to us too."""
+    """Read a number with a point or an exponent; 2.0 becomes an integer, as in JSON Schema."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"number {text:.20} is not finite")
@@ -189,10 +189,10 @@ def _check(document: dict[str, Any], kind: str, path: Path) -> None:
 
 
 def check_consistent(document: Mapping[str, Any], path: Path) -> None:
-    """The three ways of saying the same thing in a mask JSON must agree.
+    """Check that the three ways in which a mask JSON names its layers agree.
 
     Raises:
-        MaskError: they do not; ``path`` says where the mask is.
+        MaskError: they do not agree; the message begins with ``path``.
     """
     mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
     n_layers, n_kv_heads = document["model"]["n_layers"], document["model"]["n_kv_heads"]

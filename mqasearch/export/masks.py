@@ -31,9 +31,9 @@ def export(
     """The document that ``mqasearch export`` writes.
 
     Args:
-        name: of the comparison.
+        name: name of the comparison.
         studies: its Optuna studies, all of one study file.
-        verdict: of the whole study file, if it has a tolerance.
+        verdict: verdict of the whole study file, if it has a tolerance.
 
     Raises:
         NoMaskError: no study has a mask at its budget yet.
@@ -89,7 +89,7 @@ def _finalists(facts: StudyFacts, study: optuna.Study) -> list[_Finalist]:
 
 
 def _budget(best: FinishedTrial, facts: StudyFacts, spec: StudySpec) -> dict[str, Any]:
-    """The study's; of a mask that was enqueued by name its own size."""
+    """The study's budget; for a mask that was enqueued by name, its own size."""
     if facts.selector == ENQUEUED:
         return {"n_layers": best.facts.n_converted}
     return spec.budget[0].model_dump(mode="json", exclude_none=True)
@@ -147,7 +147,7 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
 
 
 def _calibration(digest: str, spec: StudySpec) -> dict[str, Any] | None:
-    """What it takes to calibrate again: the texts, and the digest of what came of them."""
+    """What is needed to calibrate again: the texts, and the digest of the resulting statistics."""
     if not digest:
         return None
     return {
@@ -168,7 +168,7 @@ def _layers(facts: TrialFacts, shape: ModelShape, target: int) -> dict[str, Any]
 
 
 def _search_scores(facts: TrialFacts) -> dict[str, Any]:
-    """On the documents that chose the mask."""
+    """Scores on the documents that chose the mask."""
     scores: dict[str, Any] = {}
     for task, values in facts.scores.items():
         errors = facts.stderrs.get(task, {})
@@ -183,7 +183,7 @@ def _search_scores(facts: TrialFacts) -> dict[str, Any]:
 
 
 def _held_out(best: FinishedTrial, study: optuna.Study) -> dict[str, Any] | None:
-    """What was recorded of the mask on held-out documents; None if it is not confirmed."""
+    """The recorded results of the mask on held-out documents; None if it is not confirmed."""
     held_out = confirmation(study.user_attrs)
     is_current = held_out is not None and held_out["trial_number"] == best.number
     return held_out if is_current else None
@@ -192,7 +192,7 @@ def _held_out(best: FinishedTrial, study: optuna.Study) -> dict[str, Any] | None
 def _healed(
     recorded: Mapping[str, Any], spec: StudySpec, scores: dict[str, Any], delta: dict[str, Any]
 ) -> dict[str, Any]:
-    """How the mask was healed, so that ``convert`` heals it again; and its results before."""
+    """How the mask was healed, so that ``convert`` can repeat it; and the results before it."""
     assert spec.heal is not None
     recipe, facts = recipe_of(spec.heal.steps), recorded["facts"]
     *_, gained = evidence(recorded["gained"])

@@ -24,11 +24,11 @@ _PLACE_ERRORS = (
 
 
 def check_output(folder: Path, n_bytes: int) -> None:
-    """Check that ``folder`` can be written, before anything is.
+    """Check that ``folder`` can be written, before anything is written.
 
     Args:
         folder: must not exist, or be empty.
-        n_bytes: that will be written.
+        n_bytes: number of bytes that will be written.
 
     Raises:
         UserError: something is there already, the place cannot be written to, or the disk has too
@@ -53,7 +53,7 @@ def check_output(folder: Path, n_bytes: int) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether anything has that name, a link to nothing too."""
+    """Whether anything has that name, including a link to nothing."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -62,7 +62,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    """What a rename may replace: not a link, whatever it leads to."""
+    """Whether a rename may replace it: it is an empty folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
@@ -71,8 +71,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which becomes ``folder`` at the end of the ``with`` block.
 
     It stands beside ``folder``, since a rename is atomic only within one disk. Every file is on the
-    disk before the rename. An exception removes it; a killed process leaves it, hidden and under
-    another name, until the next one asks for the same ``folder``.
+    disk before the rename. An exception removes the fresh folder. A killed process leaves it
+    behind, hidden and under another name, until the next process asks for the same ``folder``.
 
     Raises:
         UserError: the disk is full, or the place cannot be written to.
@@ -89,7 +89,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A fresh folder on the disk of ``beside``, gone at the end of the ``with`` block.
 
-    Left by a killed process as ``whole_folder``.
+    A killed process leaves it behind, as it does with ``whole_folder``.
 
     Raises:
         UserError: the place cannot be written to.
@@ -101,14 +101,14 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _hidden(beside: Path, word: str) -> Iterator[Path]:
-    """A fresh hidden folder beside another, removed at the end; those of dead processes too."""
+    """A fresh hidden folder beside another, removed at the end; removes those of dead processes."""
     prefix = f".{beside.name}.{word}-"
     beside.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(beside.parent, prefix)
     hidden = beside.parent / f"{prefix}{uuid.uuid4().hex}"
     lock = _lock_of(hidden)
     try:
-        # from before there is a folder until it is gone: others are told that this process lives
+        # Held for longer than the folder exists: it tells others that this process lives.
         with FileLock(lock):
             hidden.mkdir()
             try:
@@ -164,7 +164,7 @@ def _sync(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":
-        return  # folders cannot be opened there
+        return  # Windows cannot open folders
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

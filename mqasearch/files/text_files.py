@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside the file and rename; a failure leaves nothing beside it.
+    """Write a new file beside ``path`` and rename it; a failure leaves no new file behind.
 
     Raises:
         OSError: the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""What is launched: N equal workers of one study, and on what they may run."""
+"""What is launched: N equal workers of one study, and the resources that they may use."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Fleet:
     Attributes:
         study: what they work on, as ``mqasearch worker --study-name`` takes it.
         n_workers: how many.
-        gpus: of each worker; with none it runs on the CPU.
+        gpus: GPUs of each worker; with 0 it runs on the CPU.
         cpus: cores of each worker.
         memory: GiB of each worker; None leaves it to the engine.
         seconds: the longest that they may run; None leaves it to the engine.
@@ -39,12 +39,12 @@ class Fleet:
 
     @property
     def device(self) -> str:
-        """An engine shows each worker its own devices only, so the first one is its own."""
+        """The worker's device: an engine shows it only its own, so this is the first one."""
         return "cuda:0" if self.gpus else "cpu"
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Of the command line; the database's URL comes from the environment."""
+        """Arguments of the command line; the database's URL comes from the environment."""
         trust = ("--trust-remote-code",) if self.trust_remote_code else ()
         return ("worker", f"--study-name={self.study}", f"--device={self.device}", *trust)
 
@@ -56,7 +56,7 @@ def check_engine(name: str) -> None:
 
 
 def check_shared(url: str, engine: str) -> URL:
-    """The URL, of a database that many machines can reach.
+    """Parse the URL, and check that many machines can reach the database.
 
     Raises:
         StorageError: the URL does not parse, or is SQLite's.
@@ -71,16 +71,16 @@ def check_shared(url: str, engine: str) -> URL:
 
 
 def only_here(url: URL) -> bool:
-    """Whether the URL says something else on every machine: loopback, or a socket."""
+    """Whether the URL means another database on every machine: it has loopback or a socket."""
     host = url.host or url.query.get("host") or "localhost"
     return isinstance(host, str) and _LOOPBACK.fullmatch(host) is not None
 
 
 def seconds_of(time: str) -> int:
-    """``90m``, ``4h``, ``2d``, or ``[DAYS-]HOURS:MINUTES:SECONDS`` as Slurm writes it.
+    """Seconds of ``90m``, ``4h``, ``2d``, or Slurm's ``[DAYS-]HOURS:MINUTES:SECONDS``.
 
     Raises:
-        UserError: something else, or no time at all.
+        UserError: the text has another form, or the time is 0.
     """
     if clock := _CLOCK.fullmatch(time):
         days, hours, minutes, seconds = (int(clock[part] or 0) for part in "dhms")

@@ -21,7 +21,7 @@ IN_USE, BROKEN = 3, 4
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 30
 STEADY_SECONDS = 60
-"""A server that falls sooner than that after its start is not started again."""
+"""A server that ends sooner than this after its start is not started again."""
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends by its pipe alone
+        signal.signal(number, signal.SIG_IGN)  # only its pipe ends it
     with options.lock.open("a") as lock:
         if not _locked(lock.fileno(), options.patience):
             return IN_USE
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _locked(file: int, patience: float) -> bool:
-    """Waits for the keeper of a run that has just ended."""
+    """Whether the file is locked now; waits for the keeper of a run that has just ended."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -77,13 +77,13 @@ def _start(command: list[str], user: str | None) -> subprocess.Popen[bytes]:
 
 
 def _ended(seconds: float) -> bool:
-    """Whether nobody holds the pipe any more; waits that long for it."""
+    """Whether nobody holds the pipe any more; waits for that at most ``seconds``."""
     readable, _, _ = select.select([0], [], [], seconds)
     return bool(readable) and not os.read(0, 1024)
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Cut the connections and write everything down; PostgreSQL calls it a fast shutdown."""
+    """Cut the connections and write all data to the disk: PostgreSQL's fast shutdown."""
     server.send_signal(signal.SIGINT)
     try:
         server.wait(STOP_SECONDS)

@@ -9,13 +9,13 @@ import yaml
 from mqasearch.launch.fleet import Fleet
 
 SECRET = "mqasearch-storage"  # noqa: S105
-"""The Secret's name, and under ``OPTUNA_STORAGE`` in it the database's URL."""
+"""The name of the Secret that holds the database's URL under ``OPTUNA_STORAGE``."""
 
 STOP_SECONDS = 120
 RETRIES = 3
 KEEP_SECONDS = 7 * 86400
 USER = 10001
-"""Of the image that dashboards/Dockerfile makes."""
+"""User id of the image that dashboards/Dockerfile makes."""
 
 _LONGEST = 50
 
@@ -37,7 +37,7 @@ _HEAD = """\
 def job_name(study: str) -> str:
     """A DNS label, short enough for Kubernetes to add an index and a suffix.
 
-    Two studies have two names: where something of the study's name is lost, its hash is added.
+    Two studies have different names: if a part of the study's name is lost, its hash is added.
     """
     whole = f"mqasearch-{study}"
     label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
@@ -48,7 +48,7 @@ def job_name(study: str) -> str:
 
 
 def manifest(fleet: Fleet, image: str) -> str:
-    """The job as YAML, with what to do with it above."""
+    """The job as YAML, with a comment above it that says what to do with it."""
     name = job_name(fleet.study)
     head = _HEAD.format(n=fleet.n_workers, study=fleet.study, secret=SECRET, name=name)
     return head + yaml.safe_dump(job(fleet, image), sort_keys=False)
@@ -90,7 +90,7 @@ def job(fleet: Fleet, image: str) -> dict[str, Any]:
 
 def _pod(fleet: Fleet, image: str) -> dict[str, Any]:
     return {
-        "restartPolicy": "Never",  # podFailurePolicy wants it
+        "restartPolicy": "Never",  # podFailurePolicy requires it
         "terminationGracePeriodSeconds": STOP_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -107,7 +107,7 @@ def _pod(fleet: Fleet, image: str) -> dict[str, Any]:
 
 
 def _container(fleet: Fleet, image: str) -> dict[str, Any]:
-    limits: dict[str, Any] = {}  # none for the CPU: a worker may use what its node has to spare
+    limits: dict[str, Any] = {}  # no CPU limit: a worker may use what its node has to spare
     if fleet.memory:
         limits["memory"] = f"{fleet.memory}Gi"
     if fleet.gpus:

@@ -1,10 +1,10 @@
-"""In a child: end when the parent ends, whatever ended it.
+"""End a child process when its parent ends, however the parent ends.
 
-Two ways, since neither is enough alone. Linux tells a process of its parent's death (prctl(2),
-PR_SET_PDEATHSIG), but not of one that came before it asked. The standard input, a pipe that the
-parent holds open and never writes to, ends with the parent on every system; a thread waits for
-that. Only one of them asks politely, since the second SIGTERM would keep the worker from giving
-its trial back; the thread always has the last word.
+There are two ways, since neither is enough alone. Linux tells a process of its parent's death
+(prctl(2), PR_SET_PDEATHSIG), but not if the parent died before the process asked. The standard
+input, a pipe that the parent holds open and never writes to, ends with the parent on every system;
+a thread waits for that. Only one of the two sends SIGTERM, since a second SIGTERM would keep the
+worker from giving its trial back. In both cases the thread sends SIGKILL a grace period later.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ import threading
 import time
 
 GRACE_SECONDS = 20.0
-"""For the trial in hand to be given back."""
+"""Seconds in which the trial in hand is given back."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int, pipe: int = 0, grace: float = GRACE_SECONDS) -> None:
-    """Have this process told to stop when ``parent`` ends, and killed a grace period later.
+    """Have this process sent SIGTERM when ``parent`` ends, and SIGKILL a grace period later.
 
     Args:
         parent: process id of the parent, as the parent knows it.

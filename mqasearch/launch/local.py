@@ -1,8 +1,8 @@
 """Workers as processes of this machine, kept alive by the process that started them.
 
-They end with it, whatever ends it (``lifeline``). Each is in a session of its own, so that Ctrl-C
-reaches them once, by way of the parent: a second signal would end them before they have given
-their trials back.
+They end with it, however it ends (``lifeline``). Each is in a session of its own, so that Ctrl-C
+reaches them once, by way of the parent: a second signal would end them before they have given their
+trials back.
 """
 
 import contextlib
@@ -24,16 +24,17 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 RESTARTS = 3
 PAUSE_SECONDS = 1.0
-"""Before the first restart; twice as long before the next."""
+"""Seconds before the first restart; twice as many before the next."""
 
 STEADY_SECONDS = 600.0
-"""A worker that lived so long is not one that cannot start: its deaths are counted from anew."""
+"""A worker that lived this long (in seconds) is able to start, so its deaths are counted anew."""
 
 STOP_SECONDS = 30.0
-"""For workers to give back the trials in hand, before they are killed."""
+"""Seconds in which workers give back the trials in hand before they are killed."""
 
 READ_SECONDS = 5.0
-"""For the last lines of a process that has ended; a process of its own may hold its output open."""
+"""Seconds to wait for the last lines of a process that has ended: a child of it may keep its output
+open."""
 
 BAD_INPUT = UserError.exit_code
 STOPPED = (130, 143, -2, -15)
@@ -41,19 +42,19 @@ STOPPED = (130, 143, -2, -15)
 
 
 def gpus() -> int:
-    """CUDA devices that this process may use."""
+    """Number of CUDA devices that this process may use."""
     return torch.cuda.device_count()
 
 
 def devices_for(device: str, n_workers: int) -> list[str]:
-    """One device a worker; with ``auto``, GPUs in turn if there are any."""
+    """One device for each worker; with ``auto``, GPUs in turn if there are any."""
     if device == "auto" and gpus():
         return [f"cuda:{worker % gpus()}" for worker in range(n_workers)]
     return [device] * n_workers
 
 
 def threads_for(n_workers: int) -> int:
-    """CPU threads of each worker, so that all together have one a core."""
+    """CPU threads of each worker, so that all together have one per core."""
     if sys.platform == "linux":
         return max(1, len(os.sched_getaffinity(0)) // n_workers)
     return max(1, (os.cpu_count() or 1) // n_workers)
@@ -61,12 +62,12 @@ def threads_for(n_workers: int) -> int:
 
 @dataclass
 class Child:
-    """One worker's place, taken by one process after another if they die.
+    """One worker's place. If its process dies, another one takes the place.
 
     Attributes:
-        label: before each line of its output.
+        label: text before each line of its output.
         command: words of its command line.
-        environment: of its process.
+        environment: environment of its process.
         held: file descriptors that its process shall hold open.
         code: exit code of the last process.
     """
@@ -83,10 +84,10 @@ class Child:
     _due: float = field(default=0.0, init=False)
 
     def tend(self) -> bool:
-        """Start the process if it is time to; see to it if it has ended.
+        """Start the process if it is time to; if it has ended, decide whether it starts again.
 
         Returns:
-            Whether there is, or will be, anything left to tend.
+            Whether a process runs now or will be started.
         """
         now = time.monotonic()
         if self.process is None:

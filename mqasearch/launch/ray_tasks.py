@@ -24,22 +24,22 @@ log = logging.getLogger(__name__)
 
 RESTARTS = 3
 PAUSE_SECONDS = 10.0
-"""Before a worker that met an outage tries again; twice as long before the next time."""
+"""Seconds before a worker that met an outage tries again; twice as many before the next time."""
 
 STOP_SECONDS = 30.0
-"""For workers to give back the trials in hand, before they are killed."""
+"""Seconds in which workers give back the trials in hand before they are killed."""
 
 CONNECT_SECONDS = 5.0
 START = "Start one with `ray start --head`, or set RAY_ADDRESS to one that runs"
 
 Work = Callable[[str, Fleet], None]
-"""A worker's whole life, from the database's URL. Ray pickles it by its name, so it has to be at
-the top of a module that every node has."""
+"""All that a worker does, as a function of the database's URL and the fleet. Ray pickles it by its
+name, so it has to be a module-level function of a module that every node has."""
 
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A deliberate error of a worker; as words, since not every exception can be pickled."""
+    """A deliberate error of a worker, in words, since not every exception can be pickled."""
 
     words: str
     kind: type[MqasearchError]
@@ -51,8 +51,8 @@ def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
     An interrupt is passed on to them.
 
     Args:
-        fleet: how many, and what each needs.
-        url: of the database.
+        fleet: how many workers, and what each needs.
+        url: URL of the database.
         work: what each worker does.
 
     Raises:
@@ -80,13 +80,13 @@ def run_on_ray(fleet: Fleet, url: str, work: Work) -> None:
 
 
 def resources(fleet: Fleet) -> dict[str, int]:
-    """What Ray keeps free for each worker; Ray divides the CPU threads by it."""
+    """What Ray reserves for each worker; Ray divides the CPU threads by it."""
     needed = {"num_cpus": fleet.cpus, "num_gpus": fleet.gpus}
     return needed if fleet.memory is None else {**needed, "memory": fleet.memory * 2**30}
 
 
 def _live(work: Work, url: str, fleet: Fleet) -> _Refusal | None:
-    """In the task."""
+    """What runs in the Ray task; returns the worker's error, if it was a deliberate one."""
     try:
         _until_it_passes(work, url, fleet)
     except MqasearchError as error:
@@ -95,7 +95,7 @@ def _live(work: Work, url: str, fleet: Fleet) -> _Refusal | None:
 
 
 def _until_it_passes(work: Work, url: str, fleet: Fleet) -> None:
-    """Work; what may pass, as an outage of the database, is met with patience and another try.
+    """Work, and try again after a fault that may pass, such as an outage of the database.
 
     Raises:
         TransientError: it did not pass.
@@ -117,7 +117,7 @@ def _kind(error: MqasearchError) -> type[MqasearchError]:
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """Connected for the length of the block. Signals stay with whoever handles them now."""
+    """Connect to the cluster for the length of the block; keep the present signal handlers."""
     if ray.is_initialized():
         yield
         return
@@ -137,7 +137,7 @@ def _cluster() -> Iterator[None]:
 
 
 def _check_address() -> None:
-    """Ray would try for minutes to reach a cluster that is not there."""
+    """Check that the cluster can be reached, since Ray itself would try for minutes."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
@@ -149,7 +149,7 @@ def _check_address() -> None:
 
 
 def _warn_of_waiting(fleet: Fleet) -> None:
-    """A task that fits nowhere waits for a node that it fits, silently and perhaps for ever."""
+    """Warn that a task that fits no node waits for one silently, and perhaps for ever."""
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for name, needed in (("CPU", fleet.cpus), ("GPU", fleet.gpus)):
         have = there.get(name, 0)
@@ -164,7 +164,7 @@ def _warn_of_waiting(fleet: Fleet) -> None:
 
 
 def _results(tasks: Sequence[Any]) -> Iterator[_Refusal | None]:
-    """What became of each worker, as they end."""
+    """The result of each worker, as they end."""
     left = list(tasks)
     while left:
         (done,), left = ray.wait(left, num_returns=1)
@@ -180,7 +180,7 @@ def _results(tasks: Sequence[Any]) -> Iterator[_Refusal | None]:
 
 
 def _cancel(tasks: Sequence[Any]) -> None:
-    """As Ctrl-C would; then for good."""
+    """Interrupt the tasks as Ctrl-C would, then kill those that still run."""
     for task in tasks:
         ray.cancel(task)
     _, left = ray.wait(list(tasks), num_returns=len(tasks), timeout=STOP_SECONDS)

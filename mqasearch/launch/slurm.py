@@ -1,13 +1,13 @@
 """A Slurm job array, as a file for ``sbatch``.
 
-Signals, of which a worker should see exactly one (the second would end it before it has given its
-trial back):
+A worker should see exactly one signal, since a second one would end it before it has given its
+trial back:
 
 - Before the time is up Slurm sends SIGUSR1 to the script alone (``B:``). The script passes it on
   as SIGTERM, and puts the task back into the queue.
 - ``scancel`` and preemption send SIGTERM to every process of the job, so the script only waits.
-  Were SIGTERM the signal for the end of the time too, the script could not tell the two apart, and
-  would put cancelled tasks back into the queue. Preempted ones return by ``--requeue``.
+  If SIGTERM were also the signal for the end of the time, the script could not tell the two apart
+  and would put cancelled tasks back into the queue. Preempted ones return by ``--requeue``.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from mqasearch.launch.fleet import Fleet
 
 STOP_SECONDS = 120
-"""Before the end of its time a task is told to stop."""
+"""Seconds before the end of its time at which a task is told to stop."""
 
 SECRET = "$HOME/.config/mqasearch/storage.env"  # noqa: S105
 

@@ -2,7 +2,7 @@
 
 Before a worker scores, it claims the score's key in SQL. The claim is a lease on the database's
 clock, renewed while the worker computes; another worker that wants the same key meanwhile waits
-for the score. A worker that dies stops renewing, and whoever waits takes over.
+for the score. A worker that dies stops renewing, and a worker that waits takes over.
 """
 
 import logging
@@ -34,18 +34,18 @@ TABLE = cast(Table, ClaimRow.__table__)
 
 LEASE_SECONDS = 60.0
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 2.0
-"""Seconds between two looks at a score that somebody else computes."""
+"""Seconds between two looks for a score that another worker computes."""
 
 
 class Claims:
-    """Scores that are computed once, whoever asks for them.
+    """Scores that are computed once, even if several workers ask for them.
 
     Args:
-        engine: of an open storage.
+        engine: SQLAlchemy's engine of an open storage.
         store: where scores are kept.
         patience: how long to wait for a database that is away.
-        worker: a name that nobody else has; made up if not given.
-        lease_seconds: after which the claim of a worker that died is void.
+        worker: a name that no other worker has; made up if not given.
+        lease_seconds: seconds after which the claim of a worker that died is void.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Claims:
         """The score under ``key``, and whether it was computed here.
 
         ``compute`` is called only by the one worker that holds the claim; if it raises, the claim
-        is given up and the next one tries.
+        is given up and the next worker tries.
 
         Raises:
             ScoreError: the computed score is not finite.
@@ -103,7 +103,8 @@ class Claims:
     def holding(self, keys: Sequence[ScoreKey]) -> Iterator[list[ScoreKey]]:
         """Claim those of ``keys`` that nobody has scored or claimed, for the length of the block.
 
-        The block should put their scores into the store; what it does not is given up.
+        The block should put their scores into the store. Claims of scores that it does not put
+        there are given up.
 
         Raises:
             DatabaseAwayError: the database stayed away.
@@ -119,7 +120,7 @@ class Claims:
                 self.release(key.digest())
 
     def of_others(self) -> set[str]:
-        """Digests that other workers have in hand."""
+        """Digests that other workers have claimed."""
         query = select(TABLE.c.digest).where(
             TABLE.c.worker != self._worker, TABLE.c.expires_at > seconds_now()
         )
@@ -131,9 +132,9 @@ class Claims:
         return self._patience(once)
 
     def claim(self, digest: str, seconds: float | None = None) -> bool:
-        """Whether ``digest`` is this worker's for a lease, or for so many ``seconds``.
+        """Claim ``digest`` for a lease, or for ``seconds``; return whether this worker has it now.
 
-        True too when it holds the claim already, so that a lost answer does no harm.
+        Also true if it holds the claim already, so that a lost answer does no harm.
         """
         return self._transact(self._claim, digest, seconds or self._lease)
 
@@ -161,7 +162,7 @@ class Claims:
             try:
                 # Those whose score was put meanwhile have no claim any more.
                 kept = [one for one in kept if self._transact(self._renew, one, self._lease)]
-            except DatabaseAwayError:  # its own thread will meet the same fault, and tell
+            except DatabaseAwayError:  # the worker's own thread will meet and report it
                 continue
             if not kept and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one scores its mask")
@@ -179,7 +180,7 @@ class Claims:
         row = {"digest": digest, "worker": self._worker, "expires_at": seconds_now() + seconds}
         if insert_if_absent(connection, TABLE, [row]):
             return True
-        # After a restart of the server nobody could renew for a while: all leases begin again.
+        # Nobody could renew while the server restarted, so all leases begin again.
         expired = and_(
             TABLE.c.expires_at < seconds_now(), seconds_started() + seconds < seconds_now()
         )

@@ -1,4 +1,4 @@
-"""Between a score and its row."""
+"""A score as a row of the database, and back."""
 
 import json
 import math
@@ -15,7 +15,7 @@ COMPRESSION = 1
 
 
 MOST_BYTES = 2**26
-"""Of one score's values, unpacked: a hundred thousand documents in thirty metrics."""
+"""Most bytes of one score's unpacked values: a hundred thousand documents in thirty metrics."""
 
 
 def row_of(key: ScoreKey, score: Score) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def score_of(row: Mapping[str, Any]) -> Score:
 
 
 def pack(documents: Mapping[str, tuple[float, ...]]) -> bytes:
-    """Per-document values, compressed. JSON and not pickle: the database may be anybody's."""
+    """Per-document values, compressed. JSON and not pickle, since the database may be anybody's."""
     lists = {metric: list(map(float, values)) for metric, values in documents.items()}
     text = json.dumps(lists, separators=(",", ":"), allow_nan=False)
     return zlib.compress(text.encode(), COMPRESSION)
@@ -68,7 +68,7 @@ def unpack(blob: bytes) -> dict[str, tuple[float, ...]]:
     """The inverse of :func:`pack`.
 
     Raises:
-        StorageError: it unpacks to more than any score takes: few bytes could fill the memory.
+        StorageError: it unpacks to more than any score takes; a few bytes could fill the memory.
     """
     unpacking = zlib.decompressobj()
     text = unpacking.decompress(blob, MOST_BYTES)

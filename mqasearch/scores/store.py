@@ -31,7 +31,7 @@ class ScoreStore:
     deleted.
 
     Args:
-        engine: of a database whose schema is :func:`mqasearch.database.schema.upgrade`'s.
+        engine: engine of a database with the schema of :func:`mqasearch.database.schema.upgrade`.
         patience: how long to wait for a database that is away.
     """
 
@@ -62,9 +62,9 @@ class ScoreStore:
         return {by_digest[digest]: score for digest, score in found.items()}
 
     def document_sets(self, key: ScoreKey) -> set[tuple[str, int]]:
-        """Digest and number of the documents of every score like ``key``'s.
+        """Digest and number of the documents of every score that is like ``key``.
 
-        Of any heads and any documents; all else that a score depends on is the same.
+        Heads and documents may differ; everything else that a score depends on is the same.
 
         Reads the whole table.
 
@@ -85,9 +85,9 @@ class ScoreStore:
         return self._patience(once)
 
     def put(self, key: ScoreKey, score: Score) -> Score:
-        """Keep ``score`` unless ``key`` has one already; what is kept is returned.
+        """Keep ``score`` unless ``key`` has one already, and return the one that is kept.
 
-        Whatever claim there is on the key ends with it. A second call with the same arguments
+        A claim on the key, if there is one, ends with it. A second call with the same arguments
         changes nothing, so that a call whose answer was lost may be made again.
 
         Raises:

@@ -1,6 +1,6 @@
-"""Selectors: which layers to convert next, as functions of what is known so far.
+"""Selectors: they decide which layers to convert next, from the masks scored so far.
 
-:func:`selector_of` makes one; :class:`Selector` is the seam for a new one, and
+:func:`selector_of` makes one; :class:`Selector` is the base class of a new one, and
 :class:`SelectorSampler` makes any of them the sampler of an Optuna study.
 """
 

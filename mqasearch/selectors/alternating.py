@@ -43,10 +43,10 @@ class AlternatingSelector(PlannedSelector):
         self.order = [layer for offset in range(stride) for layer in walk[offset::stride]]
 
     def expected_trials(self) -> int:
-        """The original and one prefix for each layer of the budget."""
+        """One for the original and one for each layer of the budget."""
         return 1 + self.n_converted
 
     def plan(self) -> Plan:
-        """All prefixes of the order at once; nothing depends on a loss."""
+        """Request all prefixes of the order together, since none of them depends on a loss."""
         lengths = range(1, self.n_converted + 1)
         yield {LayerMask.of(self.order[:n], self.n_layers): 0.0 for n in lengths}

@@ -8,17 +8,17 @@ from mqasearch.selectors.selector import Selector, Wants
 
 
 class RandomSelector(Selector):
-    """Every unseen mask at the budget is equally likely; what any search must beat.
+    """Draws each unseen mask at the budget with equal probability: the baseline of every search.
 
-    If one mask after the other has no score, the layers are tried alone, and those that have none
-    are left out.
+    If several masks in a row have no score, the layers are tried alone, and those that have no
+    score alone are left out.
     """
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "random masks at the budget, none twice"
 
     def wants(self, history: History) -> Wants:
-        """A random unseen mask at the budget, or a layer that may be at fault."""
+        """A random unseen mask at the budget, or a single layer that may be at fault."""
         if (ended := self.none_left(history)) is not None:
             return ended
         alone = suspect(history, self.n_layers, self.n_converted)

@@ -12,14 +12,16 @@ class ConsecutiveSelector(PlannedSelector):
     """The last layers: the run at the budget first, then the longest run that does little harm.
 
     A binary search on the length finds a run whose loss exceeds the original model's by at most
-    ``tolerance`` and whose successor's does not; it is the longest such run if losses grow with
-    the length. Where the run at the budget is already within the tolerance, nothing is searched.
+    ``tolerance`` while that of the next longer run exceeds it by more. This is the longest such run
+    if losses grow with the length. If the run at the budget is already within the tolerance,
+    nothing is searched.
 
     Args:
         n_layers: layers of the model.
         n_converted: layers that a mask at the budget converts; the longest run considered.
         seed: used once the plan has ended.
-        tolerance: in the unit of the study's objective (bits per byte, accuracy …), ≥ 0.
+        tolerance: loss that is accepted, in the unit of the study's objective (bits per byte,
+            accuracy …), ≥ 0.
 
     Raises:
         UserError: a negative or infinite tolerance.
@@ -37,11 +39,11 @@ class ConsecutiveSelector(PlannedSelector):
         self.tolerance = tolerance
 
     def expected_trials(self) -> int:
-        """The original, and the steps of a search by halves."""
+        """One for the original, one for the run at the budget, and the steps of a binary search."""
         return 2 + self.n_converted.bit_length()
 
     def plan(self) -> Plan:
-        """The budget's run and the original at once, then one length at a time."""
+        """Request the run at the budget and the original together, then one length at a time."""
         original, longest = self._run(0), self._run(self.n_converted)
         losses = yield {longest: math.inf, original: 0.0}
         allowed = losses[original] + self.tolerance

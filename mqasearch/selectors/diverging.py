@@ -1,4 +1,4 @@
-"""Layers that cannot be converted: one that has no score alone spoils every mask with it."""
+"""Layers that cannot be converted: if a layer has no score alone, no mask with it has one."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from mqasearch.mask import LayerMask
 from mqasearch.selectors.history import MaskTrial, taken
 
 SUSPICION = 5
-"""Invalid masks at the budget in a row after which the layers are tried one by one."""
+"""Number of consecutive invalid masks at the budget after which the layers are tried one by one."""
 
 
 def diverging(history: Sequence[MaskTrial]) -> frozenset[int]:
@@ -20,12 +20,13 @@ def diverging(history: Sequence[MaskTrial]) -> frozenset[int]:
 
 
 def suspect(history: Sequence[MaskTrial], n_layers: int, n_converted: int) -> LayerMask | None:
-    """A layer to try alone, where the masks at the budget do not tell which layers are at fault.
+    """A layer to try alone if the masks at the budget do not tell which layers are at fault.
 
-    With three of twelve layers at fault, one random mask of nine layers in 220 can be scored.
+    With three of twelve layers at fault, only one in 220 random masks of nine layers has a score.
 
     Returns:
-        The lowest untried layer; None while masks at the budget have scores, and after the last.
+        The mask of the lowest untried layer; None while masks at the budget have scores, and once
+        every layer was tried.
     """
     latest = [t for t in history if t.finished and t.mask.n_converted == n_converted][-SUSPICION:]
     if len(latest) < SUSPICION or any(trial.state != "invalid" for trial in latest):

@@ -39,8 +39,8 @@ def random_unseen(
 ) -> LayerMask | None:
     """A random mask with exactly ``n_converted`` layers outside ``taken``; None if there is none.
 
-    Uniform over the masks that are left: by rejection, and once that fails often, which means
-    that few are left, by listing them.
+    All masks that are left are equally likely. Masks are drawn and rejected if taken; if that fails
+    often, which means that few are left, these are listed and one is chosen.
 
     Args:
         without: layers that are not converted.
@@ -81,7 +81,7 @@ def random_neighbour(
 ) -> LayerMask | None:
     """A random mask outside ``taken`` that differs by one swap; None if all of them are taken.
 
-    A swap takes one layer out and another one in, so the number of converted layers stays.
+    A swap takes one layer out and another one in, so the number of converted layers stays the same.
 
     Args:
         without: layers that are not taken in.
@@ -112,14 +112,14 @@ def repaired(
     """The mask brought to exactly ``n_converted`` layers by dropping or adding layers.
 
     Args:
-        mask: with any number of converted layers.
-        n_converted: the number wanted.
-        rng: decides which layers go or come.
-        weights: ``[n_layers]`` log-odds of each layer being converted; a layer is added with
-            probability proportional to ``exp(weight)``, dropped with ``exp(-weight)``, without
-            replacement (the Gumbel-top-k trick). None: all equal.
-        fixed: layers whose flag is given and stays. Where these alone exceed the budget, or leave
-            too few layers for it, the result is as near to it as they allow.
+        mask: a mask with any number of converted layers.
+        n_converted: number of layers that the result converts.
+        rng: decides which layers are dropped or added.
+        weights: ``[n_layers]`` log-odds of each layer being converted. A layer is added with a
+            probability proportional to ``exp(weight)`` and dropped with one proportional to
+            ``exp(-weight)``, without replacement (the Gumbel-top-k trick). None = all equal.
+        fixed: layers whose flag is given and must not change. If these alone exceed the budget, or
+            leave too few layers to reach it, the result is as close to it as they allow.
     """
     fixed = fixed or {}
     flags = np.array([fixed.get(layer, flag) for layer, flag in enumerate(mask)])

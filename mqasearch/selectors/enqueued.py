@@ -1,4 +1,4 @@
-"""Nothing but the masks that were enqueued by name."""
+"""The selector of a study of nothing but masks that were enqueued by name."""
 
 from typing import ClassVar
 
@@ -7,12 +7,12 @@ from mqasearch.selectors.selector import Selector, Wants
 
 
 class EnqueuedSelector(Selector):
-    """Of a study that only holds enqueued masks: wants none of its own."""
+    """Selector of a study that holds only enqueued masks: it wants no masks of its own."""
 
     name: ClassVar[str] = "enqueued"
     summary: ClassVar[str] = "the masks that the study file enqueues, and no others"
     ends: ClassVar[bool] = True
 
     def wants(self, history: History) -> Wants:
-        """Nothing; done when every enqueued mask is finished."""
+        """Wants nothing; done when every enqueued mask is finished."""
         return Wants(done=all(trial.finished for trial in history))

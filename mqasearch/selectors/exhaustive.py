@@ -11,10 +11,10 @@ from mqasearch.selectors.history import History
 from mqasearch.selectors.selector import Selector, Wants
 
 LIMIT = 20_000
-"""More masks than this are refused."""
+"""The largest number of masks; more are refused."""
 
 _CHOICE = 64
-"""Masks that are wanted at once: neighbours, so that all of them share much."""
+"""Number of masks that are wanted at once: neighbours in the order, which share most layers."""
 
 
 class ExhaustiveSelector(Selector):
@@ -44,12 +44,12 @@ class ExhaustiveSelector(Selector):
         return math.comb(self.n_layers, self.n_converted)
 
     def most_invalid_in_a_row(self) -> int:
-        """It goes by layer: first all masks with layer 0."""
+        """At least one more than there are masks with layer 0, since all of these come first."""
         with_one = math.comb(self.n_layers - 1, self.n_converted - 1)
         return max(super().most_invalid_in_a_row(), with_one + 1)
 
     def wants(self, history: History) -> Wants:
-        """The first unseen ones; the order among them is open, for all will be scored."""
+        """The first unseen masks, in any order, since all of them will be scored."""
         if (ended := self.none_left(history)) is not None:
             return ended
         left = (mask for mask in self._masks if mask not in history.taken)

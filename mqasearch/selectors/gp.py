@@ -22,18 +22,18 @@ _TINY = 1e-12
 class GPSelector(Selector):
     """Each layer alone, then the masks with the largest expected improvement.
 
-    The model (:class:`InteractionModel`) begins as the sensitivity ranking, whose mask at the
-    budget is hence the first one proposed, and learns from every further mask which layers suit
-    each other. Candidates are the model's own optimum, found by greedy selection and swaps, and
-    whatever is one swap away from it or from the best masks so far; of these, the one with the
-    largest expected improvement (Jones et al. 1998) is proposed. A mask that is running counts
-    with the loss expected of it (the "kriging believer"), which spreads workers out. Layers that
-    have no score alone are left out of every further mask.
+    The model (:class:`InteractionModel`) starts as the sensitivity ranking, so the ranking's mask
+    at the budget is proposed first. From every further mask it learns which layers suit each other.
+    Candidates are the model's own optimum, found by greedy selection and swaps, and every mask that
+    is one swap away from it or from the best masks so far. The candidate with the largest expected
+    improvement (Jones et al. 1998) is proposed. A running mask counts with the loss expected of it
+    (the "kriging believer"), which spreads workers out. Layers that have no score alone are left
+    out of every further mask.
 
     Args:
         n_layers: layers of the model.
         n_converted: layers that a mask at the budget converts.
-        seed: used once everything promising is seen.
+        seed: used once every promising mask has been seen.
         n_masks: masks at the budget to score after the layers alone, ≥ 1; the plan ends there.
 
     Raises:
@@ -65,20 +65,20 @@ class GPSelector(Selector):
         return self.none_left(history) or Wants((self._next(history),))
 
     def spare(self, history: History) -> LayerMask:
-        """As though more masks were to be scored."""
+        """The mask that would come next if more masks were to be scored."""
         return self._next(history)
 
     @property
     def _goal(self) -> int:
-        """With a budget of one layer the layers alone are masks at the budget themselves."""
+        """Masks at the budget to score; at a budget of one layer, these are the single layers."""
         return self.n_layers if self.n_converted == 1 else self.n_masks
 
     def expected_trials(self) -> int:
-        """The original, every layer alone, and its masks at the budget."""
+        """One for the original, one for each layer alone, and the masks at the budget."""
         return 1 + self.n_layers + self.n_masks
 
     def least_trials(self) -> int:
-        """The layers alone come first."""
+        """One for the original, one for each layer alone, and the first mask at the budget."""
         return 2 if self.n_converted == 1 else self.n_layers + 2
 
     def _next(self, history: History) -> LayerMask:
@@ -118,9 +118,10 @@ class GPSelector(Selector):
         return best
 
     def _instructive(self, finished: Sequence[MaskTrial]) -> list[MaskTrial]:
-        """Those that have a score; and, beside one at the budget, those of its size without.
+        """Trials with a score; and, if one of these is at the budget, invalid masks at the budget.
 
-        They then count as bad as the worst; as bad as the worst layer alone they would be the best.
+        An invalid mask counts as bad as the worst mask with a score. If only single layers had
+        scores, the invalid masks would look like the best ones at the budget.
         """
         valid = [trial for trial in finished if math.isfinite(trial.loss)]
         if not any(trial.mask.n_converted == self.n_converted for trial in valid):
@@ -129,7 +130,7 @@ class GPSelector(Selector):
         return [t for t in finished if math.isfinite(t.loss) or t.mask.n_converted == at_budget]
 
     def _model(self, flags: Floats, excess: Floats, running: Floats) -> InteractionModel:
-        """The model of what is known, and of what is running as the known leads to expect it."""
+        """The model of the finished masks, and of running masks at the losses expected of them."""
         harm = np.full(self.n_layers, np.nan)
         alone = flags.sum(axis=1) == 1
         harm[flags[alone].argmax(axis=1)] = np.abs(excess[alone])
@@ -148,7 +149,7 @@ class GPSelector(Selector):
         seen: Collection[LayerMask],
         shunned: Sequence[int],
     ) -> Floats:
-        """The unseen masks that are, or are one swap from, the model's optimum or an incumbent."""
+        """The unseen masks among the model's optimum, the incumbents, and their swap neighbours."""
         starts = [self._optimum(model, shunned), *incumbents]
         rows = np.unique(np.vstack([_swaps(row) for row in starts] + starts), axis=0)
         rows = _without(rows, shunned)
@@ -156,7 +157,7 @@ class GPSelector(Selector):
         return np.array(unseen).reshape(-1, self.n_layers)
 
     def _optimum(self, model: InteractionModel, shunned: Sequence[int]) -> Floats:
-        """A mask at the budget that no swap improves in expectation, from greedy selection."""
+        """Greedy selection, then swaps until no swap improves the expected loss of the mask."""
         best = np.zeros(self.n_layers)
         for _ in range(self.n_converted):
             options = _without(best + np.eye(self.n_layers)[best == 0], shunned)
@@ -175,7 +176,7 @@ class GPSelector(Selector):
 
 
 def _finite(losses: Sequence[float]) -> Floats:
-    """Invalid masks count as bad as the worst valid one."""
+    """The losses; those of invalid masks are replaced by the worst valid loss."""
     array = np.array(losses)
     worst = array[np.isfinite(array)].max()
     return np.where(np.isfinite(array), array, worst)

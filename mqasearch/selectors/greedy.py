@@ -11,15 +11,16 @@ from mqasearch.selectors.planned import Plan, PlannedSelector
 class GreedySelector(PlannedSelector):
     """Forward selection: from the original model, add the layer with the lowest loss.
 
-    ``lazy=False`` scores every remaining layer in every round. ``lazy=True`` keeps a queue of the
-    layers by the harm each did when it was last scored and re-scores only the top one, until the
-    top one's figure is of this round (Minoux 1978, "Accelerated greedy algorithms for maximizing
-    submodular set functions"). That would be exact if the harm of a layer could only grow while
-    others are converted; losses promise no such thing, so it is a heuristic: it misses a layer
-    that has become less harmful than it was. It costs about ``n_layers + 2 · n_converted``
+    ``lazy=False`` scores every remaining layer in every round. ``lazy=True`` keeps the layers in a
+    queue, ordered by the harm each did when it was last scored, and re-scores only the top layer,
+    until the top layer has a score of this round (Minoux 1978, "Accelerated greedy algorithms for
+    maximizing submodular set functions"). That would be exact if the harm of a layer could only
+    grow while others are converted. Losses do not guarantee this, so it is a heuristic: it misses a
+    layer that has become less harmful than it was. It costs about ``n_layers + 2 · n_converted``
     evaluations instead of ``n_layers · n_converted``.
 
-    A probe converts fewer layers than the budget; of equals the lower layer is taken.
+    A probe converts fewer layers than the budget. If layers are equally harmful, the lowest is
+    taken.
 
     Args:
         n_layers: layers of the model.
@@ -38,11 +39,11 @@ class GreedySelector(PlannedSelector):
         self.lazy = lazy
 
     def expected_trials(self) -> int:
-        """The original, every layer alone, and about two masks for each further layer."""
+        """One for the original, one for each layer alone, and about two for each further layer."""
         return 1 + self.n_layers + 2 * (self.n_converted - 1)
 
     def plan(self) -> Plan:
-        """Round by round; each request is what the queue wants re-scored."""
+        """Go round by round; each request holds the masks that the queue wants re-scored."""
         chosen = LayerMask.empty(self.n_layers)
         singles = {layer: chosen.with_layers(layer) for layer in range(self.n_layers)}
         losses = yield {chosen: 0.0, **dict.fromkeys(singles.values(), math.inf)}
@@ -65,7 +66,7 @@ class GreedySelector(PlannedSelector):
             fresh.clear()
 
     def _to_score(self, harm: dict[int, float], fresh: Container[int]) -> list[int]:
-        """The layers whose harm must be known beside the chosen ones before the best is clear."""
+        """The layers that must be scored in this round before the least harmful one is known."""
         wanted = [_least(harm)] if self.lazy else list(harm)
         return [layer for layer in wanted if layer not in fresh]
 

@@ -15,7 +15,7 @@ class MaskTrial:
     """One trial as a selector sees it.
 
     Attributes:
-        number: of the trial; ascending in a history.
+        number: the trial's number; ascending in a history.
         mask: which layers it converts.
         state: ``running`` (also: enqueued and waiting), ``complete`` (at the budget), ``pruned``
             (a probe below it) or ``invalid`` (cannot be scored, must not be tried again).
@@ -38,8 +38,8 @@ class History(list[MaskTrial]):
     """A study's trials by number, with the set of their masks.
 
     Args:
-        trials: that count: of a worker that died without a score, none.
-        number: of the next trial, which is more than ``len`` if some trials do not count.
+        trials: the trials that count; a trial whose worker died without a score does not.
+        number: the next trial's number, which is more than ``len`` if some trials do not count.
     """
 
     def __init__(self, trials: Iterable[MaskTrial] = (), number: int | None = None) -> None:

@@ -36,8 +36,8 @@ def read_history(
     layers, and the trial numbered ``without`` (the one that asks).
 
     Args:
-        study: to be read.
-        n_layers: of its masks.
+        study: the study to read.
+        n_layers: number of layers of its masks.
         trials: all of its trials by number, if the caller has just read them.
         without: the number of an unfinished trial, which is the next one to get a mask.
     """
@@ -50,7 +50,7 @@ def read_history(
 
 
 def _mask_trial(trial: FrozenTrial, n_layers: int, sign: float) -> MaskTrial | None:
-    """None for a trial that does not count."""
+    """The trial as a selector sees it; None if it does not count."""
     found = _state_and_loss(trial, sign)
     mask = mask_of(trial, n_layers)
     if found is None or mask is None:
@@ -61,7 +61,7 @@ def _mask_trial(trial: FrozenTrial, n_layers: int, sign: float) -> MaskTrial | N
 def mask_of(trial: FrozenTrial, n_layers: int) -> LayerMask | None:
     """The trial's mask: from its attribute, else its parameters, else what it was enqueued with.
 
-    None where none of these says all of ``n_layers`` flags.
+    None if none of these gives all ``n_layers`` flags.
     """
     text = trial.user_attrs.get(MASK_KEY)
     if isinstance(text, str):

@@ -22,9 +22,9 @@ class SelectorSampler(BaseSampler):
     """Makes a selector propose the masks of an Optuna study.
 
     The objective suggests each layer's flag as the categorical parameter ``layer_00``, ``layer_01``
-    … of the choices ``(False, True)``. What else it suggests is drawn at random. A mask that is
-    enqueued is run as it is, whatever the budget; of one that is enqueued in part the rest is
-    brought to the budget.
+    … of the choices ``(False, True)``. Any other parameter that it suggests is drawn at random. An
+    enqueued mask is run as it is, even if it does not meet the budget. If only some flags are
+    enqueued, the others are chosen so that the mask meets the budget.
 
     The trial of a mask below the budget may report its value and be pruned, so that the study's
     best trial is a mask at the budget. A trial that fails says nothing about its mask, which is
@@ -38,7 +38,7 @@ class SelectorSampler(BaseSampler):
         study.optimize(objective, callbacks=[sampler.stop_when_done])
 
     Args:
-        selector: chooses.
+        selector: chooses the masks.
     """
 
     def __init__(self, selector: Selector) -> None:
@@ -46,7 +46,7 @@ class SelectorSampler(BaseSampler):
         self._foreign = RandomSampler(selector.seed)
         self._proposing = threading.Lock()
         self._proposed: dict[int, LayerMask] = {}
-        """Number → mask of the trials of this process, whose parameters may not be written yet."""
+        """Trial number → mask of this process's trials, whose parameters may still be unwritten."""
 
     def stop_when_done(self, study: Study, trial: FrozenTrial) -> None:
         """For ``callbacks`` of ``study.optimize``: ends it when the selector wants no more."""
@@ -63,7 +63,7 @@ class SelectorSampler(BaseSampler):
         """All that the study knows about masks.
 
         Args:
-            study: with this sampler.
+            study: a study that uses this sampler.
             trials: all of its trials by number, if the caller has just read them.
             without: the number of an unfinished trial, which is the next one to get a mask.
         """
@@ -101,7 +101,7 @@ class SelectorSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """A parameter that is no layer of ours, at random.
+        """A random value for a parameter that is not the flag of a layer.
 
         Raises:
             ValueError: the study has several objectives.
@@ -135,7 +135,7 @@ class SelectorSampler(BaseSampler):
         return repaired(mask, self.selector.n_converted, rng, fixed=fixed)
 
     def _with_proposed(self, history: History, study: Study) -> History:
-        """With what was proposed in this process and is not written yet."""
+        """The history with the masks that this process proposed and that are not written yet."""
         if not self._proposed:
             return history
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -152,7 +152,7 @@ class SelectorSampler(BaseSampler):
 
 
 def _fixed_flags(trial: FrozenTrial, n_layers: int) -> Mapping[int, bool]:
-    """Layers whose flag an enqueued trial gives."""
+    """Layer → flag, for the layers whose flag an enqueued trial gives."""
     params = trial.system_attrs.get("fixed_params", {})
     names = {param_name(layer): layer for layer in range(n_layers)}
     return {names[name]: bool(value) for name, value in params.items() if name in names}

@@ -9,12 +9,12 @@ from mqasearch.selectors.history import History, MaskTrial
 from mqasearch.selectors.selector import Selector, Wants
 
 Losses = Mapping[LayerMask, float]
-"""Mask → loss. In a request: the masks needed, most wanted first, each with the loss expected of
-it (``inf`` where nothing is expected, which means: assume that it will not matter)."""
+"""Mask → loss. In a request: the masks needed, most wanted first, each with the loss expected of it
+(``inf`` if none is expected: the plan then assumes that the mask will not matter)."""
 
 T = TypeVar("T")
 Subplan = Generator[Losses, Losses, T]
-"""Yields requests, is sent the losses of the masks requested, returns what it concludes."""
+"""Yields requests, is sent the losses of the requested masks, and returns its conclusion."""
 
 Plan = Subplan[None]
 
@@ -22,21 +22,21 @@ Plan = Subplan[None]
 class PlannedSelector(Selector):
     """A selector whose masks follow from the losses of earlier ones.
 
-    A subclass writes :meth:`plan` alone, as a generator that yields the masks whose losses it
-    needs next and is sent these losses. Nobody keeps the generator: at every proposal it is run
-    again from the start on the losses that the study knows, up to the first it does not know. So
-    there is no leader and no state to lose, and a worker that dies leaves a mask that the next
-    proposal finds missing.
+    A subclass implements :meth:`plan` only, as a generator that yields the masks whose losses it
+    needs next and is sent these losses. The generator is not kept: at every proposal it is run
+    again from the start on the losses that the study knows, up to the first unknown one. So there
+    is no leader and no state to lose. If a worker dies, the next proposal finds its mask missing.
 
-    **Several workers.** The masks of one request are independent and equally wanted. Once all of a
-    request are running, the plan is run on with the losses it expects of them, to see what it would
-    ask for next, and that is wanted ahead of its time. Expected losses decide only what is scored
-    early, never what is chosen: the plan is sent nothing but the losses of the masks it asks for.
-    Masks at the budget are never wanted ahead, so the study ends with the same masks at the budget,
-    hence the same best one, as with one worker.
+    **Several workers.** The masks of one request are independent and equally wanted. Once all masks
+    of a request are running, the plan is continued with the losses it expects of them, to find out
+    what it would ask for next; these masks are wanted ahead of time. Expected losses decide only
+    what is scored early, never what is chosen: the plan is sent nothing but the losses of the masks
+    it asks for. Masks at the budget are never wanted ahead, so the study ends with the same masks
+    at the budget, and hence with the same best one, as with one worker.
 
-    If the plan ended without a valid mask at the budget, random ones are wanted. A mask that is
-    scored although none is wanted is a random one below the budget, which disturbs nothing.
+    If the plan ended without a valid mask at the budget, random ones are wanted. If a mask is to be
+    scored although none is wanted, it is a random one below the budget, which does not affect the
+    result.
     """
 
     ends = True
@@ -45,12 +45,12 @@ class PlannedSelector(Selector):
     def plan(self) -> Plan:
         """The algorithm, from the start; it ends when nothing further is needed.
 
-        Deterministic: what it yields depends on the losses it is sent alone. The loss of an
-        invalid mask is ``inf``. A request must not be empty.
+        It must be deterministic: what it yields depends only on the losses it is sent. The loss of
+        an invalid mask is ``inf``. A request must not be empty.
         """
 
     def wants(self, history: History) -> Wants:
-        """What is missing of the request that the plan waits for, else one mask ahead of it."""
+        """The missing masks of the request that the plan waits for, else one of a later request."""
         known, running = _split(history)
         certain: list[LayerMask] | None = None
         for missing in self._missing(known):
@@ -73,14 +73,14 @@ class PlannedSelector(Selector):
         return self.random_probe(history, self.generator(history))
 
     def _has_ended(self, history: Sequence[MaskTrial]) -> bool:
-        """Of a plan that asks for nothing more: whether it has come to a mask at the budget."""
+        """Whether a plan that asks for nothing more has come to a mask at the budget."""
         return any(
             trial.state != "invalid" and trial.mask.n_converted == self.n_converted
             for trial in history
         )
 
     def least_trials(self) -> int:
-        """As many as the plan takes where layers do harm independently of each other."""
+        """As many as the plan takes if layers do harm independently of each other."""
         seen = {LayerMask.empty(self.n_layers)}
         plan = self.plan()
         request = next(plan, None)
@@ -93,9 +93,9 @@ class PlannedSelector(Selector):
         return len(seen)
 
     def _missing(self, known: Mapping[LayerMask, float]) -> Iterator[list[LayerMask]]:
-        """The unknown masks of each request that has some, in the order of the plan.
+        """The unknown masks of each request that has any, in the order of the plan.
 
-        Requests after the first one yielded rest on expected losses.
+        All but the first of these requests are based on expected losses.
         """
         plan = self.plan()
         request = next(plan, None)
@@ -111,6 +111,6 @@ class PlannedSelector(Selector):
 
 
 def _split(history: Sequence[MaskTrial]) -> tuple[dict[LayerMask, float], set[LayerMask]]:
-    """The losses of what is finished, and what is running."""
+    """The losses of the finished masks, and the running masks."""
     known = {trial.mask: trial.loss for trial in history if trial.finished}
     return known, {trial.mask for trial in history if not trial.finished}

@@ -16,16 +16,14 @@ from mqasearch.selectors.history import History
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What a selector would have scored next.
+    """Which masks a selector wants scored next.
 
     Attributes:
-        masks: equally wanted ones, of which any may be scored next; none of them is finished or
-            running. Empty: nothing can be told before a running mask is finished, or nothing is
-            left.
-        certain: masks that will be wanted whatever the losses of those not yet finished turn out
-            to be, so that they may be scored in any order or together; none of them is finished or
-            running.
-        done: nothing is left, and nothing is running that could change that.
+        masks: masks that are equally wanted; any of them may be scored next, and none is finished
+            or running. Empty if the selector must wait for a running mask, or if nothing is left.
+        certain: masks that will be wanted whatever losses the unfinished masks turn out to have, so
+            that they may be scored in any order or together; none of them is finished or running.
+        done: whether nothing is left, and no running mask could change that.
     """
 
     masks: Sequence[LayerMask] = ()
@@ -34,15 +32,15 @@ class Wants:
 
 
 class Selector(abc.ABC):
-    """Base class of all selectors. A selector writes :meth:`wants`.
+    """Base class of all selectors. A subclass implements :meth:`wants`.
 
     **A function of the history.** The same history gives the same answer, in any process and at any
-    time: an instance holds its settings and nothing that it learned. So any worker may die, join
-    late or be a thread among others, and nothing is lost with it. Randomness follows from the
-    selector's seed and the number of the trial to be (:meth:`generator`).
+    time: an instance holds its settings and nothing that it learned. So a worker may die, join late
+    or be one of several threads, and nothing is lost. Randomness follows from the selector's seed
+    and the number of the next trial (:meth:`generator`).
 
-    **Who scores what.** A selector says what it wants, and somebody else decides which worker
-    scores which mask. It need not wait: it is asked again with a longer history.
+    **Who scores what.** A selector says what it wants, and its caller decides which worker scores
+    which mask. A selector never waits: it is asked again with a longer history.
 
     Subclasses set :attr:`name` and :attr:`summary`, and take their own settings as keyword-only
     arguments with a default and one of the types ``bool``, ``int``, ``float`` and ``Literal[...]``
@@ -64,14 +62,14 @@ class Selector(abc.ABC):
     """
 
     name: ClassVar[str]
-    """How a study file calls it."""
+    """The selector's name in a study file."""
     summary: ClassVar[str]
     """One line for the list of selectors."""
     ends: ClassVar[bool] = False
-    """Whether it has a plan of its own that ends (else the number of trials ends the study)."""
+    """Whether it has a plan of its own that ends (if not, the number of trials ends the study)."""
 
     counted: ClassVar[str | None] = None
-    """Of a plan that ends with a number of masks: the parameter that says how many."""
+    """If the plan ends after a number of masks: the parameter that says how many; else None."""
 
     def __init__(self, n_layers: int, n_converted: int, seed: int = 0) -> None:
         if not 1 <= n_converted <= n_layers:
@@ -96,10 +94,10 @@ class Selector(abc.ABC):
         """
 
     def spare(self, history: History) -> LayerMask:
-        """A mask for somebody who scores one although none is wanted: a random one at the budget.
+        """A random mask at the budget, for a caller that scores one although none is wanted.
 
-        Unseen as long as any is. Below the budget for a selector whose end another mask at the
-        budget would change.
+        It is an unseen one if any is left. It is below the budget if another mask at the budget
+        would change when the selector ends.
         """
         return self.random_mask(history, self.generator(history))
 
@@ -108,9 +106,9 @@ class Selector(abc.ABC):
         return np.random.default_rng((self.seed, history.number))
 
     def none_left(self, history: History) -> Wants | None:
-        """What to answer if no mask at the budget is unseen that may have a score; else None.
+        """The answer if every mask at the budget that may have a score has been seen; else None.
 
-        The study is done when the last one is finished: its worker may still die.
+        The study is done only when the last mask is finished, since its worker may still die.
         """
         shunned = self.shunned(history)
         if n_left(self.n_layers, self.n_converted, history.taken, shunned):
@@ -118,10 +116,10 @@ class Selector(abc.ABC):
         return Wants(done=all(trial.finished for trial in history))
 
     def shunned(self, history: History) -> frozenset[int]:
-        """Layers that have no score alone, and hence, it seems, none in any mask.
+        """Layers that have no score alone, and hence presumably none in any mask.
 
-        None of them if too few other layers are left for a mask at the budget, or if every mask at
-        the budget that does without them has no score either.
+        Empty if too few other layers are left for a mask at the budget, or if no mask at the budget
+        without these layers has a score either.
         """
         found = diverging(history)
         if self.n_layers - len(found) < self.n_converted:
@@ -133,33 +131,33 @@ class Selector(abc.ABC):
         return found
 
     def expected_trials(self) -> int | None:
-        """About how many trials its plan takes, the original model's among them; a plan may turn
-        out shorter or longer. None without a plan that ends."""
+        """About how many trials its plan takes, including the original model's; a plan may turn out
+        shorter or longer. None if it has no plan that ends."""
         return None
 
     def most_invalid_in_a_row(self) -> int:
-        """How many masks in a row may lack a score because of one layer, or of each layer alone.
+        """How many masks in a row may lack a score because of one layer, or of single layers.
 
-        A layer that has no score when it is converted spoils every mask that converts it. Selectors
-        that begin with single layers meet ``n_layers`` masks before the first pair; some layers may
-        well be fine, and if none is, no larger mask will be.
+        If a layer has no score when it is converted, no mask that converts it has one. Selectors
+        that begin with single layers score ``n_layers`` masks before the first pair. Some of these
+        layers may well have a score; if none has one, no larger mask will have one.
         """
         return max(10, self.n_layers + 1)
 
     def least_trials(self) -> int:
-        """Trials up to the first mask at the budget at best, the original model's among them."""
+        """The fewest trials up to the first mask at the budget, including the original model's."""
         return 2
 
     def random_mask(self, history: History, rng: np.random.Generator) -> LayerMask:
-        """A random mask at the budget, unseen as long as any is.
+        """A random mask at the budget, an unseen one if any is left.
 
-        When all are taken: unseen below the budget, the largest first; then the same with layers
-        that are shunned; when nothing at all is left, a repetition.
+        If all are taken, it is an unseen mask below the budget, of the largest size that is left;
+        then the same with layers that are shunned; if nothing at all is left, a mask is repeated.
         """
         return self._random_unseen(range(self.n_converted, -1, -1), history, rng)
 
     def random_probe(self, history: History, rng: np.random.Generator) -> LayerMask:
-        """As :meth:`random_mask`, but below the budget as long as anything there is unseen."""
+        """Like :meth:`random_mask`, but below the budget if an unseen mask is left there."""
         sizes = [*range(self.n_converted - 1, -1, -1), self.n_converted]
         return self._random_unseen(sizes, history, rng)
 

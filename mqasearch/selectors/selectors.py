@@ -34,14 +34,14 @@ SELECTORS: Mapping[str, type[Selector]] = {
 """Every selector that a study file may name; ``summary`` is its line in a list of them."""
 
 PLANNED = frozenset(name for name, selector in SELECTORS.items() if selector.ends)
-"""Those whose plan ends by itself: they need no number of trials."""
+"""The selectors whose plan ends by itself: they need no number of trials."""
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
     "sensitivity": {},
     "greedy": {},
     "gp": {"n_masks": 10},
 }
-"""Selector → its parameters: what a study file without ``selectors`` takes."""
+"""Selector → its parameters: the default of a study file without ``selectors``."""
 
 
 def selector_of(
@@ -54,7 +54,7 @@ def selector_of(
         n_layers: layers of the model.
         n_converted: layers that a mask at the budget converts.
         seed: ≥ 0.
-        parameters: of the selector, as in the study file.
+        parameters: the selector's parameters, as in the study file.
 
     Raises:
         UnknownNameError: no such selector, or no such parameter of it.
@@ -84,7 +84,7 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
             raise UnknownNameError(f"parameter of selector {name!r}:", parameter, everything)
         if (expected := _mismatch(value, known[parameter][0])) is not None:
             raise UserError(f"{parameter} of selector {name!r}: expected {expected}, got {value!r}")
-    # Ranges are the constructor's to judge; any model will do for that.
+    # The constructor checks the ranges, which do not depend on the model.
     SELECTORS[name](1, 1, 0, **parameters)
 
 

@@ -8,21 +8,21 @@ from mqasearch.selectors.planned import Plan, PlannedSelector, Subplan
 
 
 class SensitivitySelector(PlannedSelector):
-    """Every layer alone, then the ranking's prefixes: the mask at the budget, then the shorter.
+    """Scores every layer alone, then prefixes of the ranking: the mask at the budget first.
 
-    Optimal where layers do not interact (losses that add up); on real models nearly always close
-    to greedy at a fraction of its cost, and what any other search has to beat.
+    Optimal if layers do not interact (their losses add up). On real models it is nearly always
+    close to greedy at a fraction of its cost, and it is the baseline of every other search.
     """
 
     name: ClassVar[str] = "sensitivity"
     summary: ClassVar[str] = "each layer alone, then the least sensitive ones together"
 
     def expected_trials(self) -> int:
-        """The original, every layer alone, and the larger prefixes of their order."""
+        """One for the original, one for each layer alone, and one for each longer prefix."""
         return self.n_layers + self.n_converted
 
     def plan(self) -> Plan:
-        """All layers at once, then all prefixes at once."""
+        """Request all single layers together, then all prefixes together."""
         ranking = yield from ranked_layers(self.n_layers)
         lengths = range(self.n_converted, 1, -1)
         prefixes = [LayerMask.of(ranking[:length], self.n_layers) for length in lengths]
@@ -31,7 +31,7 @@ class SensitivitySelector(PlannedSelector):
 
 
 def ranked_layers(n_layers: int) -> Subplan[list[int]]:
-    """Score each layer alone; returns the layers, least harmful first, the lower one of equals."""
+    """Score each layer alone and return the layers, least harmful first; ties by layer number."""
     singles = {layer: LayerMask.of([layer], n_layers) for layer in range(n_layers)}
     losses = yield dict.fromkeys(singles.values(), math.inf)
     return sorted(singles, key=lambda layer: (losses[singles[layer]], layer))

@@ -7,7 +7,7 @@ from mqasearch.mask import LayerMask
 
 
 class MaskSet(Set[LayerMask]):
-    """A set of masks that knows how many of them convert how many layers."""
+    """A set of masks that counts its masks by the number of converted layers."""
 
     def __init__(self, masks: Iterable[LayerMask] = ()) -> None:
         self._masks: set[LayerMask] = set()
@@ -15,14 +15,14 @@ class MaskSet(Set[LayerMask]):
         self.update(masks)
 
     def update(self, masks: Iterable[LayerMask]) -> None:
-        """Put more masks in."""
+        """Add masks."""
         for mask in masks:
             if mask not in self._masks:
                 self._masks.add(mask)
                 self._sizes[mask.n_converted] += 1
 
     def n_of_size(self, n_converted: int) -> int:
-        """How many of the masks convert so many layers."""
+        """Number of masks that convert exactly ``n_converted`` layers."""
         return self._sizes[n_converted]
 
     def __contains__(self, mask: object) -> bool:

@@ -27,16 +27,17 @@ class TPESelector(Selector):
 
     The estimator knows no budget and proposes masks of any size (at 5 of 30 layers usually 7 to
     9), so each is repaired: layers are dropped, or added, at random until the number is right,
-    with the odds that each layer has among the best masks against the rest (TPE's own criterion,
-    layer by layer). Every trial is feasible by construction; constraints instead leave most
-    trials infeasible and learn nothing (Optuna's constrained TPE was no better than random here).
+    weighted by the odds that each layer has among the best masks against the rest (TPE's own
+    criterion, layer by layer). Every trial is feasible by construction. With constraints instead,
+    most trials would be infeasible and the estimator would learn nothing from them (Optuna's
+    constrained TPE was no better than random here).
 
     A repaired mask that was seen before is replaced by an unseen neighbour (one layer swapped), so
-    that a search that has settled explores round its best masks instead of repeating them. Running
-    trials count as bad ones (the constant liar), which spreads workers out.
+    that a search that has converged explores around its best masks instead of repeating them.
+    Running trials count as bad ones (the constant liar), which spreads workers out.
 
-    If one mask after the other has no score, which the estimator learns nothing from, the layers
-    are tried alone, and those that have none are left out.
+    If several masks in a row have no score, the estimator learns nothing from them; the layers are
+    then tried alone, and those that have no score alone are left out.
 
     Args:
         n_layers: layers of the model.
@@ -60,7 +61,7 @@ class TPESelector(Selector):
         self.n_startup_trials = n_startup_trials
 
     def wants(self, history: History) -> Wants:
-        """What the estimator likes best, brought to the budget and away from what is seen."""
+        """The estimator's proposal, brought to the budget and replaced if it was seen before."""
         if (ended := self.none_left(history)) is not None:
             return ended
         alone = suspect(history, self.n_layers, self.n_converted)
@@ -81,8 +82,8 @@ class TPESelector(Selector):
         return neighbour or self.random_mask(history, rng)
 
     def _liked(self, history: History, seed: int) -> LayerMask | None:
-        """Optuna's own proposal, of any size; None while it wants random ones."""
-        # A new instance each time: its random state must not follow from what it was asked before.
+        """Optuna's own proposal, of any size; None while it wants random masks."""
+        # A new instance each time: its random state must not depend on earlier calls.
         tpe = TPESampler(
             multivariate=True,
             constant_liar=True,
@@ -115,7 +116,7 @@ _STATES = {
 
 
 def _frozen(trial: MaskTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
-    """As the record of the study holds it."""
+    """The trial in Optuna's form."""
     told = {} if trial.state == "running" else {trial.mask.n_converted: trial.loss}
     has_value = trial.state == "complete"
     facts = {
@@ -129,7 +130,7 @@ def _frozen(trial: MaskTrial, space: dict[str, BaseDistribution]) -> FrozenTrial
 
 
 class _GivenTrials(InMemoryStorage):
-    """Holds one study, of trials that are never changed and need no copy at every look."""
+    """A storage of one study, whose trials never change and need not be copied at each read."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         super().__init__()
@@ -141,19 +142,19 @@ class _GivenTrials(InMemoryStorage):
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        """All of them, or those in some states."""
+        """All trials, or those in the given states."""
         return [trial for trial in self._given if states is None or trial.state in states]
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """Of the only study."""
+        """The id of the only study."""
         return 0
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Losses: less is better."""
+        """Minimise, since the values are losses."""
         return [StudyDirection.MINIMIZE]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """TPE notes what it proposed, for a trial that is not among those given."""
+        """Ignored: TPE notes what it proposed, for a trial that is not among those given."""
 
 
 def layer_log_odds(
@@ -161,8 +162,9 @@ def layer_log_odds(
 ) -> npt.NDArray[np.float64]:
     """How much better each layer's odds are among the best masks at the budget than in the rest.
 
-    The best are the share that Optuna's TPE takes: a tenth, at most 25. Both frequencies have one
-    mask's worth of prior, a little below ``n_converted / n_layers`` so that no odds are infinite.
+    The best masks are as many as Optuna's TPE takes: a tenth, at most 25. Each of the two
+    frequencies has a prior with the weight of one mask and a value a little below
+    ``n_converted / n_layers``, so that no odds are infinite.
 
     Returns:
         ``[n_layers]`` log odds ratios; zeros without a mask at the budget.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MOST_DECIMALS = 6
 DECIMALS = 4
-"""Of a value whose standard error is unknown."""
+"""Decimals of a value whose standard error is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,8 @@ class Estimate:
     """A mean over documents.
 
     Attributes:
-        value: of the mean.
-        stderr: its standard error; None where it is unknown.
+        value: the mean.
+        stderr: its standard error; None if it is unknown.
     """
 
     value: float
@@ -27,7 +27,7 @@ class Estimate:
     def text(self, *, signed: bool = False) -> str:
         """``0.1053 ± 0.0042``: both to two significant digits of the standard error.
 
-        Without a standard error, or with one of 0, to four decimals.
+        Without a standard error, or if it is 0, the value has four decimals.
 
         Args:
             signed: whether a positive value gets its sign, as differences do.
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def _decimals(stderr: float | None) -> int:
-    """That show two significant digits of a standard error, after rounding to these."""
+    """Number of decimals that show two significant digits of the rounded standard error."""
     if not stderr or not math.isfinite(stderr):
         return DECIMALS
     exponent = int(f"{stderr:.1e}".partition("e")[2])
@@ -47,11 +47,11 @@ def _decimals(stderr: float | None) -> int:
 
 
 def weighted_mean(weights: Sequence[float], parts: Sequence[Estimate]) -> Estimate:
-    """Σwv/Σw, with √Σw²s²/Σw as its standard error: the parts are of different documents.
+    """Σwv/Σw, with √Σw²s²/Σw as its standard error, since the parts are of different documents.
 
     Args:
         weights: one for each part, not all 0.
-        parts: whose mean it is; one without a standard error leaves the mean without one.
+        parts: the estimates to average; if one has no standard error, the mean has none.
     """
     total = sum(weights)
     value = sum(w * part.value for w, part in zip(weights, parts, strict=True)) / total

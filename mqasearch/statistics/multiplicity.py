@@ -1,4 +1,4 @@
-"""Several masks are compared with the original: p values corrected for their number."""
+"""Correct p values for the number of masks that are compared with the original."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ Document = dict[str, Any]
 
 
 def corrected(masks: Sequence[Document]) -> list[Document]:
-    """Mask JSON whose differences have ``p_holm`` beside ``p_value``.
+    """The masks (mask JSON), with ``p_holm`` beside ``p_value`` in their differences.
 
-    Corrected (Holm) for the different masks that have a difference of the same metric on the same
-    task: two selectors that end with the same mask are one test.
+    The correction (Holm) counts the different masks that have a difference of the same metric on
+    the same task. Two selectors that end with the same mask count as one test.
     """
     families: dict[tuple[str, str], dict[tuple[int, ...], float]] = {}
     for mask in masks:

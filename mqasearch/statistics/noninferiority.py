@@ -1,8 +1,9 @@
-"""Is a mask not more than a margin worse than the original, and how many documents say so?
+"""Is a mask at most a margin worse than the original, and how many documents show it?
 
-A loss is positive where the mask is worse. "Not more than the margin worse" is shown when the upper
-end of the paired one-sided 95 % interval of the loss is below the margin. That end is the upper end
-of the two-sided 90 % interval, which is what is shown, so that decision and figures are one.
+A loss is positive if the mask is worse. "At most the margin worse" is shown if the upper end of the
+paired one-sided 95 % interval of the loss is below the margin. That end is also the upper end of
+the two-sided 90 % interval, which is the interval that is reported, so the decision agrees with the
+reported figures.
 """
 
 import math
@@ -16,13 +17,13 @@ from mqasearch.statistics.paired import Interval
 from mqasearch.statistics.proportions import least_documents
 
 LEVEL = 0.05
-"""The chance of calling a mask within the margin that is just not."""
+"""The probability of calling a mask within the margin although it is just outside."""
 
 POWER = 0.8
-"""The chance with which ``documents_needed`` is to be enough."""
+"""The probability with which ``documents_needed`` documents are enough."""
 
 MOST_DOCUMENTS = 10**9
-"""A number that no benchmark has."""
+"""More documents than any benchmark has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,9 @@ class NonInferiority:
     """The loss of a mask against a margin.
 
     Attributes:
-        loss: mean over documents, positive where the mask is worse.
+        loss: mean over documents, positive if the mask is worse.
         ci90: its two-sided 90 % interval, whose upper end is the one-sided 95 % limit.
-        stderr: of ``loss``.
+        stderr: standard error of ``loss``.
         n_docs: number of documents.
         margin: the largest loss that is tolerated, in the metric's unit.
     """
@@ -45,14 +46,14 @@ class NonInferiority:
 
     @property
     def shown(self) -> bool:
-        """Whether the loss is below the margin, at 5 %."""
+        """Whether the loss is shown to be below the margin, at the 5 % level."""
         return self.ci90[1] < self.margin
 
     @property
     def documents_needed(self) -> int | None:
-        """How many documents would show it with a chance of 80 %, if loss and variance stay.
+        """How many documents would show it with a chance of 80 %, if loss and variance stay equal.
 
-        None if no number would: the loss that was found is as large as the margin.
+        None if no number would, which is so if the loss that was found is as large as the margin.
         """
         if self.n_docs < 2:
             return None
@@ -69,17 +70,17 @@ def documents_needed(
 ) -> int | None:
     """The smallest number of documents on which a loss is shown to be below the margin.
 
-    By the noncentral t distribution.
+    It is computed with the noncentral t distribution.
 
     Args:
-        distance: of the mean loss from the margin.
+        distance: distance of the mean loss from the margin.
         spread: standard deviation of the documents' losses.
-        extra: what an exact interval is wider on one side than Student's, times the number of
-            documents: it shrinks with their number, not with its root.
+        extra: how much wider an exact interval is on one side than Student's, times the number of
+            documents, since the excess shrinks with their number and not with its square root.
         power: probability of showing it.
 
     Returns:
-        None if no number would, or none that a benchmark has.
+        The number; None if no number is enough, or none that a benchmark has.
     """
     if distance <= 0:
         return None
@@ -94,7 +95,7 @@ def documents_needed(
 
 
 def t_power(distance: float, spread: float, n: int) -> float:
-    """Power of a one-sided t test on ``n`` documents; the rest as in ``documents_needed``."""
+    """Power of a one-sided t test on ``n`` documents; arguments as in ``documents_needed``."""
     if spread == 0.0:
         return float(distance > 0)
     effect = distance / spread * math.sqrt(n)

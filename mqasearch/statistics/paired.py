@@ -1,8 +1,8 @@
 """Is one mask better than another on the same documents?
 
 Both are scored on the same documents, so the test is on the differences, which vary far less than
-the values: the documents' own difficulty cancels. What is tested is what the search optimises and
-a table shows, the mean.
+the values: the documents' own difficulty cancels. The test is on the mean, which is what the search
+optimises and a table shows.
 """
 
 import math
@@ -24,7 +24,7 @@ class PairedDifference:
     Attributes:
         value: the mean difference.
         ci95: its two-sided 95 % confidence interval.
-        p_value: two-sided, of no difference; below 0.05 exactly when 0 is outside ``ci95``.
+        p_value: two-sided p value of no difference; below 0.05 exactly when 0 is outside ``ci95``.
         n_docs: number of documents.
         stderr: standard error of ``value``; infinite for one document.
         ci90: its two-sided 90 % confidence interval: each end is a one-sided 95 % limit.
@@ -41,14 +41,14 @@ class PairedDifference:
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Compare two masks on the same documents.
 
-    Where both metrics are 0/1: the exact sign test (McNemar 1947) on the documents that only one
-    of the two got right, and the interval of Fay & Lumbard (2021), which inverts that test and
-    stays honest when the two disagree on few documents or on none. Else: Student's t on the
-    differences, test and interval.
+    If both metrics are 0/1, the test is the exact sign test (McNemar 1947) on the documents that
+    only one of the two got right, and the interval is that of Fay & Lumbard (2021), which inverts
+    that test and stays valid when the two disagree on few documents or on none. Otherwise test and
+    interval are Student's t on the differences.
 
     Args:
         a: one value per document.
-        b: of the same documents, in the same order.
+        b: one value per document, for the same documents in the same order.
 
     Raises:
         ValueError: unequal lengths, or no document.
@@ -90,7 +90,7 @@ def _standard_error(differences: np.ndarray) -> float:
 
 
 def _t_test(value: float, stderr: float, n: int) -> float:
-    """Two-sided p value; 1 where nothing differs, or nothing can be said."""
+    """Two-sided p value; 1 if the mean difference is 0, or if there is only one document."""
     if value == 0.0 or n == 1:
         return 1.0
     return float(2 * stats.t.sf(abs(value) / stderr, n - 1)) if stderr else 0.0

@@ -6,7 +6,7 @@ McNemar (1947). An interval for the difference of the two rates also needs the r
 differ. Fay & Lumbard (2021, "Confidence intervals for difference in proportions for matched pairs
 compatible with exact McNemar's or sign tests", Statistics in Medicine 40) meld the exact
 (Clopper–Pearson) confidence distributions of both: the interval holds 0 exactly when the test does
-not reject, and is exact where only one of the two is ever ahead.
+not reject, and is exact if only one of the two is ever ahead.
 """
 
 import math
@@ -19,7 +19,7 @@ _UNIT_NODES, _UNIT_WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
 def sign_test(more: int, fewer: int) -> float:
-    """Two-sided p value of the hypothesis that either is ahead equally often."""
+    """Two-sided p value of the hypothesis that both are ahead equally often."""
     return min(1.0, 2 * float(special.bdtr(min(more, fewer), more + fewer, 0.5)))
 
 
@@ -27,7 +27,7 @@ def difference_limit(more: int, fewer: int, n: int, tail: float) -> float:
     """The upper confidence limit of P(first ahead) − P(second ahead).
 
     The share s of the differing documents on which the first is ahead ~ Beta(more + 1, fewer); the
-    rate r at which the two differ ~ Beta(d + 1, n − d) where s > 1/2, Beta(d, n − d + 1) else. The
+    rate r at which the two differ ~ Beta(d + 1, n − d) if s > 1/2, else Beta(d, n − d + 1). The
     limit is a quantile of r·(2s − 1).
 
     Args:
@@ -74,7 +74,7 @@ def _quantile(a: int, b: int, level: float) -> float:
 def least_documents(margin: float, tail: float = 0.05) -> int:
     """The fewest documents on which a 0/1 metric's loss can be shown to be below a margin.
 
-    That is where the two models agree on all of them: the limit is then 1 − tail^(1/n).
+    In that case the two models agree on all documents, and the limit is 1 − tail^(1/n).
     """
     if margin >= 1:
         return 1

@@ -21,7 +21,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 def pretend_other_weights(folder: Path) -> None:
-    """As if other weights had been written then: a fault that only building again finds."""
+    """Make it look as if other weights had been written: a fault that only building again finds."""
     record = read_record(folder)
     flip_a_byte(folder / WEIGHTS)
     digest = described(folder / WEIGHTS)

@@ -60,7 +60,7 @@ def well_conditioned(seed: int, n: int, d: int) -> Tensor:
 
 
 def free_key_maps(weights: AttentionWeights, seed: int) -> Tensor:
-    """[n, d, d]: one map per KV head of the kind that a query can take up in this layer."""
+    """[n, d, d]: one map per KV head, of a kind that this layer's query can absorb."""
     n, d, turning = weights.n_kv_heads, weights.head_dim, weights.rope.rotary_dims
     maps = torch.zeros(n, d, d)
     if weights.has_qk_norm:
@@ -79,7 +79,7 @@ def free_key_maps(weights: AttentionWeights, seed: int) -> Tensor:
 
 
 def images_of(weights: AttentionWeights, sources: list[int], seed: int) -> AttentionWeights:
-    """KV head s becomes a free map's image of head ``sources[s]``; biases are mapped along."""
+    """KV head s becomes the image of head ``sources[s]`` under a free map; biases too."""
     keys = free_key_maps(weights, seed)
     values = well_conditioned(seed + 3, weights.n_kv_heads, weights.head_dim)
 

@@ -71,5 +71,5 @@ def _serving(app: Guard, host: str = "127.0.0.1") -> Iterator[str]:
 
 @pytest.fixture
 def serving() -> Callable[..., AbstractContextManager[str]]:
-    """Serve an application on a free port while a block runs: the URL."""
+    """A function that serves an application on a free port while a block runs; gives the URL."""
     return _serving

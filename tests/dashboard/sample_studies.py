@@ -1,4 +1,4 @@
-"""Studies as workers leave them, without any worker: a made-up truth scored mask by mask."""
+"""Studies as workers leave them, made without any worker: masks scored by a made-up truth."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ def value_of(mask: LayerMask) -> float:
 
 N_DOCS = 16
 STDERR, DELTA_STDERR = 0.03, 0.004
-"""Of every mask but the original, whose difference to itself has none."""
+"""Standard errors of every mask; the original has none for its difference to itself."""
 
 
 def make_trial(

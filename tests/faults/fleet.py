@@ -40,7 +40,7 @@ CONTEXT.set_forkserver_preload(["faults.fleet"])
 
 
 def start_fork_server() -> None:
-    """Let it import everything now. Left to itself it does not know where the tests are."""
+    """Let it import everything now. By itself it does not know where the tests are."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     try:
@@ -57,9 +57,9 @@ class Handicap:
 
     Attributes:
         skew: seconds that its clock is ahead.
-        answer_seconds: after which it gives up a silent connection.
-        patience: seconds.
-        disk: SQLite's disk is full for it while this file exists.
+        answer_seconds: seconds after which it gives up a silent connection.
+        patience: seconds that it waits for a database that is away.
+        disk: a file; while it exists, SQLite's disk is full for the worker.
     """
 
     skew: float = 0.0
@@ -108,7 +108,7 @@ def worker(url: str, name: str, log: str, handicap: Handicap) -> None:
 
 def _open(url: str, handicap: Handicap) -> Storage:
     deadline = time.monotonic() + 60
-    while True:  # as whatever supervises workers does
+    while True:  # as a supervisor of workers does
         try:
             patience = Patience(handicap.patience)
             return open_storage(url, create=False, patience=patience, grace=GRACE)
@@ -159,8 +159,8 @@ class Fleet:
 
     Attributes:
         url: of the database they use.
-        folder: for the log of scores.
-        handicap: of workers that are started without one of their own.
+        folder: folder for the log of scores.
+        handicap: handicap of workers that are started without one of their own.
     """
 
     url: str
@@ -198,7 +198,7 @@ class Fleet:
         os.kill(process.pid, number)
 
     def wait(self, seconds: float = 120) -> None:
-        """Until all have ended; each must have ended well."""
+        """Wait until all have ended; each must have ended well."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -220,13 +220,13 @@ class Fleet:
         return "\n".join(lines)
 
     def scored(self) -> list[str]:
-        """The digests that were scored, as often as they were."""
+        """The digests that were scored, each as often as it was scored."""
         if not self.log.exists():
             return []
         return [json.loads(line)[1] for line in self.log.read_text().splitlines()]
 
     def until_scored(self, n: int, seconds: float = 60) -> None:
-        """Until so many more scores were computed."""
+        """Wait until ``n`` more scores were computed."""
         target = len(self.scored()) + n
         deadline = time.monotonic() + seconds
         while len(self.scored()) < target:
@@ -237,7 +237,7 @@ class Fleet:
 
 @contextmanager
 def fleet(url: str, folder: Path, **settings: Any) -> Iterator[Fleet]:
-    """A fleet none of whose workers outlives the block."""
+    """A fleet whose workers are all killed at the end of the block."""
     start_fork_server()
     workers = Fleet(url, folder, **settings)
     try:
@@ -251,10 +251,10 @@ def fleet(url: str, folder: Path, **settings: Any) -> Iterator[Fleet]:
 
 
 def check(workers: Fleet, *, twice: int = 0) -> None:
-    """Nothing is lost, wrong or hanging.
+    """Check that nothing is lost, wrong or hanging.
 
     Args:
-        workers: that have ended.
+        workers: workers that have ended.
         twice: how many scores may have been computed twice, because a worker was silent for too
             long or its score was lost.
     """
@@ -267,7 +267,7 @@ def check(workers: Fleet, *, twice: int = 0) -> None:
 
 
 def _check_ended(storage: Storage, spec: StudySpec) -> None:
-    """Every study has its trials, none of them twice."""
+    """Check that every study has its trials, none of them twice."""
     studies = find_studies(storage.optuna, spec.name)
     for selection in open_selections(storage.optuna, studies):
         trials = selection.study.get_trials()
@@ -290,7 +290,7 @@ def _listed(trials: Sequence[optuna.trial.FrozenTrial]) -> str:
 
 
 def _check_truth(storage: Storage, spec: StudySpec) -> None:
-    """Every score in the database is what the scorer says."""
+    """Check that every score in the database is what the scorer says."""
     scorer = FakeScorer(model_shape(spec).n_layers)
     (task,) = spec.task_specs
     with storage.engine.connect() as connection:
@@ -307,7 +307,7 @@ def _check_truth(storage: Storage, spec: StudySpec) -> None:
 
 
 def _essence(storage: Storage, spec: StudySpec) -> Any:
-    """The export, without what time and the order of trials make of it."""
+    """The parts of the export that do not depend on times and on the order of trials."""
     studies = [
         optuna.load_study(study_name=name, storage=storage.optuna)
         for name in find_studies(storage.optuna, spec.name)

@@ -13,9 +13,9 @@ class Proxy:
 
     Attributes:
         port: on 127.0.0.1, where it listens.
-        delay: seconds that each piece is held back.
-        frozen: nothing passes, and nobody is told: connections are half-open.
-        refusing: new connections are closed at once.
+        delay: seconds for which each piece is held back.
+        frozen: whether nothing passes and neither end is told, so that connections are half-open.
+        refusing: whether new connections are closed at once.
     """
 
     def __init__(self, target: int) -> None:
@@ -32,7 +32,7 @@ class Proxy:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def cut(self) -> None:
-        """Reset every connection, in the middle of whatever it is doing."""
+        """Reset every connection, even in the middle of an exchange."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:

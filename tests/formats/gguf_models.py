@@ -37,7 +37,7 @@ _SIZES: dict[str, Any] = {
 
 
 def model_of(model_type: str, **config: Any) -> PreTrainedModel:
-    """A random model of a type, with what ``tiny_model`` leaves no choice of."""
+    """A random model of a type, with options of its config that ``tiny_model`` does not take."""
     read = AutoConfig.for_model(model_type, **{**_SIZES, **config})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ def converted_of(
 
 
 def write(converted: Converted, folder: Path, outtype: str = "f32") -> Path:
-    """Write the file; the bytes written are those announced."""
+    """Write the file, and check that as many bytes were written as were announced."""
     options = Options(outtype=outtype)
     assert GGUF.fault(converted) is None
     assert sum(GGUF.write(converted, folder, options)) == GGUF.n_bytes(converted, options)
@@ -79,7 +79,7 @@ class Expected:
     """What transformers computes on the stock shapes with the mask applied.
 
     Attributes:
-        log_probs: of all tokens but the first [batch, length - 1].
+        log_probs: log-probabilities of all tokens but the first [batch, length - 1].
         greedy: continuations [batch, n_tokens].
     """
 

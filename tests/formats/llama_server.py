@@ -1,4 +1,4 @@
-"""``llama-server`` for tests: the server of the wheel xllamacpp, under arguments of the real one.
+"""``llama-server`` for tests: the server of the wheel xllamacpp, with the real one's arguments.
 
 Prints the address once it listens, and serves until it is killed.
 """

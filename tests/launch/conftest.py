@@ -12,8 +12,8 @@ from mqasearch.record import open_storage
 from mqasearch.spec import parse_spec
 from mqasearch.worker import create
 
-# Ray reads these once, when it is imported: its servers listen on loopback only, and nothing is
-# written into, or sent from, the home folder.
+# Ray reads these once, when it is imported. Its servers then listen on loopback only, and nothing
+# is written into, or sent from, the home folder.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

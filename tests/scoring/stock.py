@@ -1,4 +1,4 @@
-"""Stock lm-eval: a plain HFLM and ``evaluate``, on a model that plain arithmetic converted."""
+"""Stock lm-eval: a plain HFLM and ``evaluate``, on a model converted by plain arithmetic."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

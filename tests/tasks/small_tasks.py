@@ -49,7 +49,7 @@ def small_task(kind: str, *, n_documents: int = 12, seed: int = 0, name: str | N
 
 
 def load_small(name: str, num_fewshot: int = 0, seed: int = 0) -> list[Task]:
-    """As ``load_task``: a kind of small task, or ``group``, two multiple-choice tasks."""
+    """As ``load_task``, for a kind of small task, or for ``group``: two multiple-choice tasks."""
     if name == "group":
         tasks = [
             small_task("choice", seed=1, n_documents=9, name="one"),

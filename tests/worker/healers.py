@@ -1,4 +1,4 @@
-"""Healers for tests that count what they heal, and studies that use them."""
+"""Healers for tests, which count what they heal, and studies that use them."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ RECIPE = Recipe(20)
 
 
 class CountedHealer(FakeHealer):
-    """Notes what it heals; slow enough for others to ask meanwhile."""
+    """Notes what it heals, and is slow enough for others to ask meanwhile."""
 
     runs: list[KVHeads]
     seconds: float = 0.0
