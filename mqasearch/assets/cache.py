@@ -7,10 +7,8 @@ builds leaves a partial folder, which the next builder removes.
 
 import contextlib
 import errno
-import glob
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from mqasearch.errors import AssetError
+from mqasearch.files import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +52,12 @@ def build_once(folder: Path, build: Callable[[Path], None], what: str) -> Path:
     if folder.is_dir():
         return folder
     # The name has the process id, as a child of a killed builder may still write into its folder.
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     with storage_errors(folder.parent, what):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f".{folder.name}.lock"), what):
-            if folder.is_dir():
-                return folder
-            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
-                shutil.rmtree(left, ignore_errors=True)
-            try:
-                partial.mkdir()
-                build(partial)
-                _flush(partial)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            if not folder.is_dir():
+                with new_folder(folder) as partial:
+                    build(partial)
     return folder
 
 
@@ -107,11 +97,3 @@ def _locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _flush(folder: Path) -> None:
-    """Write every file to the disk, so that a crash cannot keep the rename but lose contents."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())

@@ -167,6 +167,7 @@ def _write(fleet: "Fleet", engine: str, image: str | None, folder: Path | None) 
     """Write the engine's file and print the next steps; without a folder, only print the file."""
     import sys
 
+    from mqasearch.files import write_whole
     from mqasearch.launch import kubernetes, slurm
 
     if engine == "kubernetes":
@@ -182,7 +183,7 @@ def _write(fleet: "Fleet", engine: str, image: str | None, folder: Path | None) 
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     print(path)
     for step in steps:
         print(step.format(path=path))

@@ -1,6 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
-from mqasearch.files.folders import check_output, temporary_folder, whole_folder
+from mqasearch.files.folders import check_output, new_folder, temporary_folder, whole_folder
 from mqasearch.files.text_files import write_whole
 
-__all__ = ["check_output", "temporary_folder", "whole_folder", "write_whole"]
+__all__ = ["check_output", "new_folder", "temporary_folder", "whole_folder", "write_whole"]

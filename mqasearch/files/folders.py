@@ -67,7 +67,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which becomes ``folder`` at the end of the ``with`` block.
 
     It stands beside ``folder``, since a rename is atomic only within one disk. Every file is on the
@@ -75,14 +75,25 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     behind, hidden and under another name, until the next process asks for the same ``folder``.
 
     Raises:
-        UserError: the disk is full, or the place cannot be written to.
+        OSError: the disk is full, or the place cannot be written to.
     """
     folder = folder.absolute()
-    with _one_line(folder), _hidden(folder, "partial") as partial:
+    with _hidden(folder, "partial") as partial:
         yield partial
         _sync(partial)
         partial.rename(folder)  # replaces an empty folder, never a full one
         _sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """``new_folder`` for a folder that a user named.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to; in one line.
+    """
+    with _one_line(folder.absolute()), new_folder(folder) as partial:
+        yield partial
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The latency figure: times and memory against the number of converted layers."""
 
 import os
-import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mqasearch.errors import UserError
+from mqasearch.files import write_whole
 from mqasearch.latency.report import Report, Row, Spread
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#4d4d4d")
@@ -97,12 +97,7 @@ def write_figure(report: Report, path: Path) -> None:
     """
     page = figure_of(report).to_html(include_plotlyjs=True)
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(page)
-        os.replace(file.name, path)
-        path.chmod(0o644)
+        write_whole(path, page)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from mqasearch.assets import cache_dir
 from mqasearch.errors import ModelError
+from mqasearch.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +183,7 @@ def remembered(files: Sequence[Path], compute: Callable[[], str]) -> str:
     digest = compute()
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=memory.parent)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(digest)
-        Path(name).replace(memory)
+        write_whole(memory, digest)
     except OSError as error:
         logger.debug("a digest is not remembered: %s", error)
     return digest

@@ -72,15 +72,15 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     folder = tmp_path / "folder"
     builder = start_builder(folder, 60)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".folder.*.partial/first")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".folder.partial-*/first")) and time.monotonic() < deadline:
         time.sleep(0.02)
     builder.send_signal(signal.SIGKILL)
     builder.wait()
-    assert list(tmp_path.glob(".folder.*.partial/first"))
+    assert list(tmp_path.glob(".folder.partial-*/first"))
     assert not folder.exists()
     build_once(folder, fill, "a folder")
     assert [path.name for path in folder.iterdir()] == ["data"]
-    assert not list(tmp_path.glob(".folder.*.partial"))
+    assert not list(tmp_path.glob(".folder.partial-*"))
 
 
 @pytest.mark.processes
