@@ -1,4 +1,4 @@
-"""``tasks``, ``families``, ``selectors``, ``merges``, ``formats``: what there is."""
+"""``tasks``, ``families``, ``selectors``, ``merges``, ``formats``, ``schema``: what there is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command()(selectors)
     app.command()(merges)
     app.command()(formats)
+    app.command()(schema)
 
 
 def tasks(
@@ -86,6 +87,26 @@ def formats(format: OutputFormat = Format.TABLE) -> None:
         ),
         format,
     )
+
+
+def schema(
+    name: Annotated[str, typer.Argument(help="study, mask, masks, reproduce or latency.")],
+) -> None:
+    """Print the JSON schema of a file: of the study file, say, for an editor that completes it."""
+    from mqasearch.cli.printed_tables import print_json
+    from mqasearch.errors import UnknownNameError
+
+    if name == "study":
+        from mqasearch.creation import study_schema
+
+        print_json(study_schema())
+        return
+    from mqasearch.export import SCHEMAS
+    from mqasearch.export import schema as published
+
+    if name not in SCHEMAS:
+        raise UnknownNameError("schema", name, ("study", *SCHEMAS))
+    print_json(published(name))
 
 
 def _engines(written: Any) -> dict[str, None]:

@@ -1,12 +1,14 @@
-"""Mask JSON: the best masks of a study as a file, and its published schema."""
+"""Mask JSON: the best masks of a study as a file, and the published schemas of all files."""
 
 from mqasearch.export.evidence_keys import evidence
 from mqasearch.export.mask_json import (
     SCHEMA_VERSION,
+    SCHEMAS,
     check_consistent,
     check_model,
     checked_mask,
     read_mask,
+    schema,
     validator,
     without_evidence,
     write_masks,
@@ -14,6 +16,7 @@ from mqasearch.export.mask_json import (
 from mqasearch.export.masks import export
 
 __all__ = [
+    "SCHEMAS",
     "SCHEMA_VERSION",
     "check_consistent",
     "check_model",
@@ -21,6 +24,7 @@ __all__ = [
     "evidence",
     "export",
     "read_mask",
+    "schema",
     "validator",
     "without_evidence",
     "write_masks",

@@ -27,6 +27,10 @@ SCHEMA_VERSION = 1
 MAX_MASK_BYTES = 10_000_000
 
 
+SCHEMAS = ("mask", "masks", "reproduce", "latency")
+"""Files that mqasearch writes; the study file's schema is made by ``mqasearch.creation``."""
+
+
 def schema(name: str) -> dict[str, Any]:
     """A published schema: ``mask``, ``masks``, ``reproduce`` or ``latency``."""
     text = files("mqasearch.export").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")

@@ -50,7 +50,10 @@ def budgets_door(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door)]
+BudgetGiven = BudgetEntry | Annotated[int, Field(ge=1)]
+"""A number means layers."""
+
+OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door, BudgetGiven)]
 
 
 def auto_budgets(n_layers: int) -> list[BudgetEntry]:

@@ -25,7 +25,7 @@ from pydantic import (
 from mqasearch.errors import SpecError, unknown_name
 from mqasearch.mask import ModelShape
 from mqasearch.score import DEFAULT_METRIC, TaskSpec
-from mqasearch.spec.budgets import BudgetEntry, OneBudget, auto_budgets, budgets_door
+from mqasearch.spec.budgets import BudgetEntry, BudgetGiven, OneBudget, auto_budgets, budgets_door
 from mqasearch.spec.faults import faults_of
 from mqasearch.tolerance import ToleranceEntry, as_list
 
@@ -33,9 +33,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """NumPy's and Optuna's generators take no other."""
 
 
-def _named(key: str = "name") -> BeforeValidator:
+def _named(kind: Any, key: str = "name") -> BeforeValidator:
     """Accept a bare string where a mapping with ``name`` is meant."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str) else value,
+        json_schema_input_type=str | kind,
+    )
 
 
 class _Strict(BaseModel):
@@ -155,25 +158,30 @@ class PrunerEntry(_Strict):
         return _PRUNERS[name]
 
 
-OneSelector = Annotated[SelectorEntry, _named()]
-OneTask = Annotated[TaskEntry, _named()]
+# What a study file may give in place of what a spec holds: for its JSON schema.
+BudgetsGiven = BudgetGiven | list[BudgetGiven] | Literal["auto"]
+TolerancesGiven = ToleranceEntry | list[ToleranceEntry] | None
+HealGiven = HealEntry | bool | int | Literal["auto"] | None
+
+OneSelector = Annotated[SelectorEntry, _named(SelectorEntry)]
+OneTask = Annotated[TaskEntry, _named(TaskEntry)]
 
 
 class StudySpec(_Strict):
     """A study file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    model: Annotated[ModelEntry, _named()]
-    merge: Annotated[MergeEntry, _named()] = DEFAULT_MERGE
+    model: Annotated[ModelEntry, _named(ModelEntry)]
+    merge: Annotated[MergeEntry, _named(MergeEntry)] = DEFAULT_MERGE
     target_kv_heads: int = Field(default=1, ge=1)
-    budget: Annotated[list[OneBudget], BeforeValidator(budgets_door)]
+    budget: Annotated[list[OneBudget], BeforeValidator(budgets_door, BudgetsGiven)]
     tasks: list[OneTask] = Field(min_length=1)
     documents: DocumentsEntry = DocumentsEntry()
     selectors: list[OneSelector] = Field(default=[])
     enqueue: dict[str, list[int]] = Field(default={})
-    tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list)] = []
-    pruner: Annotated[PrunerEntry, _named()] | None = None
-    heal: Annotated[HealEntry | None, BeforeValidator(_heal_door)] = None
+    tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list, TolerancesGiven)] = []
+    pruner: Annotated[PrunerEntry, _named(PrunerEntry)] | None = None
+    heal: Annotated[HealEntry | None, BeforeValidator(_heal_door, HealGiven)] = None
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
 
@@ -280,8 +288,8 @@ def parse_spec(data: object, where: str) -> StudySpec:
 Entry = ModelEntry | MergeEntry | SelectorEntry | TaskEntry
 
 _PARTS: Mapping[str, TypeAdapter[Any]] = {
-    "model": TypeAdapter(Annotated[ModelEntry, _named()]),
-    "merge": TypeAdapter(Annotated[MergeEntry, _named()]),
+    "model": TypeAdapter(Annotated[ModelEntry, _named(ModelEntry)]),
+    "merge": TypeAdapter(Annotated[MergeEntry, _named(MergeEntry)]),
     "tasks": TypeAdapter(OneTask),
     "selectors": TypeAdapter(OneSelector),
 }

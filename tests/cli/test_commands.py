@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from command_line import Command
+from jsonschema import Draft202012Validator
 
 from mqasearch.errors import ScoreError
 from mqasearch.export import read_mask
@@ -239,7 +240,7 @@ def test_the_readme_shows_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     for name in ("run", "create", "worker", "status", "compare", "export", "convert", "latency"):
         assert name in words
-    for name in ("tasks", "families", "selectors", "merges", "formats"):
+    for name in ("tasks", "families", "selectors", "merges", "formats", "schema"):
         assert f"mqasearch {name}" in text
 
 
@@ -376,3 +377,16 @@ def test_a_worker_whose_database_is_away_may_be_started_again(mqasearch: Command
     assert "127.0.0.1:1" in err
     assert "Traceback" not in err
     assert "canary" not in err
+
+
+@pytest.mark.parametrize("name", ["study", "mask", "masks", "reproduce", "latency"])
+def test_schemas_of_files_are_printed(mqasearch: Command, name: str) -> None:
+    code, out, _ = mqasearch(f"schema {name}")
+    assert code == 0
+    Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_an_unknown_schema_is_answered_with_the_nearest_one(mqasearch: Command) -> None:
+    code, _, err = mqasearch("schema studdy")
+    assert code == 2
+    assert "did you mean 'study'?" in err
