@@ -23,7 +23,7 @@ class BatchSize:
         self.wait = wait
         self._first_wait = wait
         self._proven = most
-        """The size of the last run that succeeded."""
+        """The size of the last run that succeeded, growth that was undone left out."""
         self._grown_from = most
         """The size before the last growth."""
         self._n_runs = 0
@@ -58,6 +58,7 @@ class BatchSize:
         if self._on_probation:
             self._on_probation = False
             self.wait *= 2
+            self._proven = self._grown_from
             self._change(self._grown_from)
             return True
         shrinks = self.tokens > 1

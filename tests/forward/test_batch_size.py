@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqasearch.forward.batch_size import FIRST_WAIT, BatchSize
@@ -34,6 +34,7 @@ def test_the_size_stays_between_one_and_the_first(most: int, limits: Limits) -> 
 
 
 @given(most=st.integers(1, 5000), limits=st.lists(st.integers(0, 5000), max_size=200))
+@example(most=4, limits=[2, 2, 2, 2, 4, 0])  # a growth holds once, then no size helps
 def test_it_comes_back_once_nothing_else_takes_memory(most: int, limits: Limits) -> None:
     size = BatchSize(most)
     for limit in limits:
