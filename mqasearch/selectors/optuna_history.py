@@ -10,7 +10,6 @@ Two user attributes of a trial carry what Optuna's own fields do not:
 """
 
 import math
-from collections.abc import Sequence
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -23,13 +22,7 @@ MASK_KEY = "mqasearch:mask"
 INVALID_KEY = "mqasearch:invalid"
 
 
-def read_history(
-    study: Study,
-    n_layers: int,
-    trials: Sequence[FrozenTrial] | None = None,
-    *,
-    without: int | None = None,
-) -> History:
+def read_history(study: Study, n_layers: int, *, without: int | None = None) -> History:
     """Every trial of the study whose mask is known and counts, by number.
 
     Left out: failed trials that are not marked invalid, trials of another search space or number of
@@ -38,12 +31,10 @@ def read_history(
     Args:
         study: the study to read.
         n_layers: number of layers of its masks.
-        trials: all of its trials by number, if the caller has just read them.
         without: the number of an unfinished trial, which is the next one to get a mask.
     """
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    if trials is None:
-        trials = study.get_trials(deepcopy=False)
+    trials = study.get_trials(deepcopy=False)
     found = (_mask_trial(trial, n_layers, sign) for trial in trials if trial.number != without)
     number = len(trials) if without is None else without
     return History((trial for trial in found if trial is not None), number)

@@ -1,7 +1,7 @@
 """Any selector as an Optuna sampler."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,21 +53,14 @@ class SelectorSampler(BaseSampler):
         if self.selector.wants(self.history(study)).done:
             study.stop()
 
-    def history(
-        self,
-        study: Study,
-        trials: Sequence[FrozenTrial] | None = None,
-        *,
-        without: int | None = None,
-    ) -> History:
+    def history(self, study: Study, *, without: int | None = None) -> History:
         """All that the study knows about masks.
 
         Args:
             study: a study that uses this sampler.
-            trials: all of its trials by number, if the caller has just read them.
             without: the number of an unfinished trial, which is the next one to get a mask.
         """
-        return read_history(study, self.selector.n_layers, trials, without=without)
+        return read_history(study, self.selector.n_layers, without=without)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -117,16 +110,16 @@ class SelectorSampler(BaseSampler):
         """A mask for a trial that has none."""
         with self._proposing:
             history = self._with_proposed(self.history(study, without=trial.number), study)
-            mask = self.within_fixed(trial, self.chosen(history))
+            mask = self._within_fixed(trial, self._chosen(history))
             self._proposed[trial.number] = mask
         return mask
 
-    def chosen(self, history: History) -> LayerMask:
+    def _chosen(self, history: History) -> LayerMask:
         """The mask that is proposed next."""
         wanted = self.selector.wants(history).masks
         return wanted[0] if wanted else self.selector.spare(history)
 
-    def within_fixed(self, trial: FrozenTrial, mask: LayerMask) -> LayerMask:
+    def _within_fixed(self, trial: FrozenTrial, mask: LayerMask) -> LayerMask:
         """The mask with the flags that an enqueued trial gives, brought to the budget again."""
         fixed = _fixed_flags(trial, len(mask))
         if not fixed:
