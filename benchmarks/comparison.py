@@ -2,10 +2,10 @@
 
     python benchmarks/comparison.py --documents 32
 
-The same masks are scored without any comparison with the original, with that of answers alone, and
-with all; interleaved, so that a busy machine slows all three. "Cold": nothing is kept from one mask
-to the next. "Warm": each layer alone, one after the other, with states kept, where a mask is cheap
-and what is added weighs most.
+The same masks are scored in three ways: without comparison with the original, with a comparison of
+the answers alone, and with all comparisons. The three are interleaved, so that a busy machine slows
+all of them. "Cold": nothing is kept from one mask to the next. "Warm": each layer alone, one after
+the other, with states kept; there a mask is cheap, so the comparison adds most.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mqasearch.tasks import Comparison, Passage, PreparedDocument, PreparedTask,
 
 
 class WithoutComparison(SharedPrefixScorer):
-    """Answers alone, as before there was anything to compare with."""
+    """Scores answers only, without any comparison with the original."""
 
     def passages(self, document: PreparedDocument) -> tuple[Passage, ...]:
         return ()
@@ -32,7 +32,7 @@ class WithoutComparison(SharedPrefixScorer):
 
 
 class AnswersCompared(SharedPrefixScorer):
-    """``answer_kl`` and ``flips`` alone."""
+    """Compares answers only, for ``answer_kl`` and ``flips``."""
 
     def passages(self, document: PreparedDocument) -> tuple[Passage, ...]:
         return tuple(Passage(passage.pair, False) for passage in super().passages(document))
@@ -42,7 +42,7 @@ KINDS = {"none": WithoutComparison, "answer_kl": AnswersCompared, "kl": SharedPr
 
 
 def measure(bench: Bench, masks: list[KVHeads], state_bytes: int | None) -> dict[str, float]:
-    """Seconds of each kind over those without comparison, mask by mask: the median ratio."""
+    """Median over masks of each kind's seconds, divided by the seconds without comparison."""
     scorers = {name: bench.scorer(kind, state_bytes=state_bytes) for name, kind in KINDS.items()}
     costs = {name: Cost() for name in KINDS}
     for scorer in scorers.values():

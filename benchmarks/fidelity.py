@@ -6,8 +6,9 @@
     python benchmarks/fidelity.py --file scores.json search     regret of whole searches
     python benchmarks/fidelity.py --file scores.json price      one search against stock HFLM
 
-``rank`` needs the file alone. ``search`` runs selectors on the model, judges what they choose on
-held-out documents, and keeps all scores in the file; it may be interrupted. See fidelity.md.
+``rank`` needs only the file. ``search`` runs selectors on the model, judges the masks that they
+choose on held-out documents, and keeps all scores in the file; it may be interrupted. See
+fidelity.md.
 """
 
 import argparse
@@ -40,11 +41,11 @@ SELECTORS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gp": ("gp", {"n_masks": 10}),
     "tpe": ("tpe", {}),
 }
-"""As they are called here → selector and parameters."""
+"""Name in this benchmark → selector and parameters."""
 
 
 class Table:
-    """Losses of masks from a file: lower is better, whatever the metric's direction."""
+    """Losses of masks from a file. Lower is always better: signs are changed where needed."""
 
     def __init__(self, file: ScoreFile, task: str, split: str) -> None:
         self.values = file.values(task, split)
@@ -54,14 +55,14 @@ class Table:
         }
 
     def documents(self, masks: Sequence[str], metric: str) -> np.ndarray:
-        """[masks, documents], as many documents as all of them have."""
+        """[masks, documents]: the losses on the documents that all masks have."""
         rows = [self.values[mask][metric] for mask in masks]
         n_docs = min(map(len, rows))
         return self.signs[metric] * np.array([row[:n_docs] for row in rows])
 
 
 def pooled(tables: Sequence[Table], masks: Sequence[str], metric: str) -> np.ndarray:
-    """[masks, documents] over the tasks that have the metric."""
+    """[masks, documents]: the losses on the documents of all tasks that have the metric."""
     having = [table for table in tables if metric in table.signs]
     return np.hstack([table.documents(masks, metric) for table in having])
 
@@ -69,7 +70,7 @@ def pooled(tables: Sequence[Table], masks: Sequence[str], metric: str) -> np.nda
 def rank(
     arguments: argparse.Namespace, file: ScoreFile, groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Spearman's correlation of each metric on n search documents with held-out truth."""
+    """Spearman's correlation of each metric on n search documents with the held-out truth."""
     guide = Table(file, arguments.task, "search")
     judges = [Table(file, task, "confirmation") for task in arguments.judges]
     found = []
@@ -93,7 +94,8 @@ def rank(
 def _correlations(
     values: np.ndarray, truth: Mapping[str, np.ndarray], n_docs: int, draws: int
 ) -> dict[str, float]:
-    """Mean over draws of n documents; and the documents' noise against the masks' spread."""
+    """The correlations, as means over draws of n documents; the documents' standard error; and the
+    masks' spread."""
     rng = np.random.default_rng(0)
     if n_docs == values.shape[1]:
         draws = 1
@@ -102,21 +104,23 @@ def _correlations(
         judge: float(np.mean([_spearman(part.mean(1), held.mean(1)) for part in drawn]))
         for judge, held in truth.items()
     }
-    apart = values - values.mean(0)  # what all masks share is no noise
+    apart = values - values.mean(0)  # a part that all masks share is not noise
     error = apart.std(1, ddof=1).mean() / math.sqrt(n_docs)
     return row | {"stderr": float(error), "spread": float(values.mean(1).std(ddof=1))}
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float:
-    """0 if either says nothing, being the same for all masks."""
+    """Spearman's correlation; 0 if one of the two is the same for all masks."""
     if np.ptp(one) == 0 or np.ptp(two) == 0:
         return 0.0
     return float(stats.spearmanr(one, two).statistic)
 
 
 def _reliability(values: np.ndarray, draws: int) -> float:
-    """How well the truth of these documents is known: halves against each other, stepped up to
-    all of them (Spearman–Brown)."""
+    """How reliable the means over these documents are.
+
+    It is the correlation between random halves, scaled up to all documents (Spearman–Brown).
+    """
     rng, half = np.random.default_rng(0), values.shape[1] // 2
     found = []
     for _ in range(draws):
@@ -128,7 +132,7 @@ def _reliability(values: np.ndarray, draws: int) -> float:
 
 
 def run_searches(arguments: argparse.Namespace, file: ScoreFile, scorer: Scorer) -> None:
-    """Every selector guided by every metric on every number of documents."""
+    """Run every selector with every metric on every number of documents."""
     kept: list[dict[str, Any]] = file.data.setdefault("searches", [])
     done = {(row["selector"], row["metric"], row["n_docs"], row["budget"]) for row in kept}
     for n_docs in arguments.documents:
@@ -190,7 +194,10 @@ def _search(
 def regrets(
     arguments: argparse.Namespace, file: ScoreFile, groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """What the searches chose, on held-out documents: 0 = best mask known, 1 = median random."""
+    """Regret, on held-out documents, of the masks that the searches chose.
+
+    It is 0 for the best known mask, and 1 for the median of random masks.
+    """
     judges = [Table(file, task, "confirmation") for task in arguments.judges]
     at_random = [
         mask
@@ -208,7 +215,7 @@ def regrets(
         whole = {mask: each for mask, each in losses.items() if len(each) == longest}
         best = min(whole, key=lambda mask: whole[mask].mean())
         typical = np.median([losses[mask].mean() for mask in at_random])
-        for row in found:  # paired with the best mask, on as many documents as the mask has
+        for row in found:  # paired with the best mask, on the documents that the mask has
             mine = losses[row["mask"]]
             apart = mine - whole[best][: len(mine)]
             scale = float(typical - whole[best].mean())
@@ -219,7 +226,7 @@ def regrets(
 
 
 def price(arguments: argparse.Namespace, scorer: SharedPrefixScorer) -> dict[str, float]:
-    """A whole search against stock HFLM evaluations of 100 documents, in one run."""
+    """Time of a whole search, measured in stock HFLM evaluations of 100 documents, in one run."""
     stock = ResidentLM(scorer.convertible.model, scorer.lm.tokenizer, 16)
     task = TaskSpec(arguments.task)
     instances = scorer.library.task(task, Documents("search")).prepare(Documents("search", 100))

@@ -3,9 +3,9 @@
     python benchmarks/fidelity_scores.py --file scores.json --split search --documents 32
     python benchmarks/fidelity_scores.py --file scores.json --split confirmation --documents 64
 
-Masks: every layer alone, and random masks of 5, 10 and 15 layers. What is in the file already is
-not scored again; it is written now and then, so that the work may be interrupted. Several processes
-with a file each share a GPU well: much of a small model's score is Python.
+The masks are every layer alone, and random masks of 5, 10 and 15 layers. Masks that are in the file
+are not scored again. The file is written every minute, so that the work may be interrupted. Several
+processes, each with its own file, share a GPU well: much of a small model's score is Python.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from mqasearch.scoring import Scorer, open_scoring
 from mqasearch.spec import parse_spec
 
 AT_ONCE = 31
-"""Masks that are scored together."""
+"""Number of masks that are scored together."""
 
 WRITE_EVERY = 60.0
-"""Seconds between two times that the file is written."""
+"""Seconds between two writes of the file."""
 
 
 class ScoreFile:
-    """``{"TASK/SPLIT": {mask: {metric: [a value for each document]}}}``, and seconds beside it."""
+    """A file of ``{"TASK/SPLIT": {mask: {metric: [a value for each document]}}}``, and seconds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,19 +41,19 @@ class ScoreFile:
         self._written = time.monotonic()
 
     def values(self, task: str, split: str) -> dict[str, dict[str, list[float]]]:
-        """Of every mask that was scored on these documents."""
+        """Mask → metric → values per document, for every mask that was scored on these."""
         found: dict[str, dict[str, list[float]]] = self.data["scores"].setdefault(
             f"{task}/{split}", {}
         )
         return found
 
     def missing(self, masks: Sequence[str], task: str, split: str, n_docs: int) -> list[str]:
-        """The masks that have fewer documents scored than that."""
+        """The masks that were scored on fewer than ``n_docs`` documents."""
         known = self.values(task, split)
         return [m for m in masks if m not in known or len(known[m]["kl"]) < n_docs]
 
     def keep(self, task: str, split: str, found: Mapping[str, Score]) -> None:
-        """Add scores, and write them if that was not done for a while."""
+        """Add scores, and write the file if that was not done for ``WRITE_EVERY`` seconds."""
         for mask, score in found.items():
             columns = {m: [round(v, 7) for v in values] for m, values in score.documents.items()}
             self.values(task, split)[mask] = columns
@@ -62,7 +62,7 @@ class ScoreFile:
             self.write()
 
     def add(self, other: "ScoreFile") -> None:
-        """Take over what another process found; of two scores of a mask, that of more documents."""
+        """Add another process's results; of two scores of a mask, keep that of more documents."""
         for where, masks in other.data["scores"].items():
             known = self.data["scores"].setdefault(where, {})
             seconds = self.data["seconds"].setdefault(where, {})
@@ -72,7 +72,7 @@ class ScoreFile:
         self.data["searches"] = self.data.get("searches", []) + other.data.get("searches", [])
 
     def write(self) -> None:
-        """Write what was added; the file is whole at any time."""
+        """Write the file; it is replaced at once, so that it is complete at any time."""
         self._written = time.monotonic()
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.data))
@@ -80,7 +80,7 @@ class ScoreFile:
 
 
 def population(n_layers: int, sizes: Sequence[int], n_random: int) -> dict[str, list[str]]:
-    """Group → masks: every layer alone, and random ones of each size; the same at every call."""
+    """Group → masks: every layer alone, and random masks of each size; equal at every call."""
     groups = {"alone": [str(LayerMask.of([layer], n_layers)) for layer in range(n_layers)]}
     for size in sizes:
         rng = random.Random(f"fidelity {size}")
@@ -110,7 +110,7 @@ def scorer_for(arguments: argparse.Namespace) -> Scorer:
 def score_masks(
     scorer: Scorer, file: ScoreFile, masks: Sequence[str], task: str, documents: Documents
 ) -> None:
-    """Score what is missing, the original first."""
+    """Score the missing masks, the original first."""
     n_docs = documents.limit or 0
     original = "0" * scorer.shape.n_layers
     missing = sorted(file.missing([original, *masks], task, documents.split, n_docs))
@@ -136,7 +136,7 @@ def _parts(masks: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What fidelity.py takes too."""
+    """Add the options that fidelity.py takes too."""
     parser.add_argument("--file", type=Path, required=True, help="JSON of per-document scores")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
@@ -147,7 +147,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Parse the command line, score what is missing."""
+    """Parse the command line, and score the missing masks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -30,7 +30,7 @@ def fitted_queries_and_keys(
     Args:
         loaded: the original, with eager attention.
         text: token ids of calibration texts.
-        start: layer → merged weights.
+        start: layer → merged weights to start from.
     """
     model, family = loaded.model, family_of(loaded.model.config.model_type)
     resumable = ResumableModel(model, family.blocks(model))
@@ -129,7 +129,7 @@ class _Layer:
         return step
 
     def _curved(self, point: Point, along: Point, damping: float) -> Point:
-        """(JᵀJ + damping) along."""
+        """(JᵀJ + damping) times ``along``."""
         total = {name: damping * tensor for name, tensor in along.items()}
         for each in self._examples:
             output = self._output(each)

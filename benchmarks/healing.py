@@ -1,7 +1,8 @@
 """What a healing does to a mask's predictions: the figures of healing.md.
 
-KL(original ‖ converted) of the next-token distribution on held-out documents, as in merges.py,
-before and after distilling the converted layers; seconds a step, tokens a second, peak memory.
+The figures are KL(original ‖ converted) of the next-token distribution on held-out documents, as in
+merges.py, before and after distilling the converted layers; seconds per step; tokens per second;
+and peak memory.
 
     python benchmarks/healing.py                            three masks, tuned, 480 steps each
     python benchmarks/healing.py --layers 25,26,27,28,29 --steps 100 --merge aligned mean
@@ -136,7 +137,7 @@ def _device(loaded: LoadedModel) -> str:
 
 
 def _peak_bytes(loaded: LoadedModel) -> int:
-    """Of tensors on a GPU; of the whole process on a CPU, so far."""
+    """Peak memory so far, in bytes: that of tensors on a GPU, or of the whole process on a CPU."""
     if loaded.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(loaded.device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,8 +1,8 @@
 """Does the order of masks survive tuning and healing? The rank correlations of healing.md.
 
-Masks of 10 layers, half of them drawn at random and half from the layers that hurt least alone, so
-that good masks are compared with each other too: held-out KL after `aligned`, after tuning, and
-after a healing of 100 steps each.
+The masks have 10 layers. Half of the masks are drawn from all layers, and half from the layers that
+hurt least alone, so that good masks are compared with each other too. The held-out KL of each mask
+is measured after `aligned`, after tuning, and after a healing of 100 steps.
 
     python benchmarks/healing_order.py              ten masks; two hours on two cores
     python benchmarks/healing_order.py --masks 6 --steps 20 -f json
@@ -91,7 +91,7 @@ def _masks(
     held_out: Sequence[HeldOut],
     options: argparse.Namespace,
 ) -> list[LayerMask]:
-    """Random ones, and random ones of the better half of the layers."""
+    """Random masks of all layers, and random masks of the better half of the layers, in turn."""
     n_layers = loaded.shape.n_layers
     alone = [
         _kl(convertible, LayerMask.of([layer], n_layers).kv_heads(loaded.shape), loaded, held_out)
@@ -108,7 +108,7 @@ def _masks(
 
 
 def _correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Spearman's, between the KL of two stages."""
+    """Spearman's correlation between the KL at two stages, for each pair of stages."""
     found = {}
     for first, second in (("aligned", "tuned"), ("aligned", "healed"), ("tuned", "healed")):
         pairs = [(row[first], row[second]) for row in rows]

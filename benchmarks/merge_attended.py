@@ -22,7 +22,7 @@ from mqasearch.families import AttentionWeights, Family
 
 
 class AttendedAlignment(Alignment):
-    """``Alignment`` with a moment of its own for keys, and one for values."""
+    """``Alignment`` with separate moments for keys and for values."""
 
     def __init__(
         self, weights: AttentionWeights, moment: Tensor, of_keys: Tensor, of_values: Tensor
@@ -45,10 +45,11 @@ class AttendedAlignment(Alignment):
 
 @dataclass
 class ReceivedMoments:
-    """Sums of w x̃x̃ᵀ over one layer's inputs x̃ = (x, 1), w the attention a token receives.
+    """Sums of w x̃x̃ᵀ over one layer's inputs x̃ = (x, 1); w is the attention a token receives.
 
     Attributes:
-        first, later: of position 0 and of all others. Their last entry is the sum of w.
+        first, later: the sums over position 0 and over all other positions. Their last entry is the
+            sum of w.
     """
 
     real: Tensor | None = None
@@ -79,9 +80,9 @@ class ReceivedMoments:
 def received_moments(
     model: PreTrainedModel, family: Family, text: Sequence[Sequence[int]]
 ) -> list[ReceivedMoments]:
-    """One pass of the original model with eager attention.
+    """The moments of every layer, from one pass of the original model with eager attention.
 
-    Memory: two float64 [D, D] a layer, and the probabilities of one layer and batch at a time.
+    Memory: two float64 [D, D] per layer, and the probabilities of one layer and batch at a time.
     """
     attentions = [family.attention(block) for block in family.blocks(model)]
     sums = [ReceivedMoments() for _ in attentions]
@@ -102,7 +103,7 @@ def received_moments(
 
 
 def _gram(heads: Tensor, moment: Tensor) -> Tensor:
-    """[n, d, n, d]: E[z_s z_tᵀ] of z_s = heads_s x̃, heads [n, d, D + 1]."""
+    """[n, d, n, d]: E[z_s z_tᵀ], with z_s = heads_s x̃ and ``heads`` [n, d, D + 1]."""
     rows = heads.flatten(0, 1)
     return (rows @ moment @ rows.T).reshape(*heads.shape[:2], *heads.shape[:2])
 

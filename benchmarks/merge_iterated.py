@@ -13,15 +13,16 @@ from mqasearch.conversion import RIDGE, augmented, calibration_batches, run_base
 from mqasearch.families import AttentionWeights, Family
 
 ITERATIONS = 100
-"""At most, of conjugate gradients. SmolLM2-135M uses them all: the residual is then about 1e-3."""
+"""The most iterations of conjugate gradients. SmolLM2-135M uses all of them, and its residual is
+then about 1e-3."""
 
 
 class ValueEquations:
-    """Sums over tokens that decide one layer's merged values, whatever its W_O is.
+    """Sums over tokens that determine one layer's merged values for any W_O.
 
-    With z_{h,s} what query head h says when it reads the values of the original KV head s with the
-    merged layer's attention, the merged layer's output is Σ_h W_O^h Σ_s A_s z_{h,s} where its
-    values are v' = Σ_s A_s v_s. Memory: a float64 [n_q · n · d, n_q · n · d + D] a layer.
+    Let z_{h,s} be the output of query head h if it reads the values of the original KV head s with
+    the merged layer's attention. If the merged values are v' = Σ_s A_s v_s, the merged layer's
+    output is Σ_h W_O^h Σ_s A_s z_{h,s}. Memory: a float64 [n_q · n · d, n_q · n · d + D] per layer.
     """
 
     def __init__(self, original: AttentionWeights) -> None:
@@ -31,10 +32,11 @@ class ValueEquations:
         self._zy: Tensor | float = 0.0
 
     def add(self, by_shift: Sequence[Tensor], wanted: Tensor) -> None:
-        """Count tokens.
+        """Add tokens to the sums.
 
         Args:
-            by_shift: entry j: [tokens, n_q, d]; query head h reads KV head s(h) + j (modulo n).
+            by_shift: for each j, [tokens, n_q, d], if query head h reads KV head s(h) + j
+                (modulo n).
             wanted: [tokens, D], the original output.
         """
         n_heads, n = self._original.n_heads, self._original.n_kv_heads
@@ -47,7 +49,7 @@ class ValueEquations:
         self._zy = self._zy + (z.T @ wanted.float()).to("cpu", torch.float64)
 
     def solved(self, weights: AttentionWeights) -> AttentionWeights:
-        """The layer with the values of least error for its W_O, shrunk towards those it has."""
+        """The layer with the values of least error for its W_O, shrunk towards its present ones."""
         original, merged = self._original, weights.to(device="cpu", dtype=torch.float64)
         assert isinstance(self._zz, Tensor)
         assert isinstance(self._zy, Tensor)
@@ -81,10 +83,12 @@ def value_equations(
     merged: Sequence[AttentionWeights],
     text: Sequence[Sequence[int]],
 ) -> list[ValueEquations]:
-    """One pass of the original model; behind each attention it runs once more per KV head.
+    """The equations of every layer, from one pass of the original model.
+
+    After each attention of the pass, that attention is run once more for each KV head.
 
     Args:
-        model, family: the original.
+        model, family: the original model and its family.
         merged: every layer with one KV head; only its keys and queries matter.
         text: token ids of the calibration texts.
     """
@@ -102,7 +106,7 @@ def value_equations(
 
 
 class _ValueTap:
-    """Runs one attention with the merged keys and the original values, each KV head's in turn."""
+    """Runs one attention with the merged keys and the original values of each KV head in turn."""
 
     def __init__(self, family: Family, attention: nn.Module, merged: AttentionWeights) -> None:
         self._family, self._attention = family, attention
@@ -135,7 +139,7 @@ class _ValueTap:
             try:
                 for turn in self._turns:
                     self._family.install(module, turn)
-                    module.forward(*args, **kwargs)  # not module(): that would come back here
+                    module.forward(*args, **kwargs)  # module() would run this hook again
                     by_shift.append(self._take()[0].reshape(-1, *self._heads))
             finally:
                 self._family.install(module, self._originals)
@@ -161,7 +165,10 @@ class _ValueTap:
 def conjugate_gradients(
     times: Callable[[Tensor], Tensor], wanted: Tensor, start: Tensor, tolerance: float = 1e-6
 ) -> Tensor:
-    """x with times(x) = wanted, for a linear, symmetric, positive map (Hestenes, Stiefel, 1952)."""
+    """x with times(x) = wanted, by conjugate gradients (Hestenes and Stiefel, 1952).
+
+    ``times`` is a linear, symmetric, positive map.
+    """
     x, left = start, wanted - times(start)
     direction, size = left, float(left.square().sum())
     enough = tolerance**2 * float(wanted.square().sum())

@@ -1,7 +1,8 @@
 """Variants of ``aligned`` that were tried and are no part of the product; merges.py measures them.
 
-Each is a function from what they share to a ``Replacer``: what it needs whatever the mask is, it
-computes at once. All go to one KV head. What several variants need is computed once.
+Each variant is a function that takes ``Shared`` and returns a ``Replacer``. It computes all that
+does not depend on the mask at once. All variants merge to one KV head. ``Shared`` computes only
+once what several variants need.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,16 +27,16 @@ from mqasearch.conversion import (
 from mqasearch.families import AttentionWeights, Family
 
 Replacer = Callable[[Sequence[int]], Mapping[int, AttentionWeights]]
-"""Layers that are converted together → what each becomes."""
+"""Layers that are converted together → the weights of each after conversion."""
 
 
 @dataclass
 class Shared:
-    """The original model, its calibration text, and what is common to several variants.
+    """The original model, its calibration text, and results that several variants need.
 
     Attributes:
-        model: the original; whoever changes it puts it back.
-        family: of the model.
+        model: the original model; code that changes it must restore it.
+        family: the model's family.
         text: token ids of the calibration texts.
     """
 
@@ -50,7 +51,7 @@ class Shared:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The plain moments."""
+        """The calibration with the plain moments."""
         return calibrate(
             self.model, self.family, self.text, merge_of("aligned", refit=False), fingerprint=None
         )
@@ -71,7 +72,7 @@ class Shared:
         return received_moments(self.model, self.family, self.text)
 
     def alternated(self, rounds: int) -> list[AttentionWeights]:
-        """Every layer after so many rounds of ``iterated``; rounds are remembered."""
+        """Every layer after ``rounds`` rounds of ``iterated``; the rounds are cached."""
         rows = self._alternated
         if not rows:
             rows.append(self.refitted)
@@ -94,7 +95,7 @@ class Shared:
         return [convertible.merged(layer, 1) for layer in range(convertible.shape.n_layers)]
 
     def refit(self, merged: Sequence[AttentionWeights]) -> list[AttentionWeights]:
-        """The product's refit, parallel form, in the precision of the product's."""
+        """The layers after the product's refit in its parallel form and its precision."""
         refitted = refit_layers(self.model, self.family, merged, self.text)
         return [each.to(dtype=self.dtype) for each in refitted]
 
@@ -116,7 +117,7 @@ class Shared:
 
 
 def sequential(shared: Shared) -> Replacer:
-    """``aligned``, refitted one layer after the other for each set of layers."""
+    """``aligned``, with a refit of one layer after the other for each set of layers."""
     merged = shared.aligned
 
     def replacer(layers: Sequence[int]) -> Mapping[int, AttentionWeights]:
@@ -127,19 +128,20 @@ def sequential(shared: Shared) -> Replacer:
 
 
 def first_token(shared: Shared) -> Replacer:
-    """``aligned`` with position 0 counted as any other token; refitted."""
+    """``aligned`` with position 0 counted like any other token; refitted."""
     return _of(shared.refit(shared.merged(first_token=1.0)))
 
 
 def attended(shared: Shared, *, count_first: bool = False, in_values: bool = False) -> Replacer:
     """``aligned`` with a token weighted by the attention it receives; refitted.
 
-    w_u is the mean over query heads of Σ_t a_{h,tu}. Where a key errs, that is what the logits pay;
-    queries keep the plain moment.
+    The weight w_u is the mean over query heads of Σ_t a_{h,tu}: it is the cost of a key's error in
+    the logits. Queries keep the plain moment.
 
     Args:
-        count_first: count position 0, with its weight; else it is left out, as in ``aligned``.
-        in_values: values use the weighted moment too, not the plain one.
+        count_first: whether position 0 counts, with its weight; if not, it is left out, as in
+            ``aligned``.
+        in_values: whether values use the weighted moment too, instead of the plain one.
     """
     layers = []
     for attention, plain, received in zip(
@@ -155,14 +157,14 @@ def attended(shared: Shared, *, count_first: bool = False, in_values: bool = Fal
 
 
 def iterated(shared: Shared, *, rounds: int) -> Replacer:
-    """``aligned`` and refit, then in turn values given W_O, and W_O given values, ``rounds`` times.
+    """``aligned`` and refit, then ``rounds`` times values for given W_O and W_O for these values.
 
-    The joint SVD takes W_O as the cost of an error in each KV head's own values. Once refitted, W_O
-    reads the merged values only and is no cost of the others any more, so the values' turn is the
-    problem behind it: the v' = Σ_s A_s v_s for which the refitted W_O, with the attention of the
-    merged keys, comes closest to the original output (ridge regression of A, streamed statistics,
-    conjugate gradients). W_O's turn is the refit once more, shrunk towards the last one. Keys have
-    no turn: their closed form does not depend on values or W_O.
+    The joint SVD uses W_O as the cost of an error in each KV head's own values. The refitted W_O
+    reads only the merged values, so it is no such cost any more. Hence the step for the values
+    solves the original problem: it finds the v' = Σ_s A_s v_s for which the refitted W_O, with the
+    attention of the merged keys, comes closest to the original output (ridge regression of A,
+    streamed statistics, conjugate gradients). The step for W_O is another refit, shrunk towards the
+    last one. Keys have no step: their closed form does not depend on values or W_O.
     """
     return _of(shared.alternated(rounds))
 
@@ -176,12 +178,12 @@ VARIANTS: Mapping[str, Callable[[Shared], Replacer]] = {
     "iterated": partial(iterated, rounds=1),
     "iterated-3": partial(iterated, rounds=3),
 }
-"""What the command line calls a variant → how it is made."""
+"""A variant's name on the command line → the function that makes it."""
 
 OF_SEVERAL_LAYERS = frozenset({"sequential"})
-"""Variants that are ``aligned`` itself where only one layer is converted."""
+"""Variants that are equal to ``aligned`` if only one layer is converted."""
 
 
 def _of(layers: Sequence[AttentionWeights]) -> Replacer:
-    """The parallel form: what a layer becomes does not depend on the others."""
+    """The parallel form: the result of a layer does not depend on the other converted layers."""
     return lambda chosen: {layer: layers[layer] for layer in chosen}

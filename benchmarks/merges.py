@@ -1,8 +1,9 @@
 """What merging KV heads does to a model's predictions: the figures of merges.md.
 
-KL(original ‖ converted) of the next-token distribution, in nats, mean over the tokens of documents
-that no search and no calibration uses, and the negative log-likelihood of those tokens. Every
-replacement but ``sequential`` is the parallel form: computed once, whatever else is converted.
+The figures are KL(original ‖ converted) of the next-token distribution and the negative
+log-likelihood of the tokens, in nats. They are means over the tokens of documents that no search
+and no calibration uses. Every replacement but ``sequential`` has the parallel form: it is computed
+once, and does not depend on the other converted layers.
 
     python benchmarks/merges.py                     all merges, 32k calibration tokens, float32
     python benchmarks/merges.py --merge mean aligned --dtype bfloat16
@@ -40,7 +41,7 @@ MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "aligned": ("aligned", {"tune": False}),
     "aligned+tune": ("aligned", {"tune": True}),
 }
-"""What the command line calls a merge → its name and parameters."""
+"""A merge's name on the command line → its name and parameters in the product."""
 
 LAYERS: tuple[tuple[int, ...], ...] = (
     *((layer,) for layer in (0, 1, 2, 10, 20, 25)),
@@ -50,22 +51,23 @@ LAYERS: tuple[tuple[int, ...], ...] = (
     tuple(range(1, 30, 2)),
     tuple(range(30)),
 )
-"""Sets of layers that go to one KV head: single ones, the best five by KL, and more."""
+"""Sets of layers that are converted to one KV head: single layers, the best five by KL, and larger
+sets."""
 
 Conversion = Callable[[Sequence[int]], AbstractContextManager[object]]
-"""Layers → the live model with them converted, for the length of a ``with`` block."""
+"""Layers → the live model with these converted, for the length of a ``with`` block."""
 
 BATCH_TOKENS, MAX_LENGTH = 1024, 2048
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A batch of held-out text and what the original model says of it.
+    """A batch of held-out text with the original model's predictions.
 
     Attributes:
         batch: the tokens.
-        log_probs: [real tokens, vocabulary], of the original.
-        following: [real tokens], the next token; -100 behind the last one of a document.
+        log_probs: [real tokens, vocabulary], log-probabilities of the original.
+        following: [real tokens], the next token; -100 for the last token of a document.
     """
 
     batch: TokenBatch
@@ -150,7 +152,10 @@ def _options() -> argparse.Namespace:
 def held_out_text(
     loaded: LoadedModel, library: TaskLibrary, task: str, n_tokens: int, seed: int
 ) -> list[list[int]]:
-    """Whole documents of the confirmation split, with the right answer, at least so many tokens."""
+    """Whole documents of the confirmation split, with the right answer, as token ids.
+
+    There are at least ``n_tokens`` tokens, if the split has so many.
+    """
     documents = Documents("confirmation", seed=seed)
     sequences: list[list[int]] = []
     for document in library.task(TaskSpec(task), documents).in_order(documents):
@@ -161,7 +166,7 @@ def held_out_text(
 
 
 def batches_of(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> list[HeldOut]:
-    """The text, and what the model, nothing converted, says of it."""
+    """The text in batches, with the predictions of the unconverted model."""
     return [
         HeldOut(batch, log_probs_of(loaded, batch), next_tokens(batch))
         for batch in token_batches(text, BATCH_TOKENS, MAX_LENGTH)
@@ -171,7 +176,7 @@ def batches_of(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> list[HeldO
 def _column(
     loaded: LoadedModel, label: str, shared: Shared, held_out: Sequence[HeldOut]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One merge on one calibration text: its facts, and a row per set of layers."""
+    """Measure one merge with one calibration text: its facts, and a row for each set of layers."""
     n_tokens = sum(map(len, shared.text)) if _reads_text(label) else 0
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
@@ -199,10 +204,10 @@ def _column(
 
 
 def _conversion(loaded: LoadedModel, label: str, shared: Shared) -> Conversion:
-    """Every layer to one KV head.
+    """Prepare the conversion of any layers to one KV head.
 
-    A merge of the product shares nothing, and reads no cache, so that its time is honest. A
-    variant's time leaves out what another variant has computed before.
+    A merge of the product uses no shared results and no cache, so that its time is complete. A
+    variant's time leaves out results that another variant has computed before.
     """
     if label in VARIANTS:
         replacer = VARIANTS[label](shared)
@@ -228,7 +233,7 @@ def _reads_text(label: str) -> bool:
 
 
 def _conversion_seconds(columns: Sequence[Mapping[str, Any]]) -> float:
-    """Of ``aligned`` with the most text where it was measured, else of the slowest."""
+    """Seconds of ``aligned`` with the most text if it was measured, else of the slowest merge."""
     aligned = [column["seconds"] for column in columns if column["merge"] == "aligned"]
     return float(aligned[-1] if aligned else max(column["seconds"] for column in columns))
 
@@ -279,7 +284,7 @@ def name_of(layers: Sequence[int]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    """Markdown: a row per set of layers, a column per merge and calibration text, KL in cells."""
+    """A Markdown table of KL: a row per set of layers, a column per merge and calibration text."""
     columns = [(column["merge"], column["calibration_tokens"]) for column in result["columns"]]
     texts = result["calibration_tokens"]
     heads = [

@@ -16,8 +16,8 @@ def trials_of(
     """Each trial as it is finished, until the selector wants no more.
 
     Args:
-        selector: says which masks are wanted.
-        loss: of a mask.
+        selector: proposes masks.
+        loss: returns the loss of a mask.
         enqueued: masks that are scored first.
         pick: chooses among masks that are equally wanted.
     """

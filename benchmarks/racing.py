@@ -3,14 +3,15 @@
     python benchmarks/racing.py --scores FILE --score      score masks that are not alike
     python benchmarks/racing.py --scores FILE              measure on what is in FILE
 
-Scored are all single layers, and random masks of 5 and of 10 layers; an interrupted scoring goes
-on. FILE is JSON: ``{"task": …, "model": …, "masks": ["0110…"], "scores": {metric: [[per document]
-per mask]}}``.
+All single layers are scored, and random masks of 5 and of 10 layers; if scoring was interrupted, it
+goes on from there. FILE is JSON: ``{"task": …, "model": …, "masks": ["0110…"], "scores": {metric:
+[[per document] per mask]}}``.
 
-Two masks of the same size race, the second being the incumbent, over the documents in an order
-drawn for each race. A stop is false where the mask that was given up is, on all documents, at least
-as good as the incumbent. A search races every mask, in random order, against the best one so far:
-how often does it end with another mask than without races, and how much worse is that one?
+Two masks of the same size race over the documents; the second is the incumbent, and the order of
+the documents is drawn for each race. A stop is false if the mask that was given up is at least as
+good as the incumbent on all documents. A search races every mask, in random order, against the best
+one so far. It is measured how often a search ends with a worse mask than without races, and how
+much worse that mask is.
 """
 
 import argparse
@@ -34,11 +35,11 @@ METRICS = ("kl", "bits_per_byte", "acc_norm")
 LEVELS = (0.05, 0.01, 0.001)
 SIZES = (5, 10)
 CHUNK = 20
-"""Masks that are scored together, and then written."""
+"""Number of masks that are scored together and then written."""
 
 
 class Rule(Protocol):
-    """When a mask is given up: as ``StopRule``."""
+    """When a mask is given up; the interface of ``StopRule``."""
 
     part: int
     least: int
@@ -50,7 +51,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wilcoxon:
-    """The rule of version 0.1, to compare with: a rank test, its level for each look."""
+    """The rule of version 0.1, for comparison: a rank test, with the full level at each look."""
 
     part: int
     least: int
@@ -59,7 +60,7 @@ class Wilcoxon:
     def stops(
         self, values: Sequence[float], incumbent: Sequence[float], higher_is_better: bool
     ) -> bool:
-        """Whether a mask with these values on the first documents ranks behind the incumbent."""
+        """Whether a mask with these values on the first documents is worse by the rank test."""
         if len(values) < self.least:
             return False
         loss = np.asarray(values) - np.asarray(incumbent[: len(values)])
@@ -84,7 +85,7 @@ def masks_to_score(n_layers: int, n_random: int) -> list[LayerMask]:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """Score what FILE lacks, and write it after every few masks."""
+    """Score the masks that FILE lacks, and write FILE after every ``CHUNK`` masks."""
     from mqasearch.scoring import open_scoring
     from mqasearch.spec import parse_spec
 
@@ -125,7 +126,7 @@ def score(arguments: argparse.Namespace) -> None:
 def race(
     rule: Rule, mask: np.ndarray, incumbent: np.ndarray, upwards: bool, order: np.ndarray
 ) -> int:
-    """Documents on which a mask is scored: all of them unless it is given up."""
+    """Number of documents on which a mask is scored: all, unless it is given up."""
     one, two = mask[order], incumbent[order]
     looks = range(rule.part, len(order), rule.part)
     stopped = (n for n in looks if rule.stops(one[:n], two, upwards))
@@ -133,7 +134,7 @@ def race(
 
 
 def races(values: np.ndarray, upwards: bool, rule: Rule, n_races: int) -> dict[str, float]:
-    """Ordered pairs of masks, drawn at random."""
+    """Results of races between ordered pairs of masks, drawn at random."""
     rng = np.random.default_rng(0)
     n_masks, n_docs = values.shape
     wins = false = scored = 0
@@ -155,7 +156,7 @@ def races(values: np.ndarray, upwards: bool, rule: Rule, n_races: int) -> dict[s
 
 
 def searches(values: np.ndarray, upwards: bool, rule: Rule, n_searches: int) -> dict[str, float]:
-    """All masks in random order, each against the best so far that was scored in full."""
+    """Results of searches: all masks in random order, each races against the best one so far."""
     rng = np.random.default_rng(1)
     n_masks, n_docs = values.shape
     sign = -1 if upwards else 1

@@ -3,8 +3,8 @@
     python benchmarks/random_checkpoint.py llama-3.2-1b FOLDER
     python benchmarks/scoring.py --model FOLDER --device cuda --only cold
 
-The time and the memory that a score takes depend on the shape alone. The tokenizer is SmolLM2's,
-whose words are fewer than the model has rows for.
+The time and the memory that a score takes depend on the shape alone. The tokenizer is SmolLM2's; it
+has fewer tokens than the model has rows for.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
-"""By the published config.json of each."""
+"""Name → config, according to the model's published config.json."""
 
 
 def write(shape: str, folder: Path, device: str, tokenizer: Path | None) -> None:

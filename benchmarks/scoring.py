@@ -3,11 +3,12 @@
     python benchmarks/scoring.py                       all of it, about 15 minutes on two free cores
     python benchmarks/scoring.py --documents 25 --tpe-trials 20 -f json
 
-(a) the seed's way: convert, save, load, ``simple_evaluate``, which makes its list of tasks anew at
-every call, for six seconds; a second ratio leaves that out. (b) a resident model, stock HFLM
-and ``evaluate``; everything else is ours. (b) is measured again and again among ours, so that a
-busy machine slows both. *Layer-tokens*, the tokens run (padding counted) times the layers they are
-run through, do not depend on the machine at all. See scoring.md for figures.
+(a) is the seed's way: convert, save, load, ``simple_evaluate``. The latter makes its
+list of tasks at every call, which takes six seconds; a second ratio leaves these out. (b) is a
+resident model with stock HFLM and ``evaluate``. Everything else is ours. (b) is measured repeatedly
+between measurements of ours, so that a busy machine slows both. *Layer-tokens* are the tokens run
+(with padding) times the layers that they are run through; they do not depend on the machine. See
+scoring.md for figures.
 """
 
 import argparse
@@ -47,11 +48,11 @@ ATTENTION = "aten::_scaled_dot_product"
 
 @dataclass
 class Cost:
-    """What scoring some masks took, one entry a mask.
+    """The cost of scoring some masks, with one entry per mask.
 
     Attributes:
-        seconds: by the clock.
-        cpu_seconds: of all threads: what a neighbour on the machine takes is left out.
+        seconds: wall-clock seconds.
+        cpu_seconds: CPU seconds of all threads of this process, without other processes.
         layer_tokens: tokens run times layers.
     """
 
@@ -60,7 +61,7 @@ class Cost:
     layer_tokens: list[float] = field(default_factory=list)
 
     def ratios(self, ours: "Cost") -> dict[str, float]:
-        """This cost over ours, per mask."""
+        """This cost per mask divided by ours."""
         return {
             "layer_tokens_ratio": _mean(self.layer_tokens) / _mean(ours.layer_tokens),
             "seconds_ratio": _mean(self.seconds) / _mean(ours.seconds),
@@ -72,7 +73,7 @@ class Cost:
 
 
 class Bench:
-    """One model, one task, some documents; counts what is run, whoever runs it."""
+    """One model, one task and some documents; counts the layer-tokens of all scorers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.loaded: LoadedModel = load_model(
@@ -102,7 +103,7 @@ class Bench:
     def scorer(
         self, kind: type[SharedPrefixScorer] = SharedPrefixScorer, **options: Any
     ) -> SharedPrefixScorer:
-        """A new one of ours, with nothing kept."""
+        """A new scorer of ours, with nothing kept."""
         loaded = self.loaded
         return kind(
             self.convertible,
@@ -125,7 +126,7 @@ class Bench:
 
     @contextmanager
     def measured(self, cost: Cost, n_masks: int = 1) -> Iterator[None]:
-        """Add what happens inside to ``cost``, in equal parts to ``n_masks`` masks."""
+        """Add the cost of the ``with`` block to ``cost``, divided equally among the masks."""
         tokens, cpu, clock = self.layer_tokens, time.process_time(), time.perf_counter()
         yield
         cost.seconds += [(time.perf_counter() - clock) / n_masks] * n_masks
@@ -133,7 +134,7 @@ class Bench:
         cost.layer_tokens += [(self.layer_tokens - tokens) / n_masks] * n_masks
 
     def baseline(self, cost: Cost, documents: Documents | None = None) -> None:
-        """(b) on a random mask."""
+        """Measure (b) on a random mask."""
         rows = [document.instances[0].doc_id for document in self.prepared(documents).documents]
         (task,) = self.library.task(self.task, self.documents).tasks
         kv_heads = self.random_mask()
@@ -145,7 +146,7 @@ class Bench:
             )
 
     def seed_pipeline(self, cost: Cost, listing: Cost) -> None:
-        """(a) on a random mask; what lm-eval's list of tasks takes goes to ``listing``."""
+        """Measure (a) on a random mask; the cost of lm-eval's list of tasks goes to ``listing``."""
         rows = [document.instances[0].doc_id for document in self.prepared().documents]
         (task,) = self.library.task(self.task, self.documents).tasks
         with tempfile.TemporaryDirectory() as folder, self.measured(cost):
@@ -162,11 +163,11 @@ class Bench:
                 task_manager=TaskManager(include_defaults=False),
             )
         with self.measured(listing):
-            TaskManager()  # as simple_evaluate does when it is given the name of a task
+            TaskManager()  # simple_evaluate does this if it is given the name of a task
 
 
 def cold(bench: Bench, n_masks: int) -> dict[str, float]:
-    """Masks that share nothing: nothing is kept."""
+    """Measure random masks with nothing kept between them, and (b)."""
     ours, theirs = Cost(), Cost()
     scorer = bench.scorer(state_bytes=0)
     scorer.score(bench.random_mask(), bench.task, bench.documents)
@@ -178,7 +179,7 @@ def cold(bench: Bench, n_masks: int) -> dict[str, float]:
 
 
 def sensitivity(bench: Bench, every: int) -> dict[str, Any]:
-    """The original and each layer alone, from the last to the first."""
+    """Measure the original and each layer alone, from the last to the first."""
     masks = [bench.heads([])]
     masks += [bench.heads([layer]) for layer in reversed(range(bench.n_layers))]
     ours, theirs = Cost(), Cost()
@@ -197,7 +198,7 @@ def sensitivity(bench: Bench, every: int) -> dict[str, Any]:
 def search(
     bench: Bench, selector: str, n_converted: int, n_trials: int, every: int
 ) -> dict[str, Any]:
-    """A real run of a selector on the real losses."""
+    """Measure a real run of a selector on the real losses."""
     ours, theirs = Cost(), Cost()
     scorer = bench.scorer()
 
@@ -224,7 +225,7 @@ def search(
 
 
 def pairs(bench: Bench, n_documents: int) -> dict[str, float]:
-    """All pairs of layers at once, and (b) on the same documents."""
+    """Measure all pairs of layers at once, and (b) on the same documents."""
     documents = Documents("search", n_documents)
     chosen = [*itertools.combinations(range(bench.n_layers), 2)]
     masks = [bench.heads(layers) for layers in chosen]
@@ -240,7 +241,7 @@ def pairs(bench: Bench, n_documents: int) -> dict[str, float]:
 
 
 def seed_pipeline(bench: Bench, n_masks: int) -> dict[str, float]:
-    """(a) against a cold mask of ours."""
+    """Compare (a) with a cold mask of ours."""
     ours, theirs, listing = Cost(), Cost(), Cost()
     scorer = bench.scorer(state_bytes=0)
     scorer.score(bench.random_mask(), bench.task, bench.documents)
@@ -259,7 +260,7 @@ def seed_pipeline(bench: Bench, n_masks: int) -> dict[str, float]:
 
 
 def growth(bench: Bench) -> dict[int, float]:
-    """Seconds of a cold mask by documents."""
+    """Number of documents → seconds of a cold mask."""
     found = {}
     scorer = bench.scorer(state_bytes=0)
     for share in (4, 2, 1):
@@ -277,7 +278,7 @@ def growth(bench: Bench) -> dict[int, float]:
 def matrix_products(bench: Bench) -> dict[str, float]:
     """Share of a cold mask's time in matrix products, and their rate against the machine's own.
 
-    Attention counts as matrix products: its kernel is two of them with a softmax between.
+    Attention counts as matrix products: its kernel is two of them with a softmax between them.
     """
     scorer = bench.scorer(state_bytes=0)
     scorer.score(bench.random_mask(), bench.task, bench.documents)
@@ -317,7 +318,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every part, in turn; what is found so far goes to stderr."""
+    """Run every part in turn; the results so far are written to stderr."""
     bench = Bench(arguments)
     parts: dict[str, Callable[[], dict[Any, Any]]] = {
         "cold": lambda: cold(bench, arguments.cold),

@@ -1,17 +1,17 @@
 """What each selector finds, and what it pays for it.
 
 Every selector searches the same truths, and is judged by its regret: how much worse its best mask
-is than the best mask known, as a share of what a random mask loses on it (0 = optimal, 1 = no
-better than one random mask). An evaluation is a mask scored, probes below the budget included;
-selectors without an end of their own get as many as ``--n-trials`` says.
+is than the best known mask, divided by how much worse a random mask is (0 = optimal, 1 = no better
+than one random mask). Every scored mask counts as an evaluation, also probes below the budget.
+Selectors that do not end by themselves get ``--n-trials`` evaluations.
 
     python benchmarks/selection.py                     the fake scorer's losses, without noise
     python benchmarks/selection.py --pairs 0           losses that add up
     python benchmarks/selection.py --table FILE        real losses, from a table
     python benchmarks/selection.py --table FILE --score    score a real model for that table first
 
-A table holds the loss of every mask of up to ``--n-converted`` of some layers of a real model, so
-that the optimum is known by brute force.
+A table holds the loss of every mask of up to ``--n-converted`` layers, chosen from some layers of a
+real model, so that the optimum is known by brute force.
 """
 
 import argparse
@@ -55,9 +55,9 @@ class Truth:
     """A search whose best mask is known, or nearly so.
 
     Attributes:
-        n_layers: that may be converted.
-        loss: of a mask.
-        best: the lowest loss known at the budget.
+        n_layers: number of layers that may be converted.
+        loss: returns the loss of a mask.
+        best: the lowest known loss at the budget.
         typical: the median loss of random masks at the budget.
     """
 
@@ -72,15 +72,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Row:
-    """One selector over all truths.
+    """One selector's results over all truths.
 
     Attributes:
-        selector: with its parameters.
-        evaluations: masks scored, mean.
-        regret: mean.
-        worst_regret: over the truths.
+        selector: the selector's name with its parameters.
+        evaluations: mean number of masks scored.
+        regret: mean regret.
+        worst_regret: largest regret.
         optimal: share of the truths whose best known mask it found.
-        seconds: of its own work, mean per search; losses cost nothing here.
+        seconds: mean seconds of its own work per search; losses cost nothing here.
     """
 
     selector: str
@@ -99,7 +99,7 @@ def search(selector: Selector, truth: Truth, limit: int) -> tuple[float, int]:
 
 
 def fake_truths(n_layers: int, n_converted: int, n: int, pairs: float) -> list[Truth]:
-    """Made-up models of the fake scorer, with interactions of ``pairs`` times its strength."""
+    """Made-up models of the fake scorer, with ``pairs`` times its strength of interactions."""
     return [
         _truth(n_layers, n_converted, _fake_loss(n_layers, seed, pairs), seed) for seed in range(n)
     ]
@@ -122,7 +122,10 @@ def _heads(layers: Any, n_layers: int) -> tuple[int, ...]:
 
 
 def _truth(n_layers: int, n_converted: int, loss: Loss, seed: int) -> Truth:
-    """The best mask by descent over swaps from many random masks (not always the optimum)."""
+    """A truth whose best mask is found by descent over swaps from many random masks.
+
+    It is not always the optimum.
+    """
     rng = random.Random(seed)
     starts = [LayerMask.of(rng.sample(range(n_layers), n_converted), n_layers) for _ in range(200)]
     best = min(_descend(loss, mask) for mask in starts[:20])
@@ -143,10 +146,10 @@ def _descend(loss: Loss, mask: LayerMask) -> float:
 
 
 def table_truths(table: dict[str, Any], n_converted: int) -> list[Truth]:
-    """The one truth of a table, by brute force.
+    """The only truth of a table, by brute force.
 
     Raises:
-        SystemExit: the table does not reach ``n_converted``.
+        SystemExit: the table has no masks of ``n_converted`` layers.
     """
     losses = table["losses"]
     n_layers = len(next(iter(losses)))
@@ -198,7 +201,7 @@ def score_table(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(truths: Sequence[Truth], n_converted: int, limit: int) -> list[Row]:
-    """Every competitor on every truth."""
+    """Run every selector on every truth."""
     return [_row(name, parameters, truths, n_converted, limit) for name, parameters in COMPETITORS]
 
 

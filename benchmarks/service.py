@@ -1,9 +1,9 @@
 """What it costs to run a trial, apart from scoring: the service, and beside it plain Optuna.
 
-Real worker processes on a real database, with a scorer that takes no time. A trial has 30
+Real worker processes run on a real database, with a scorer that takes no time. A trial has 30
 categorical parameters. The service adds scores, claims, the queue, statistics and the list of
-workers; plain Optuna is ``RDBStorage`` with a heartbeat and one user attribute a trial. Queries on
-a worker's path are those that it waits for: a thread of its own records trials in Optuna's study.
+workers; plain Optuna is ``RDBStorage`` with a heartbeat and one user attribute per trial. Queries
+on a worker's path are those that it waits for; a separate thread records trials in Optuna's study.
 
     python benchmarks/service.py                            PostgreSQL and SQLite, 1 to 32 workers
     python benchmarks/service.py --before CHECKOUT          beside the service of an older checkout
@@ -52,10 +52,10 @@ class Measured:
     """One worker's trials.
 
     Attributes:
-        seconds: from the end of one trial to the end of the next.
-        queries: statements sent to the database meanwhile.
-        waited: those of them that the worker waited for.
-        began, ended: wall clock.
+        seconds: seconds from the end of one trial to the end of the next.
+        queries: number of statements sent to the database meanwhile.
+        waited: number of those statements that the worker waited for.
+        began, ended: wall-clock times, in seconds since 1970.
     """
 
     seconds: list[float]
@@ -66,7 +66,7 @@ class Measured:
 
 
 class Stopwatch:
-    """Called at the end of every trial."""
+    """Measures trials: ``lap`` is called at the end of every trial."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -85,7 +85,7 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
-        self.waited = self._waiting  # without what is left to be recorded at the end
+        self.waited = self._waiting  # leaves out the recording that remains at the end
 
     def measured(self) -> Measured:
         return Measured(self.seconds, self.queries, self.began, time.time(), self.waited)
@@ -106,7 +106,7 @@ def spec_of(n_trials: int) -> Any:
 
 
 class QuickScorer(FakeScorer):
-    """A scorer that takes no time: one score, made up once."""
+    """A scorer that takes no time: it makes up one score and always returns it."""
 
     def score(self, kv_heads: Any, task: Any, documents: Any) -> Any:
         if not hasattr(self, "_made"):
@@ -143,7 +143,7 @@ def work_plain(url: str, n_trials: int, ready: Callable[[], None]) -> Measured:
     ready()
     watch = Stopwatch()
     watch.watch(storage.engine)
-    for _ in range(n_trials):  # as a worker does, that looks at the study between trials
+    for _ in range(n_trials):  # like a worker, which reads the study between trials
         study.optimize(objective, n_trials=1)
         watch.lap()
     return watch.measured()
@@ -179,7 +179,7 @@ def worker(mode: str, url: str, n_trials: int) -> None:
 
 
 def create_before(checkout: Path, url: str, n_trials: int) -> None:
-    """``create`` of an older checkout."""
+    """Run ``create`` of an older checkout."""
     lines = f"import service; service.create('service', {url!r}, {n_trials})"
     folders = os.pathsep.join(map(str, (checkout, checkout / "benchmarks", checkout / "tests")))
     environment = {**os.environ, "PYTHONPATH": folders, "PYTHONWARNINGS": "ignore"}
@@ -195,7 +195,8 @@ def create_before(checkout: Path, url: str, n_trials: int) -> None:
 def run_workers(
     mode: str, url: str, n_workers: int, n_trials: int, before: Path | None = None
 ) -> list[Measured]:
-    """All start at the same moment; each does its share (plain) or what it gets (service)."""
+    """Run workers that all start at once; each does an equal share (plain), or the tasks that it
+    gets (service)."""
     script, environment = Path(__file__), dict(os.environ)
     if mode == "before":
         assert before is not None
@@ -241,7 +242,7 @@ def summary(results: Sequence[Measured]) -> dict[str, float]:
 
 
 def urls(kind: str, stack: ExitStack) -> Iterator[str]:
-    """Fresh databases without end."""
+    """URLs of new databases, as many as are asked for."""
     if kind == "postgresql":
         server: Postgres = stack.enter_context(running_postgres(DURABLE))
         while True:
@@ -279,7 +280,7 @@ def compare(
 
 
 def growth(kinds: Sequence[str], modes: Sequence[str], n_trials: int) -> None:
-    """One worker, one study: the median of a trial in successive windows."""
+    """One worker and one study: the median seconds of a trial in successive windows."""
     for kind in kinds:
         with ExitStack() as stack:
             fresh = urls(kind, stack)

@@ -23,11 +23,11 @@ from faults.fleet import check, fleet, the_spec
 from postgres import running_postgres
 
 MORE = (30, 2)
-"""Layers and budget with all selectors: few enough masks to try all."""
+"""Number of layers and budget with all selectors; there are few enough masks to try all."""
 
 
 def others(n_trials: int) -> list[Any]:
-    """Selectors beside sensitivity, greedy and random."""
+    """The selectors besides sensitivity, greedy and random."""
     free = {"name": "tpe", "n_trials": n_trials}
     return ["alternating", "consecutive", "exhaustive", {"name": "gp", "n_masks": 10}, free]
 

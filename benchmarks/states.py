@@ -2,8 +2,9 @@
 
     python benchmarks/states.py
 
-Masks are those that the selectors propose on made-up losses (additive and pairwise, 30 layers, 5 to
-convert); the store is the product's. Figures are layers run without any state over layers run.
+The masks are those that the selectors propose on made-up losses (additive and pairwise, 30 layers,
+5 to convert). The store is the product's. A figure is the number of layers run without any states,
+divided by the number of layers run with them.
 """
 
 import itertools
@@ -23,14 +24,14 @@ BOUNDARIES = (20, 31, 53, 64, 80, 110, 10**6)
 
 @dataclass(frozen=True)
 class OneBatch:
-    """As much of a plan as the store looks at; a boundary takes one byte."""
+    """The part of a plan that the store reads; a boundary takes one byte."""
 
     n_tokens: int = 1
     batches: tuple[()] = ()
 
 
 def saved(selector: str, n_boundaries: int) -> float:
-    """Layers without states over layers with ``n_boundaries`` of them, over a whole run."""
+    """Layers run without states, divided by layers run if ``n_boundaries`` fit, in a whole run."""
     scorer, plan = FakeScorer(N_LAYERS), OneBatch()
     store = StateStore(n_boundaries, N_LAYERS)
     layers: list[int] = []

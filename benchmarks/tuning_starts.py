@@ -25,11 +25,11 @@ from mqasearch.models import LoadedModel
 
 Layers = Mapping[int, AttentionWeights]
 DAMPING = 0.1
-"""Added to Fisher's weights, whose mean diagonal is 1."""
+"""Added to the Fisher information's diagonal, whose mean is 1."""
 
 
 class Starts:
-    """One text, and what the starts on it have in common."""
+    """One text, and the results that the starts on it share."""
 
     def __init__(self, loaded: LoadedModel, text: Sequence[Sequence[int]]) -> None:
         self.loaded = loaded
@@ -39,7 +39,7 @@ class Starts:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """With what the refit gives; from the cache if it is there."""
+        """The calibration with the refit's results; from the cache if it is there."""
         merge = merge_of("aligned", tune=False)
         model, fingerprint = self.loaded.model, self.loaded.fingerprint
         return calibrate(model, self.family, self.text, merge, fingerprint=fingerprint)
@@ -51,7 +51,7 @@ class Starts:
         self.seconds += time.perf_counter() - began
 
     def merged(self, name: str, layers: Sequence[int], *, refit: bool) -> Layers:
-        """By a closed form of the product."""
+        """The layers merged by a closed form of the product."""
         reads_text = name == "aligned"
         with self.timed():
             merge = merge_of(name, refit=refit, tune=False)
@@ -60,7 +60,7 @@ class Starts:
             return {layer: convertible.merged(layer, 1) for layer in layers}
 
     def aligned(self, layers: Sequence[int]) -> Layers:
-        """The product's, with refit."""
+        """The layers after the product's ``aligned`` with refit."""
         return self.merged("aligned", layers, refit=True)
 
     def with_fisher_values(self, layers: Sequence[int]) -> Layers:
@@ -81,7 +81,7 @@ class Starts:
         return {layer: refitted[layer].to(dtype=self.loaded.dtype) for layer in layers}
 
     def gauss_newton(self, layers: Sequence[int]) -> Layers:
-        """``aligned`` with refit, then queries and keys by three steps."""
+        """``aligned`` with refit, then three Gauss–Newton steps of queries and keys."""
         start = self.aligned(layers)
         with self.timed():
             fitted = fitted_queries_and_keys(self.loaded, self.text, start)
@@ -95,14 +95,14 @@ STARTS: Mapping[str, Callable[[Starts, Sequence[int]], Layers]] = {
     "Fisher values": Starts.with_fisher_values,
     "Gauss-Newton": Starts.gauss_newton,
 }
-"""What the command line calls a start → how it is computed."""
+"""A start's name on the command line → how it is computed."""
 
 
 def fisher_information(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> list[Tensor]:
     """[D, D] float64 for every layer, mean diagonal 1: E[g gᵀ] at the attention's output.
 
     g is the gradient of the log-likelihood of a token drawn from the model's own prediction, at
-    every position; the first quarter of the texts.
+    every position. Only the first quarter of the texts is used.
     """
     model, family = loaded.model, family_of(loaded.model.config.model_type)
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +112,7 @@ def fisher_information(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> li
     def note(layer: int) -> Callable[..., None]:
         def hook(_: Any, __: Any, output: Any) -> None:
             found = output[0] if isinstance(output, tuple) else output
-            found.requires_grad_()  # parameters ask for none, so the first output is a leaf
+            found.requires_grad_()  # no parameter requires grad, so the first output is a leaf
             found.retain_grad()
             outputs[layer] = found
 
@@ -142,7 +142,7 @@ def fisher_information(loaded: LoadedModel, text: Sequence[Sequence[int]]) -> li
 
 @contextmanager
 def _output_cost(fisher: Tensor) -> Iterator[None]:
-    """Within the block, values cost W_Oᵀ (G + damping) W_O instead of W_Oᵀ W_O."""
+    """Within the block, the cost of values is W_Oᵀ (G + damping) W_O instead of W_Oᵀ W_O."""
     plain = aligned_module._output_cost
     root = torch.linalg.cholesky(fisher + DAMPING * torch.eye(len(fisher), dtype=fisher.dtype))
 

@@ -1,7 +1,7 @@
 """What was tried to better ``tune``: text to fit to, and where the fit begins; see merges.md.
 
-Some layers are fitted, each alone; KL(original ‖ converted) on held-out documents, all of them
-converted together.
+Some layers are fitted, each alone. Then all of them are converted together, and KL(original ‖
+converted) is measured on held-out documents.
 
     python benchmarks/tuning_tries.py text          more text, text of other kinds
     python benchmarks/tuning_tries.py start         other closed forms, Gauss–Newton before Adam
@@ -29,12 +29,12 @@ from mqasearch.tasks import TaskLibrary, calibration_tokens
 Text = list[list[int]]
 OTHERS = ("arc_easy", "commonsense_qa", "mmlu")
 LENGTH = 96
-"""Tokens of a text that the model writes itself; HellaSwag's documents have about as many."""
+"""Tokens per text that the model writes itself; HellaSwag's documents have about as many."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """Layers after a try, and how it went."""
+    """The layers after a try, with their error and the seconds that it took."""
 
     layers: Mapping[int, AttentionWeights]
     error: float
@@ -44,7 +44,7 @@ class Tried:
 def main() -> None:
     options = _options()
     loaded = load_model(options.model, device=options.device, dtype="float32")
-    if options.what == "start":  # Gauss–Newton differentiates forwards, which sdpa does not
+    if options.what == "start":  # Gauss–Newton needs forward-mode derivatives, which sdpa lacks
         loaded.model.set_attn_implementation("eager")
     library = TaskLibrary()
     held_out = {
@@ -87,7 +87,7 @@ def _of_tasks(n_tokens: int, *tasks: str) -> Callable[[LoadedModel, TaskLibrary]
 
 
 def _own_words(loaded: LoadedModel, _: TaskLibrary) -> Text:
-    """Sampled from the model, from its first token on."""
+    """Texts sampled from the model, each beginning with the bos token."""
     torch.manual_seed(0)
     first = loaded.tokenizer.bos_token_id
     n_texts = 32_768 // LENGTH
@@ -111,11 +111,11 @@ TEXTS: Mapping[str, Callable[[LoadedModel, TaskLibrary], Text]] = {
     "all four": _of_tasks(2**15, "hellaswag", *OTHERS),
     "own words": _own_words,
 }
-"""What the command line calls a text → its token ids."""
+"""A text's name on the command line → the function that returns its token ids."""
 
 
 def _on_text(loaded: LoadedModel, text: Text, layers: Sequence[int]) -> dict[str, Tried]:
-    """The product's ``aligned`` and ``tune`` on this text."""
+    """Run the product's ``aligned`` and ``tune`` on this text."""
     starts = Starts(loaded, text)
     return _stages(loaded, text, starts, starts.aligned(layers))
 
@@ -130,7 +130,7 @@ def _from_start(
 def _stages(
     loaded: LoadedModel, text: Text, starts: Starts, merged: Mapping[int, AttentionWeights]
 ) -> dict[str, Tried]:
-    """As merged, and tuned from there."""
+    """The layers as merged, and after tuning that starts from them."""
     began = time.perf_counter()
     model, family = loaded.model, family_of(loaded.model.config.model_type)
     resumable = ResumableModel(model, family.blocks(model))

@@ -1,4 +1,4 @@
-"""From a study file to studies in a database, and more trials for those that are there."""
+"""Makes studies in a database from a study file, and adds trials to existing studies."""
 
 from mqasearch.creation.create import create_studies, versions
 from mqasearch.creation.model_study import default_study, joined

@@ -1,9 +1,9 @@
-"""From a study file to Optuna studies, one per selector and budget.
+"""Makes Optuna studies from a study file, one per selector and budget.
 
-Safe to call again and from several processes at once: the study's facts are written last, so a
-study without facts is one whose creator is still at work, or died; then the next caller finishes
-it. (A creator that dies within its first transactions leaves an empty study, which nobody can tell
-from somebody else's: it is left alone, too.)
+This may be called again, and from several processes at once. A study's facts are written last. So
+if a study has no facts, its creator is still at work, or has died; in the second case the next
+caller finishes the study. (If a creator dies within its first transactions, it leaves an empty
+study, which cannot be told from somebody else's. Such a study is left alone.)
 """
 
 import time
@@ -35,17 +35,17 @@ from mqasearch.spec import SelectorEntry, StudySpec, changes
 from mqasearch.study import earlier, hold_out, known_studies, mark, refusal
 
 CREATOR_KEY = "mqasearch:creator"
-"""On a study that mqasearch is making, before its facts are there."""
+"""An attribute of a study that mqasearch is making; it is written before the study's facts."""
 
 _PATIENCE_SECONDS = 5.0
 
 
 def create_studies(storage: SharedStorage, spec: StudySpec, shape: ModelShape) -> list[str]:
-    """Create what is missing and return the names of the Optuna studies, in the spec's order.
+    """Create the missing Optuna studies and return the names of all, in the spec's order.
 
     Raises:
         SpecError: the spec does not fit the model; all faults at once.
-        UserError: a study of that name exists with another spec or direction; the metrics cannot
+        UserError: a study of that name exists with another spec or direction, or the metrics cannot
             be one objective.
     """
     spec = spec.with_sizes(shape)
@@ -56,9 +56,9 @@ def create_studies(storage: SharedStorage, spec: StudySpec, shape: ModelShape) -
     for comparison, one in spec.comparisons().items():
         present = earlier(comparison, known)
         plans.append((comparison, one, present, mark(present, one)))
-    common = next((suffix for *_, suffix in plans if suffix), "")  # of a budget added later too
+    common = next((suffix for *_, suffix in plans if suffix), "")  # for budgets added later too
     names = []
-    for comparison, one, present, own in plans:  # none is refused
+    for comparison, one, present, own in plans:  # here ``mark`` has refused none of them
         suffix = own if present else common
         hold_out(storage, present, one)
         n_more = {facts.selector: facts.n_more for facts in present.values()}
@@ -70,7 +70,10 @@ def create_studies(storage: SharedStorage, spec: StudySpec, shape: ModelShape) -
 
 
 def _agree_on_tolerance(studies: Sequence[optuna.Study], spec: StudySpec) -> None:
-    """What may be lost can be said later, since no score depends on it; the verdict tells."""
+    """Store the spec's tolerance in all studies.
+
+    It may be given later, since no score depends on it; the verdict says if it was.
+    """
     known = any(confirmation(study.user_attrs) is not None for study in studies)
     for study in studies:
         if tolerance_of(study)[0] != spec.tolerance:
@@ -80,10 +83,10 @@ def _agree_on_tolerance(studies: Sequence[optuna.Study], spec: StudySpec) -> Non
 
 
 def check_fits(spec: StudySpec, shape: ModelShape) -> None:
-    """Check budgets, the target and enqueued masks against the model.
+    """Check that the budgets, the target and the enqueued masks fit the model.
 
     Raises:
-        SpecError: every fault at once.
+        SpecError: something does not fit; all faults at once.
     """
     faults = []
     target = spec.target_kv_heads
@@ -121,7 +124,10 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
 
 
 def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
-    """A worker would find out too, when the study is there and cannot be changed any more."""
+    """Whether the calibration text is too short.
+
+    A worker would find that too, but only when the study exists and can no longer be changed.
+    """
     merge = merge_of(spec.merge.name, **spec.merge.parameters)
     need, have = least_tokens(shape.n_heads, shape.head_dim), spec.documents.calibration_tokens
     if not merge.is_fitted or have >= need:
@@ -134,7 +140,7 @@ def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
 
 
 def _selector_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> list[str]:
-    """What selectors say against the number of layers or the budget."""
+    """What the selectors object to in the number of layers, the budget or the number of trials."""
     faults = []
     for entry in spec.selectors:
         try:
@@ -155,12 +161,12 @@ def _selector_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> li
 
 
 def _n_trials(spec: StudySpec, selector: SelectorEntry) -> int | None:
-    """None where the selector's plan ends by itself."""
+    """The number of the selector's trials; None if its plan ends by itself."""
     return selector.n_trials or (None if SELECTORS[selector.name].ends else spec.n_trials)
 
 
 def versions() -> dict[str, str]:
-    """The packages that a score depends on."""
+    """The versions of the packages that a score depends on."""
     return versions_of(("mqasearch", *PACKAGES))
 
 
@@ -223,7 +229,7 @@ def _create(storage: SharedStorage, facts: StudyFacts, masks: Mapping[str, Layer
 def _open(
     storage: SharedStorage, queue: Queue, name: str, direction: Direction
 ) -> tuple[optuna.Study, StudyFacts | None]:
-    """The study, and its facts unless it is ours to finish."""
+    """The study, and its facts; None instead of the facts if the caller must finish the study."""
     try:
         study = optuna.create_study(study_name=name, storage=storage, direction=direction)
     except optuna.exceptions.DuplicatedStudyError:

@@ -1,4 +1,4 @@
-"""The study of somebody who has a model and no study file."""
+"""Makes a study for somebody who has a model and no study file."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from mqasearch.spec import StudySpec, changes
 DEFAULT_TASK = "hellaswag"
 
 _LONGEST_NAME = 80
-"""Shorter than a study file allows: a comparison's name has its budget at the end."""
+"""Shorter than a study file allows, because a comparison's name ends with its budget."""
 
 
 def default_study(model: str, given: Mapping[str, Any]) -> StudySpec:
-    """The study of a model: what is given, and the defaults of a study file for the rest.
+    """The study of a model: the keys that are given, and defaults for all others.
 
     Args:
         model: a name, a folder or a GGUF file.
         given: keys of a study file that somebody chose.
 
     Raises:
-        SpecError: what is given makes no study; every fault at once.
-        ModelError: no such model.
+        SpecError: the given keys make no valid study; all faults at once.
+        ModelError: there is no such model.
     """
     where = f"run {model}"
     entry = {**given.get("model", {}), "name": _lasting(model)}
@@ -35,19 +35,19 @@ def default_study(model: str, given: Mapping[str, Any]) -> StudySpec:
 
 
 def joined(earlier: StudySpec, model: str, given: Mapping[str, Any], where: str) -> StudySpec:
-    """An earlier study of the same model with what is given now.
+    """An earlier study of the same model with the keys that are given now.
 
-    What is not given stays as it was, so that the same command means the same study whatever the
-    defaults become. More documents may be given, see
-    :mod:`mqasearch.study.generations`, and another tolerance.
+    Keys that are not given stay as they were, so that the same command means the same study even if
+    the defaults change. More documents (see :mod:`mqasearch.study.generations`) and another
+    tolerance may be given.
 
     Raises:
-        SpecError: what is given makes no study; every fault at once.
-        UserError: the earlier study is another one, with what differs.
+        SpecError: the given keys make no valid study; all faults at once.
+        UserError: the earlier study is another one; the message says what differs.
     """
     data = earlier.model_dump(mode="json")
     chosen = dict(given)
-    if "tasks" in chosen:  # with whatever the file says of them
+    if "tasks" in chosen:  # a task that the earlier study has keeps its entry there
         known = {entry["name"]: entry for entry in data["tasks"]}
         chosen["tasks"] = [known.get(name, name) for name in chosen["tasks"]]
     entry = {**given.get("model", {}), "name": _lasting(model)}
@@ -63,7 +63,7 @@ def joined(earlier: StudySpec, model: str, given: Mapping[str, Any], where: str)
 
 
 def study_name(model: str) -> str:
-    """The last part of a model's name, as a study may be called."""
+    """The last part of a model's name, with the characters that a study's name may have."""
     last = os.path.basename(os.path.abspath(model) if is_here(model) else model)
     last = last.removesuffix(".gguf")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
@@ -71,6 +71,6 @@ def study_name(model: str) -> str:
 
 
 def _lasting(model: str) -> str:
-    """A name that means the same model in another working folder."""
+    """The model's name; an absolute path if it is a path, so that it is valid in any folder."""
     path = Path(os.path.expanduser(model))
     return os.path.abspath(path) if path.exists() else model

@@ -1,8 +1,8 @@
-"""More trials for a study that has ended, or has not yet.
+"""More trials for a study, whether it has ended or not.
 
-Which selectors take more: those that end with a number of trials, and those that end with a number
-of masks of their own (``gp``), which takes as many more masks at the budget. A selector whose plan
-ends by itself takes none.
+A selector takes more trials if it ends after a number of trials. If it ends after a number of masks
+at the budget (``gp``), it takes as many more masks. A selector whose plan ends by itself takes
+none.
 """
 
 from collections.abc import Mapping
@@ -24,23 +24,23 @@ class More:
 
     Attributes:
         n: a number of trials, ≥ 1.
-        adds: to those it has; else as the least it is to have in all, so that saying it twice
-            changes nothing.
+        adds: True if ``n`` is added to the trials that the selector has. False if ``n`` is the
+            least that it is to have in all, so that asking twice changes nothing.
     """
 
     n: int
     adds: bool
 
     def beyond(self, present: int) -> int:
-        """Trials to add to ``present``."""
+        """Number of trials to add to ``present`` trials."""
         return self.n if self.adds else max(0, self.n - present)
 
 
 def check_extendable(spec: StudySpec) -> None:
-    """Before anything is made: whether a study has a selector that takes more trials.
+    """Check, before anything is made, that a study has a selector that takes more trials.
 
     Raises:
-        UserError: it has none.
+        UserError: the study has none.
     """
     for selector in spec.selectors:
         kind = SELECTORS[selector.name]
@@ -57,15 +57,17 @@ def check_extendable(spec: StudySpec) -> None:
 def extend(
     storage: BaseStorage, studies: Mapping[str, StudyFacts], more: More
 ) -> dict[str, tuple[int, int]]:
-    """Give the studies more trials, all of them or none. Workers meet them when they run out.
+    """Give the studies more trials, all of them or none.
+
+    Workers notice the new trials when they have no others left.
 
     Args:
-        storage: of the studies.
-        studies: by name.
-        more: for each of those that take more.
+        storage: the storage of the studies.
+        studies: name → facts.
+        more: how many trials each study that takes more is to have.
 
     Returns:
-        For each that got some: how many it had, and has.
+        For each study that got more: how many it had, and how many it has now.
     """
     call = uuid4().hex
     had: dict[str, int] = {}

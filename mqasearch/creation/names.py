@@ -1,4 +1,4 @@
-"""A study file whose names exist: of its model, tasks, metrics, selectors and merge."""
+"""Reads a study file and checks that its model, tasks, metrics, selectors and merge exist."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,25 +29,25 @@ def load_study(path: Path) -> StudySpec:
     """Read a study file that somebody wrote.
 
     Raises:
-        SpecError: unreadable, not YAML, or with faults; all of them at once.
+        SpecError: the file cannot be read, is not YAML, or has faults; all faults at once.
     """
     return checked_study(read_yaml(path), str(path))
 
 
 def checked_study(data: object, where: str) -> StudySpec:
-    """Validate what a study file holds, with the names in it.
+    """Validate the content of a study file, and the names in it.
 
-    A file without ``selectors`` and without ``enqueue`` takes the recommended selectors.
+    A file without ``selectors`` and without ``enqueue`` gets the recommended selectors.
 
     Args:
-        data: the file's content, as YAML gives it.
-        where: what error messages call it.
+        data: the file's content, as read from YAML.
+        where: what error messages call the file.
 
     Raises:
-        SpecError: every fault, one line each.
+        SpecError: the file has faults; the error has one line for each.
     """
     if not isinstance(data, Mapping):
-        return parse_spec(data, where)  # which says what it expects
+        return parse_spec(data, where)  # raises an error that says what is expected
     data = _with_selectors(data)
     faults: list[str] = []
     spec = None
@@ -64,14 +64,14 @@ def checked_study(data: object, where: str) -> StudySpec:
 
 
 def maximizes(tasks: Mapping[str, str]) -> bool:
-    """Whether a larger objective is better: a weighted mean of one metric of each task.
+    """Whether a larger objective (a weighted mean of one metric of each task) is better.
 
     Args:
         tasks: name → metric.
 
     Raises:
-        UnknownNameError: no such task, or no such metric on it.
-        UserError: some of the metrics rise and others fall.
+        UnknownNameError: there is no such task, or the task has no such metric.
+        UserError: for some of the metrics more is better, for others less.
     """
     ways = {name: higher_is_better(name, metric) for name, metric in tasks.items()}
     if len({*ways.values()}) > 1:
@@ -111,7 +111,7 @@ def _said(entry: Entry) -> str:
 
 
 def _faults_together(spec: StudySpec) -> Iterator[str]:
-    """What is wrong with a study each of whose names exists."""
+    """The faults of a study whose names all exist."""
     try:
         maximizes(spec.metrics)
     except UserError as error:
@@ -122,11 +122,11 @@ def _faults_together(spec: StudySpec) -> Iterator[str]:
 
 
 def _never_shown(spec: StudySpec, entry: ToleranceEntry) -> str:
-    """Why no search could ever show a tolerance; empty if one could."""
+    """Why no search could ever show that a tolerance is kept; empty if one could."""
     said = [_missing(task, entry.metric) for task in spec.metrics if entry.covers(task)]
     if all(said):
         return said[0]
-    # A mean of anything but zeros and ones may not vary at all: two documents could show its loss.
+    # If values are not 0 or 1, their differences may not vary at all: two documents could suffice.
     least = least_documents(entry.margin) if entry.metric in ZERO_ONE else 2
     n_docs = spec.documents.confirmation
     if n_docs is not None and n_docs < least:
@@ -138,7 +138,7 @@ def _never_shown(spec: StudySpec, entry: ToleranceEntry) -> str:
 
 
 def _missing(task: str, metric: str) -> str:
-    """Why a task has no such metric; empty if it has."""
+    """Why a task has no such metric; empty if it has the metric."""
     try:
         higher_is_better(task, metric)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The database's clock. Leases and signs of life are compared on it: workers' own may differ."""
+"""The database's clock, which times leases and heartbeats: the workers' own clocks may differ."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class seconds_now(FunctionElement[float]):
-    """Seconds since 1970, at the moment of the statement."""
+    """Seconds since 1970, at the time when the statement runs."""
 
     type = Double()
     inherit_cache = True

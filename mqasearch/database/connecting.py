@@ -1,7 +1,7 @@
-"""How connections are made: the same for Optuna's tables and for ours.
+"""How connections are made, for Optuna's tables and for ours.
 
-Optuna makes its engine itself and uses it at once, so what has to happen on each connection comes
-as an SQLAlchemy plugin, which runs when any engine is created that names it.
+Optuna makes its engine itself and uses it at once. So an SQLAlchemy plugin does what is needed on
+each connection: it runs whenever an engine that names it is created.
 """
 
 from functools import partial
@@ -22,27 +22,27 @@ from mqasearch.database.read_only import is_for_reading
 PLUGIN = "mqasearch"
 
 CONNECT_SECONDS = 5
-"""For one host to accept a connection."""
+"""How long one host may take to accept a connection."""
 
 STATEMENT_SECONDS = 60
-"""After which the server gives a statement up; ours take milliseconds."""
+"""How long a statement may take before the server cancels it; ours take milliseconds."""
 
 ANSWER_SECONDS = STATEMENT_SECONDS + 30
-"""After which a connection that says nothing is given up, whatever keeps it open between here and
-the server."""
+"""How long a connection may be silent before it is given up, even if something between here and the
+server keeps it open."""
 
 SQLITE_BUSY_SECONDS = 60
 
 ISOLATION = "READ COMMITTED"
-"""Whatever a server's own default is: whoever has waited for a lock must see what was written
-meanwhile."""
+"""The isolation level, instead of the server's default: a transaction that has waited for a lock
+must see what was written meanwhile."""
 
 _HANDED_ON = "in the middle of a query"
 
 POOL = {"pool_size": 2, "max_overflow": 1, "pool_recycle": 1800, "pool_pre_ping": True}
-"""A worker uses one connection, a second one to record trials, and now and then a third one for a
-sign of life. 32 workers fit PostgreSQL's default of 100 connections even if all of them do
-everything at once."""
+"""A worker uses one connection, a second one to record trials, and at times a third one for a
+heartbeat. So 32 workers fit PostgreSQL's default of 100 connections, even if all of them use all
+three at once."""
 
 
 def engine_settings(url: URL) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def engine_settings(url: URL) -> dict[str, Any]:
 
 
 def _postgresql_settings(url: URL) -> dict[str, Any]:
-    """Of libpq. What the URL says itself is left alone."""
+    """Settings of libpq, without those that the URL gives itself."""
     ours = {
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "mqasearch",
@@ -77,8 +77,8 @@ def _postgresql_settings(url: URL) -> dict[str, Any]:
 class PatientConnection(psycopg.Connection[Any]):
     """A connection that does not wait for ever.
 
-    libpq notices a peer that is gone, but not one that is connected and silent: a proxy whose
-    server has vanished, a paused virtual machine behind a load balancer.
+    libpq notices a peer that is gone, but not one that is connected and silent, such as a proxy
+    whose server has vanished, or a paused virtual machine behind a load balancer.
     """
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
@@ -87,15 +87,15 @@ class PatientConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
         except psycopg.OperationalError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                self.pgconn.finish()  # an answer may still come, for somebody else's question
+                self.pgconn.finish()  # a late answer would be taken for that of the next query
             raise
 
 
 class EnginePlugin(CreateEnginePlugin):
-    """Attaches the events of a database to a new engine."""
+    """Attaches our event listeners to a new engine."""
 
     def update_url(self, url: URL) -> URL:
-        """Nothing of ours is in the URL."""
+        """Return the URL unchanged: it holds no parameters of this plugin."""
         return url
 
     def engine_created(self, engine: Engine) -> None:
@@ -112,18 +112,24 @@ plugins.register(PLUGIN, __name__, EnginePlugin.__name__)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    """WAL lets readers and one writer work at once; NORMAL may lose the last transactions when
-    the machine (not the process) dies, never the database."""
+    """Set SQLite's modes.
+
+    WAL lets readers and one writer work at once. NORMAL may lose the last transactions if the
+    machine (not the process) dies, but never the database.
+    """
     assert isinstance(connection, SqliteConnection)
-    connection.isolation_level = None  # Python would begin transactions late, and unasked
-    # Whoever turns WAL on in a new file needs it alone, and SQLite does not wait for that.
+    connection.isolation_level = None  # else Python would begin transactions itself, and late
+    # Turning WAL on in a new file needs exclusive access, and SQLite does not wait for that.
     Patience(SQLITE_BUSY_SECONDS)(partial(connection.execute, "PRAGMA journal_mode=WAL"))
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Take the write lock first: a transaction that reads, then writes, fails at once instead of
-    waiting when another one has written in between."""
+    """Begin with the write lock, unless the transaction only reads.
+
+    Otherwise a transaction that reads and then writes would fail at once, instead of waiting, if
+    another one has written in between.
+    """
     connection.exec_driver_sql("BEGIN" if is_for_reading(connection) else "BEGIN IMMEDIATE")
 
 
@@ -135,11 +141,11 @@ def _connect_patiently(
 
 
 def _hand_on_interrupt(context: ExceptionContext) -> None:
-    """Raise the interrupt that came in the middle of a query.
+    """Raise the KeyboardInterrupt that came in the middle of a query.
 
-    What the driver does while the interrupt passes through it may fail (psycopg: "can't change
-    'autocommit' now"), and SQLAlchemy would report that failure alone. Only the first failure is
-    the interrupt's: whoever cleans up after it may meet others.
+    While the interrupt passes through the driver, the driver may fail (psycopg: "can't change
+    'autocommit' now"), and SQLAlchemy would report that failure alone. The interrupt is raised for
+    the first failure only: later ones come from the cleaning up after it.
     """
     error: BaseException | None = context.original_exception
     while error is not None and not isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Storage URLs as people write them, as SQLAlchemy needs them, and as anybody may see them."""
+"""Storage URLs as people write them, as SQLAlchemy needs them, and without their secrets."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
 }
-"""What a URL without a driver means. SQLAlchemy would take some of these to mean drivers that we
-do not depend on."""
+"""Database in a URL without a driver → the name with our driver. SQLAlchemy would choose drivers
+that we do not depend on for some of them."""
 
 EXAMPLES = "sqlite:///study.db or postgresql://user:password@host/database"
 
@@ -23,15 +23,15 @@ UNREADABLE = (
 )
 
 SECRETS = ("password", "passfile", "sslpassword")
-"""Parameters of libpq that a URL may carry after the question mark."""
+"""Secret parameters of libpq that a URL may have after the question mark."""
 
 
 def parse(text: str) -> URL:
     """A storage URL with its driver.
 
     Raises:
-        StorageError: it does not parse. The text is not repeated: it may hold a password.
-        UnknownNameError: of another database than SQLite and PostgreSQL.
+        StorageError: the text does not parse. The error does not repeat it: it may hold a password.
+        UnknownNameError: the database is neither SQLite nor PostgreSQL.
     """
     if "://" not in text:
         raise StorageError(
@@ -60,8 +60,11 @@ def hidden(url: URL) -> str:
 
 
 def for_optuna(url: URL) -> str:
-    """The URL as Optuna takes it: with its password, and without a brace, which Optuna would take
-    for a field of a template (SQLAlchemy encodes them)."""
+    """The URL as Optuna takes it, with its password.
+
+    It contains no brace, which Optuna would take for a field of a template: SQLAlchemy encodes
+    braces.
+    """
     return url.render_as_string(hide_password=False)
 
 
@@ -69,7 +72,7 @@ def sqlite_file(url: URL) -> Path | None:
     """The file of an SQLite URL; None for other databases and for SQLite's own ``file:`` URIs.
 
     Raises:
-        StorageError: an SQLite database in memory, which workers cannot share.
+        StorageError: it is an SQLite database in memory, which workers cannot share.
     """
     if url.get_backend_name() != "sqlite":
         return None

@@ -1,4 +1,4 @@
-"""Insert rows unless their key is there: the one statement that SQL dialects spell differently."""
+"""Insert rows unless their key exists; this statement differs between SQL dialects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 def insert_if_absent(
     connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
 ) -> int:
-    """Insert ``rows``, leaving alone those whose unique key is there already.
+    """Insert ``rows``, except those whose unique key exists already.
 
     Args:
-        connection: in a transaction.
-        table: to insert into.
-        rows: column → value; an SQL expression only where there is one row.
+        connection: a connection that is in a transaction.
+        table: the table to insert into.
+        rows: column → value. A value may be an SQL expression only if there is one row.
 
     Returns:
-        How many were inserted.
+        The number of rows that were inserted.
     """
     statement = _statement(connection, table).execution_options(preserve_rowcount=True)
     # Not ``values(rows)``: SQLAlchemy would compile the statement anew each time.

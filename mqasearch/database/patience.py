@@ -1,8 +1,9 @@
 """Waiting for a database that is away for a while.
 
 A worker that has scored for minutes must not lose its result because the database restarts just
-then. What may pass by itself is tried again for :attr:`Patience.seconds`; what cannot (a missing
-table, a read-only database) fails at once.
+then. After a fault that may pass by itself, the operation is tried again for
+:attr:`Patience.seconds`. After any other fault (a missing table, a read-only database) it fails at
+once.
 """
 
 import logging
@@ -27,10 +28,11 @@ SECONDS = 900.0
 """How long an outage may last: a restart, a failover, a machine that comes back."""
 
 LONGEST_PAUSE = 5.0
-"""Seconds between two attempts, at most."""
+"""The most seconds between two attempts."""
 
 SQLITE_PASSING = ("locked", "busy", "full", "disk i/o error", "unable to open")
-"""In SQLite's messages: what another process, or somebody who frees some space, may cure."""
+"""Words in SQLite's messages of faults that may pass: another process may end them, or somebody who
+frees some space."""
 
 
 def is_passing(error: BaseException) -> bool:
@@ -43,23 +45,23 @@ def is_passing(error: BaseException) -> bool:
             return is_passing(cause.orig)
         lost = cause.connection_invalidated
         return lost or isinstance(cause, exc.OperationalError | exc.InterfaceError)
-    # No connection of the pool came free, or one was lost earlier in the same session.
+    # No connection of the pool became free, or one was lost earlier in the same session.
     return isinstance(cause, exc.TimeoutError | exc.PendingRollbackError)
 
 
 PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "connection slots")
-"""What a server of PostgreSQL says when it takes no connection for a while."""
+"""Words in PostgreSQL's messages when the server accepts no connections for a while."""
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether a connection failed in a way that may pass: wrong passwords and names do not."""
+    """Whether a connection failed in a way that may pass; a wrong password or name does not."""
     said = one_line(error).lower()
     is_refused = "fatal:" in said and not any(sign in said for sign in PASSING_REFUSALS)
     return is_passing(error) and not is_refused and "unable to open" not in said
 
 
 def one_line(error: BaseException) -> str:
-    """What the database itself said, on one line, without the statement and its parameters."""
+    """The database's own message in one line, without the statement and its parameters."""
     cause = _of_database(error)
     if isinstance(cause, exc.DBAPIError):
         cause = cause.orig
@@ -67,7 +69,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _of_database(error: BaseException) -> BaseException | None:
-    """SQLAlchemy's or SQLite's error behind those that Optuna wraps round it."""
+    """SQLAlchemy's or SQLite's error, which Optuna may have wrapped in others; None if none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, exc.SQLAlchemyError | sqlite3.Error):
         cause = cause.__cause__
@@ -81,7 +83,7 @@ _hurried = threading.Event()
 
 
 def hurry() -> None:
-    """This process was told to stop: from now on it waits for a database a few seconds only."""
+    """Make this process wait for a database only a few seconds from now on: it was told to stop."""
     _hurried.set()
 
 
@@ -91,15 +93,16 @@ def _attempt(operation: Callable[[], Answer]) -> Answer:
 
 
 class Patience:
-    """Tries again while the fault may pass.
+    """Tries an operation again while its fault may pass.
 
-    Once a thread's patience has run out, it tries operations only once until one succeeds: if it
-    cleans up after the first failure, it would otherwise wait as long again at each step. Other
-    threads have waited for nothing yet, and may hold a result that must not be lost.
+    Once a thread's patience has run out, the thread tries operations only once, until one succeeds:
+    otherwise its cleaning up after the failure would wait as long again at each step. This does not
+    hold for other threads: they have not waited yet, and may hold a result that must not be lost.
 
     Attributes:
-        seconds: spent between the attempts at one operation, at most. An attempt itself counts
-            nothing: a process that was paused in the middle of one has not waited.
+        seconds: the most seconds spent between the attempts at one operation. The time of the
+            attempts themselves does not count: a process that was paused in the middle of one has
+            not waited.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
@@ -107,14 +110,14 @@ class Patience:
         self._exhausted: WeakSet[threading.Thread] = WeakSet()
 
     def __reduce__(self) -> tuple[type["Patience"], tuple[float]]:
-        """A copy in another process has waited for nothing."""
+        """A copy in another process begins with full patience."""
         return Patience, (self.seconds,)
 
     def __call__(self, operation: Callable[[], Answer]) -> Answer:
-        """What ``operation`` returns, tried until it succeeds.
+        """Try ``operation`` until it succeeds, and return its result.
 
-        ``operation`` must be idempotent: an attempt whose commit reached the database and whose
-        answer was lost is made again. A signal waits until the attempt has ended.
+        ``operation`` must be idempotent: if the commit of an attempt reached the database and the
+        answer was lost, the attempt is made again. A signal waits until the attempt has ended.
 
         Raises:
             DatabaseAwayError: the database stayed away.

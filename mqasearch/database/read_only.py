@@ -1,8 +1,8 @@
 """Transactions that only read.
 
-SQLite's engine here takes the write lock when a transaction begins (see
-:mod:`mqasearch.database.connecting`). A transaction that only reads need not wait for it, and says
-so by an execution option of SQLAlchemy. On PostgreSQL the option changes nothing.
+On SQLite, our engine takes the write lock when a transaction begins (see
+:mod:`mqasearch.database.connecting`). A transaction that only reads need not wait for that lock; an
+execution option of SQLAlchemy marks it. On PostgreSQL the option changes nothing.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ _OPTION = "mqasearch_reads_only"
 
 
 def reads_only(yes: bool = True) -> dict[str, Any]:
-    """SQLAlchemy's execution options of an engine whose transactions only read, or may write."""
+    """SQLAlchemy's execution options of an engine: its transactions only read, or may write."""
     return {_OPTION: yes}
 
 

@@ -1,6 +1,7 @@
-"""The version of our tables: made, raised, compared.
+"""Makes our tables, upgrades them, and compares their version with the one expected here.
 
-Alembic keeps it in a table of our own, since ``alembic_version`` in the same database is Optuna's.
+Alembic keeps that version in a table of our own, because ``alembic_version`` in the same database
+is Optuna's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,21 +23,22 @@ VERSION_TABLE = "mqasearch_alembic_version"
 TASKS = cast(Table, TaskRow.__table__)
 
 LOCK = 7_305_216_801
-"""PostgreSQL's advisory lock under which the schema is changed; any constant nobody else uses."""
+"""Number of PostgreSQL's advisory lock under which the schema is changed; any number that nobody
+else uses."""
 
 
 WITHOUT_QUEUE = ("0001", "0002", "0003")
-"""Revisions of the versions that kept the masks to be scored in Optuna's studies alone."""
+"""Revisions before there was a queue: the masks to be scored were in Optuna's studies alone."""
 
 
 def upgrade(engine: Engine, tasks: Sequence[Mapping[str, Any]] = ()) -> None:
     """Make our tables, or bring older ones to this version's schema. Nothing is lost.
 
-    One transaction, one process at a time: interrupted, the database stays as it was. Changes only
-    ever add.
+    It is one transaction, in one process at a time: if it is interrupted, the database stays as it
+    was. Revisions only ever add.
 
     Args:
-        engine: of the database.
+        engine: the database's engine.
         tasks: rows that the queue begins with.
     """
     config = _config()
@@ -50,7 +52,7 @@ def upgrade(engine: Engine, tasks: Sequence[Mapping[str, Any]] = ()) -> None:
 
 
 def has_workers(engine: Engine) -> bool:
-    """Whether there is a list of workers."""
+    """Whether the database has the table of workers."""
     return inspect(engine).has_table(WorkerRow.__tablename__)
 
 
@@ -58,7 +60,7 @@ def check(engine: Engine) -> None:
     """Make sure that the tables are what this version of mqasearch expects.
 
     Raises:
-        StorageError: there are none, or they are of an older or a newer version.
+        StorageError: there are no tables, or they are of an older or a newer version.
     """
     found = current(engine)
     if found == head():
@@ -88,7 +90,7 @@ def head() -> str:
 
 
 def current(engine: Engine) -> str | None:
-    """The revision of a database, None if it has no tables of ours."""
+    """The revision of a database; None if it has no tables of ours."""
     with engine.connect() as connection:
         return _context(connection).get_current_revision()
 

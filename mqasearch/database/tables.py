@@ -1,4 +1,4 @@
-"""The tables of mqasearch. Optuna owns the plain names; ours begin with ``mqasearch_``."""
+"""The tables of mqasearch. Their names begin with ``mqasearch_``; all others are Optuna's."""
 
 from datetime import datetime
 from typing import Any
@@ -20,11 +20,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 PREFIX = "mqasearch_"
 
 DIGEST_LENGTH = 64
-"""Hexadecimal digits of SHA-256."""
+"""Number of hexadecimal digits of a SHA-256."""
 
 
 class Base(DeclarativeBase):
-    """Constraints are named by rule, since a migration can only drop what has a name."""
+    """Base of all tables. It names constraints, as a migration can only drop those with a name."""
 
     metadata = MetaData(
         naming_convention={
@@ -39,7 +39,8 @@ class Base(DeclarativeBase):
 class ScoreRow(Base):
     """One :class:`~mqasearch.score.Score` under its :class:`~mqasearch.score.ScoreKey`.
 
-    Each field of the key is a column, for people who query the table by hand; the digest decides.
+    Each field of the key is a column, for people who query the table by hand. Programs find a score
+    by the digest of its key.
     """
 
     __tablename__ = "mqasearch_score"
@@ -52,7 +53,7 @@ class ScoreRow(Base):
     merge: Mapped[str] = mapped_column(Text)
     calibration: Mapped[str] = mapped_column(String(255))
     kv_heads: Mapped[str] = mapped_column(Text)
-    """Heads per layer, layer 0 first, separated by commas."""
+    """KV heads per layer, layer 0 first, separated by commas."""
     task: Mapped[str] = mapped_column(String(255))
     task_version: Mapped[str] = mapped_column(String(64))
     num_fewshot: Mapped[int]
@@ -61,11 +62,12 @@ class ScoreRow(Base):
     lm_eval: Mapped[str] = mapped_column(String(64))
     tokenizer: Mapped[str] = mapped_column(String(DIGEST_LENGTH), server_default="")
     code: Mapped[str] = mapped_column(String(DIGEST_LENGTH), server_default="")
-    """Both empty in rows of versions that did not know them; no key is equal to theirs."""
+    """``tokenizer`` and ``code`` are empty in rows of versions that did not write them. No key of
+    this version is equal to the key of such a row."""
 
     metrics: Mapped[dict[str, float]] = mapped_column(JSON)
     stderr: Mapped[dict[str, float | None]] = mapped_column(JSON)
-    """Null where there is none: a single document has no standard error."""
+    """Null if there is none: a single document has no standard error."""
     n_docs: Mapped[int]
     seconds: Mapped[float]
     per_document: Mapped[bytes] = mapped_column(LargeBinary)
@@ -74,7 +76,7 @@ class ScoreRow(Base):
 
 
 class ClaimRow(Base):
-    """A worker's word that it is working on a score; good until it expires."""
+    """A worker's claim that it is computing a score; valid until it expires."""
 
     __tablename__ = "mqasearch_claim"
 
@@ -85,7 +87,7 @@ class ClaimRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker that is at work, or was lately."""
+    """A worker that is at work, or was so recently."""
 
     __tablename__ = "mqasearch_worker"
 
@@ -95,20 +97,20 @@ class WorkerRow(Base):
     device: Mapped[str] = mapped_column(String(64))
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
     study: Mapped[str | None] = mapped_column(String(512))
-    """The Optuna study of the trial in hand; null between trials."""
+    """The Optuna study of the trial that the worker runs now; null between trials."""
     trial: Mapped[int | None]
-    """Its number."""
+    """The number of that trial."""
     trials_done: Mapped[int]
     started_at: Mapped[float]
     seen_at: Mapped[float]
-    """Both in seconds since 1970, on the database's clock."""
+    """``started_at`` and ``seen_at`` are in seconds since 1970, on the database's clock."""
 
 
 class TaskRow(Base):
     """A mask of a study: one that is to be scored, is being scored, or has a result.
 
-    The constraints keep two promises, whatever workers do at once: no mask twice in a study, and no
-    two tasks in one place of its order.
+    The constraints guarantee two things, whatever workers do at the same time: no mask is twice in
+    a study, and no two tasks of a study have the same number.
     """
 
     __tablename__ = "mqasearch_task"
@@ -123,26 +125,26 @@ class TaskRow(Base):
     number: Mapped[int]
     """The place in the order in which the study's masks were proposed, from 0."""
     mask: Mapped[str] = mapped_column(String(512))
-    """Layers as a row of 0 and 1."""
+    """The mask as a string of 0 and 1, one for each layer."""
     name: Mapped[str | None] = mapped_column(String(255))
-    """Of a mask that was enqueued."""
+    """The name of a mask that was enqueued by name; null for other masks."""
     state: Mapped[str] = mapped_column(String(16))
     """``queued``, ``leased``, ``complete``, ``pruned`` or ``invalid``."""
     worker: Mapped[str | None] = mapped_column(String(255))
-    """That has the lease, or had the last one."""
+    """The worker that has the lease, or had the last one."""
     lease_until: Mapped[float | None]
-    """Seconds since 1970, on the database's clock."""
+    """End of the lease in seconds since 1970, on the database's clock."""
     deaths: Mapped[int] = mapped_column(server_default="0")
-    """Workers that were lost while they had it."""
+    """Number of workers that died while they had the lease."""
     out_of_memory: Mapped[int] = mapped_column(server_default="0")
-    """Attempts that ended for want of memory."""
+    """Number of attempts that ran out of memory."""
     value: Mapped[float | None]
     given_up: Mapped[int | None]
-    """Documents after which the mask lost a race."""
+    """Number of documents after which the mask lost a race; null if it lost none."""
     fault: Mapped[str | None] = mapped_column(Text)
     """Why an ``invalid`` mask has no value."""
     facts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """What the trial found, as Optuna's study shows it."""
+    """What the trial found, as Optuna's study stores it."""
     trial_id: Mapped[int | None]
     """Optuna's number of the trial that records the task."""
     recorded: Mapped[bool] = mapped_column(server_default=false())

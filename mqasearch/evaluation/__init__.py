@@ -1,4 +1,4 @@
-"""Scores: benchmarks as lm-eval has them, and the scorers that put them to a live model."""
+"""Evaluates masks: scores from the database or a scorer, races, and standard errors."""
 
 from mqasearch.evaluation.confirmation_rows import against
 from mqasearch.evaluation.evaluator import Evaluation, Evaluator

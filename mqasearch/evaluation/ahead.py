@@ -1,4 +1,4 @@
-"""Scoring some masks ahead of their trials, where several at once cost less than one by one."""
+"""Scores some masks ahead of their trials if several at once cost less than one by one."""
 
 from collections.abc import Sequence
 
@@ -9,33 +9,40 @@ from mqasearch.scores import Claims
 from mqasearch.scoring import Scorer
 
 SECONDS = 120.0
-"""Of scoring at once, about: all of it is lost if the worker is killed meanwhile."""
+"""About how long masks may be scored together; all of it is lost if the worker is killed."""
 
 MOST = 64
-"""Masks at once: each is a claim that others may have to wait for."""
+"""The most masks that are scored together: others may have to wait for the claim on each."""
 
 
 class Ahead:
     """Scores a mask together with others that will be asked for.
 
-    A score found ahead of its trial lies in the database like any other; the trial finds it there,
-    whichever worker runs it.
+    A score that is computed ahead of its trial is put in the database like any other. The trial
+    finds it there, whichever worker runs the trial.
     """
 
     def __init__(self, scorer: Scorer, claims: Claims) -> None:
         self._scorer = scorer
         self._claims = claims
         self._seconds: dict[tuple[str, Documents], float] = {}
-        """What one mask took last."""
+        """Task name and documents → seconds that the last mask took."""
         self._mine: set[str] = set()
 
     def score(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents, others: Sequence[KVHeads]
     ) -> Score:
-        """The score of one mask, whose key is claimed; those of some others go to the database.
+        """Score a mask, whose key the caller has claimed, and some of the others with it.
+
+        Args:
+            kv_heads, task, documents: as in ``Scorer.score``.
+            others: masks that will be asked for; their scores go to the database.
+
+        Returns:
+            The score of ``kv_heads``.
 
         Raises:
-            ScoreError: the one mask has no score.
+            ScoreError: ``kv_heads`` has no score.
             DatabaseAwayError: the database stayed away.
         """
         n_others = self._room(task, documents) if others and self._scorer.gains_from_many() else 0
@@ -47,14 +54,14 @@ class Ahead:
         return score
 
     def was_mine(self, key: ScoreKey) -> bool:
-        """Whether this worker scored ``key`` ahead, asked for the first time."""
+        """Whether this worker scored ``key`` ahead; True only the first time that it is asked."""
         digest = key.digest()
         found = digest in self._mine
         self._mine.discard(digest)
         return found
 
     def _room(self, task: TaskSpec, documents: Documents) -> int:
-        """Masks to score beside one."""
+        """Number of masks to score together with the one that is asked for."""
         seconds = self._seconds.get((task.name, documents))
         if seconds is None:  # the first mask tells how long one takes
             return 0
@@ -68,7 +75,7 @@ class Ahead:
             masks = [kv_heads, *(keys[key] for key in held)]
             score, *further = self._scorer.score_many(masks, task, documents)
             for key, one in zip(held, further, strict=True):
-                if isinstance(one, Score):  # else its own trial meets the fault
+                if isinstance(one, Score):  # else the mask's own trial reports the fault
                     self._claims.store.put(key, one)
                     self._mine.add(key.digest())
         if isinstance(score, NoScore):

@@ -1,4 +1,4 @@
-"""A converted model beside the original on the same documents: what a confirmation keeps."""
+"""A converted model's scores beside the original's on the same documents, for a confirmation."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +11,7 @@ from mqasearch.tasks import higher_is_better
 
 
 def against(task: str, converted: Score, original: Score) -> dict[str, Any]:
-    """One task's row of a confirmation: metric → values of both, and their difference."""
+    """One task's row of a confirmation: metric → both models' values, and their difference."""
     rows: dict[str, Any] = {}
     of_converted, of_original = stderrs(converted), stderrs(original)
     for metric, value in converted.values.items():

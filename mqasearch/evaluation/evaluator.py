@@ -1,4 +1,4 @@
-"""Scores of masks: from the database where anybody has them, from the scorer where nobody has."""
+"""Scores of masks: taken from the database if they are there, else computed by the scorer."""
 
 import hashlib
 import math
@@ -24,13 +24,13 @@ class Evaluation:
     """Scores of one mask.
 
     Attributes:
-        value: the objective; of a mask that was given up, as expected on all documents.
+        value: the objective; for a mask that was given up, its expectation on all documents.
         scores: task name → score.
-        seconds: spent on scores that were not in the database.
-        reused: every score was in the database.
-        stderr: standard error of ``value``; None where it is unknown.
-        lost_to: the score, on all documents, of the mask that this one was given up against; None
-            where all its documents were scored.
+        seconds: seconds spent on scores that were not in the database.
+        reused: whether every score was in the database.
+        stderr: standard error of ``value``; None if it is unknown.
+        lost_to: if the mask was given up in a race, the incumbent's score on all documents; None if
+            all documents were scored.
     """
 
     value: float
@@ -42,19 +42,19 @@ class Evaluation:
 
     @property
     def given_up(self) -> int | None:
-        """Documents after which the mask was clearly worse than another one."""
+        """Number of documents after which the mask lost a race; None if all were scored."""
         return None if self.lost_to is None else sum(s.n_docs for s in self.scores.values())
 
 
 class _GivenUp(Exception):
-    """A race ended before its last document."""
+    """Raised if a race ended before its last document."""
 
     def __init__(self, score: Score) -> None:
         self.score = score
 
 
 class Evaluator:
-    """Scores masks and keeps the scores; no mask is scored twice, whoever else is at work."""
+    """Scores masks and keeps the scores; no mask is scored twice, even by several workers."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            scorer: scores what is not in the database.
-            claims: for the scores that this worker computes.
-            tasks: that make up the objective.
-            target_kv_heads: of a converted layer.
-            search_split: which documents the search scores.
-            seed: of their order.
+            scorer: computes scores that are not in the database.
+            claims: claims the scores that this worker computes.
+            tasks: the tasks of the objective.
+            target_kv_heads: number of KV heads of a converted layer.
+            search_split: the split of the documents that the search scores.
+            seed: the seed of the documents' order.
             maximize: whether a larger objective is better.
-            rule: when ``race`` gives a mask up.
+            rule: when ``race`` gives up a mask.
         """
         self.scorer = scorer
         self.claims = claims
@@ -88,10 +88,11 @@ class Evaluator:
         self.maximize = maximize
         self.rule = rule
         self.fault_of_original: str | None = None
-        """Why the original cannot be scored, once somebody has tried."""
+        """Why the original cannot be scored; None if it can, or no worker has tried."""
         self._original: Evaluation | None = None
         self._earlier = 0.0
-        """Seconds of the score computed last that were spent before, on its first documents."""
+        """The part of the last computed score's seconds that was spent earlier, on its known first
+        documents."""
         self._prefixes = KnownPrefixes(scorer, claims.store, rule)
         self._ahead = Ahead(scorer, claims)
 
@@ -99,13 +100,13 @@ class Evaluator:
         """Score a mask on the search documents of every task.
 
         Args:
-            mask: to be scored.
+            mask: the mask to be scored.
             certain: masks that will be asked for later; some of them may be scored together with
-                this one, where that is cheaper.
+                ``mask`` if that is cheaper.
 
         Raises:
-            ScoreError: a score is NaN or infinite; the original's was, so that there is nothing to
-                compare a mask with, and nothing is computed.
+            ScoreError: a score is NaN or infinite. Also, without computing anything, if the
+                original cannot be scored, as there is nothing to compare a mask with.
         """
         if self.fault_of_original is not None:
             raise ScoreError(self.fault_of_original)
@@ -147,10 +148,10 @@ class Evaluator:
     ) -> tuple[Mapping[str, Score], Mapping[str, float]]:
         """Heal a mask, and score the healed model on the documents of ``confirm``.
 
-        One worker heals and scores it on every task, whoever else asks meanwhile.
+        One worker heals the mask and scores it on every task; others that ask meanwhile wait.
 
         Returns:
-            Task name → score, and how the healing went (``healing.NUMBERS``).
+            Task name → score, and how the healing went, as numbers (see ``Healer.healed``).
 
         Raises:
             ScoreError: a score, or the loss that the healing began with, is NaN or infinite.
@@ -167,7 +168,7 @@ class Evaluator:
                 keys[task.name]: _checked(mask, task, scorer.score(kv_heads, task, documents))
                 for task in self.tasks
             }
-            for key, score in scores.items():  # all of one healing: nothing was put before
+            for key, score in scores.items():  # stored only now: all must be of one healing
                 store.put(key, score)
             return Score(numbers, {}, 1, time.monotonic() - began, {})
 
@@ -176,14 +177,17 @@ class Evaluator:
         return {task: found[key] for task, key in keys.items()}, told.values
 
     def is_healing(self, mask: LayerMask, limit: int | None, healer: Healer) -> bool:
-        """Whether another worker has ``confirm_healed`` of this mask in hand."""
+        """Whether another worker is running ``confirm_healed`` of this mask."""
         _, whole = self._healed_keys(mask, limit, healer)
         return whole.digest() in self.claims.of_others()
 
     def _healed_keys(
         self, mask: LayerMask, limit: int | None, healer: Healer
     ) -> tuple[dict[str, ScoreKey], ScoreKey]:
-        """Of every task's score, and of how the healing went, which names all tasks."""
+        """Task name → key of its score, and the key of how the healing went.
+
+        The second key depends on all tasks.
+        """
         kv_heads = self._kv_heads(mask)
         documents = Documents("confirmation", limit, self.seed)
         keys = {
@@ -195,9 +199,10 @@ class Evaluator:
         return keys, replace(next(iter(keys.values())), task=HEALING, documents=every)
 
     def cheapest(self, masks: Sequence[LayerMask]) -> LayerMask:
-        """The mask that costs this worker least; one that nobody else has in hand if there is any.
+        """The mask that costs this worker least, of those that no other worker is scoring.
 
-        Of equals the first one.
+        If others are scoring all of them, it is the cheapest of all. If several are equal, it is
+        the first one.
         """
         if len(masks) == 1:
             return masks[0]
@@ -212,16 +217,20 @@ class Evaluator:
         return Documents(self.search_split, task.limit, self.seed)
 
     def original(self) -> Evaluation:
-        """That of the unconverted model, scored at most once, even if it has no score."""
+        """The evaluation of the unconverted model, which is scored at most once, even if it fails.
+
+        Raises:
+            ScoreError: the original cannot be scored.
+        """
         if self._original is None:
             self._original = self.evaluate(LayerMask.empty(self.scorer.shape.n_layers))
         return self._original
 
     def against_original(self, evaluation: Evaluation) -> Estimate:
-        """The objective − the original's, with the standard error of the paired difference.
+        """The objective − the original's objective, with the paired difference's standard error.
 
         Args:
-            evaluation: of a mask on the search documents.
+            evaluation: the evaluation of a mask on the search documents.
         """
         original = self.original()
         if evaluation.lost_to is None:
@@ -233,7 +242,11 @@ class Evaluator:
         return Estimate(evaluation.value - original.value, error)
 
     def _evaluation(self, scores: Mapping[str, Score], seconds: float, reused: bool) -> Evaluation:
-        """With the weighted mean of each task's metric as value."""
+        """An evaluation whose value is the weighted mean of each task's metric.
+
+        Raises:
+            ScoreError: the mean is NaN or infinite.
+        """
         mean = objective(self.tasks, scores)
         if not math.isfinite(mean.value):
             names = ", ".join(f"{task.metric} of {task.name}" for task in self.tasks)
@@ -294,7 +307,7 @@ class Evaluator:
     def _given_up(
         self, mask: LayerMask, task: TaskSpec, score: Score, against: Score
     ) -> Evaluation:
-        """Keep the score of a mask that lost a race, as one of fewer documents."""
+        """Store the score of a mask that lost a race, under the key of its number of documents."""
         shorter = Documents(self.search_split, score.n_docs, self.seed)
         key = self._key(mask, task, shorter)
         known = self.claims.store.get(key)

@@ -1,4 +1,4 @@
-"""Scores of fewer documents, to go on from: a smaller limit is a prefix of a larger one."""
+"""Finds scores of fewer documents to go on from: a smaller limit is a prefix of a larger one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,18 +11,19 @@ from mqasearch.scoring import Scorer
 
 
 class KnownPrefixes:
-    """Finds what is known of a mask's first documents.
+    """Finds the known scores of a mask's first documents.
 
-    Which numbers of documents occur in the database is asked once a task, when the first mask is
-    scored: that is a question to the whole table, and other studies rarely begin meanwhile.
+    The numbers of documents for which the database has scores are read once per task, when the
+    first mask is scored: this query reads the whole table, and other studies rarely begin later.
     """
 
     def __init__(self, scorer: Scorer, store: ScoreStore, rule: StopRule | None) -> None:
         """
         Args:
             scorer: makes the keys.
-            store: of the scores.
-            rule: by which this study's races end; where they do is known without asking.
+            store: the store of the scores.
+            rule: the rule by which this study's races end; it gives the numbers of documents at
+                which they can end, without a query.
         """
         self._scorer = scorer
         self._store = store
@@ -30,7 +31,8 @@ class KnownPrefixes:
         self._limits: dict[tuple[TaskSpec, Documents], Sequence[int]] = {}
 
     def longest(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score | None:
-        """The score of most of the first documents, if any but not all are scored.
+        """The score of the most of the first documents; None if there is no score of fewer
+        documents than all.
 
         Raises:
             DatabaseAwayError: the database stayed away.
@@ -41,7 +43,7 @@ class KnownPrefixes:
     def without(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
     ) -> list[KVHeads]:
-        """Those of several masks of which no first documents are scored.
+        """The masks, of those given, that have no score of their first documents.
 
         Raises:
             DatabaseAwayError: the database stayed away.
@@ -64,7 +66,7 @@ class KnownPrefixes:
     def _known_limits(
         self, kv_heads: KVHeads, task: TaskSpec, documents: Documents
     ) -> Sequence[int]:
-        """Numbers of documents that were scored and are a prefix of ``documents``."""
+        """Numbers of documents for which prefixes of ``documents`` were, or may be, scored."""
         key = self._scorer.key(kv_heads, task, documents)
         limits = {
             n_docs

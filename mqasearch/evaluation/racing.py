@@ -1,9 +1,9 @@
-"""Documents as fidelity: a mask that is clearly worse is not scored to the end.
+"""Races, with documents as fidelity: a mask that is clearly worse is not scored to the end.
 
-A mask is scored on growing prefixes of one fixed order of documents, and compared on those with a
-mask that is known to be good, document by document. What decides in the end is the mean, so the
-test is one of the mean. benchmarks/racing.py measures on real scores how often a mask that would
-have won is given up.
+A mask is scored on growing prefixes of one fixed order of documents. On these it is compared,
+document by document, with a mask that is known to be good. The mean decides in the end, so the test
+is one of the mean. benchmarks/racing.py measures on real scores how often a mask that would have
+won is given up.
 """
 
 import math
@@ -22,16 +22,16 @@ from mqasearch.scoring import Scorer
 class StopRule:
     """When a mask is given up.
 
-    The test is Student's t on the paired differences, one-sided. Its level is shared equally by
-    the looks (Bonferroni), so that it holds for the whole race, however dependent the looks are; a
-    confidence sequence, which allows any number of looks, needs more documents up to about 20 of
-    them. That the documents are a sample without replacement is not used: close to the last one
-    the standard error would be that of a few documents that nobody has seen, and a 0/1 metric may
-    turn on one.
+    The test is Student's t on the paired differences, one-sided. The looks share its level equally
+    (Bonferroni), so that it holds for the whole race, however dependent the looks are. A confidence
+    sequence, which allows any number of looks, needs more documents for up to about 20 looks. The
+    test does not use that the documents are a sample without replacement: close to the last
+    document the standard error would be that of a few unseen documents, and with a 0/1 metric one
+    of them may decide.
 
     Attributes:
-        part: documents between two looks.
-        least: documents before the first look.
+        part: number of documents between two looks.
+        least: number of documents before the first look.
         level: the chance that a race gives up a mask that is as good as the incumbent on all
             documents.
     """
@@ -46,8 +46,8 @@ class StopRule:
         """Whether a mask with these values on the first documents is worse than the incumbent.
 
         Args:
-            values: one for each document scored so far.
-            incumbent: of all documents of the race, in the same order.
+            values: the mask's value for each document scored so far.
+            incumbent: the incumbent's values for all documents of the race, in the same order.
             higher_is_better: direction of the metric.
         """
         n, total = len(values), len(incumbent)
@@ -76,17 +76,17 @@ def race(
     Args:
         scorer: scores the mask.
         kv_heads, task, documents: as in ``Scorer.score``.
-        incumbent: the score of a good mask on the same documents; its per-document values count.
+        incumbent: the score of a good mask on the same documents, with values per document.
         higher_is_better: direction of ``task.metric``.
         rule: when to stop.
-        known: the score of a smaller limit, to go on from.
+        known: the mask's score at a smaller limit, to go on from.
 
     Returns:
-        The score of all documents, or of the first ``n_docs`` where the mask was given up: what
-        ``score`` gives at the limit ``n_docs``.
+        The score on all documents. If the mask was given up, it is the score on the first
+        ``n_docs``, equal to that of ``Scorer.score`` at the limit ``n_docs``.
 
     Raises:
-        MaskError, ScoreError: as ``Scorer.score``.
+        MaskError, ScoreError: as in ``Scorer.score``.
     """
     score: Score | None = None
     against = incumbent.documents[task.metric]
@@ -99,10 +99,10 @@ def race(
 
 
 def paired_estimate(score: Score, incumbent: Score, metric: str) -> float:
-    """What a mask that was given up is expected to score on all the incumbent's documents.
+    """The expected score, on all the incumbent's documents, of a mask that was given up.
 
-    The incumbent's mean plus the mean difference on the documents of both: the documents' own
-    difficulty, which the first few may have more or less of than all, cancels.
+    It is the incumbent's mean plus the mean difference on the documents of both. So the documents'
+    own difficulty cancels; the first few may be harder or easier than all.
     """
     known = np.asarray(incumbent.documents[metric][: score.n_docs])
     difference = np.asarray(score.documents[metric]) - known

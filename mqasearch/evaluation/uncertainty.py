@@ -1,8 +1,8 @@
-"""Standard errors of an objective, and of its difference to the original's.
+"""Standard errors of an objective, and of its difference to the original's objective.
 
 The difference is paired: both masks are scored on the same documents, so that the documents' own
-difficulty cancels. Standard errors of one task are of a mean over its documents; those of several
-tasks add up as of independent ones.
+difficulty cancels. The standard error of one task is that of a mean over its documents. Those of
+several tasks are combined as independent ones.
 """
 
 import math
@@ -19,7 +19,7 @@ def objective(tasks: Sequence[TaskSpec], scores: Mapping[str, Score]) -> Estimat
     """The weighted mean of each task's metric.
 
     Args:
-        tasks: that make up the objective.
+        tasks: the tasks of the objective.
         scores: task name → score.
     """
     parts = [_mean(scores[task.name], task.metric) for task in tasks]
@@ -29,9 +29,9 @@ def objective(tasks: Sequence[TaskSpec], scores: Mapping[str, Score]) -> Estimat
 def difference_stderr(
     tasks: Sequence[TaskSpec], scores: Mapping[str, Score], originals: Mapping[str, Score]
 ) -> float | None:
-    """Of the objective − the original's, on the same documents.
+    """Standard error of the objective − the original's objective, on the same documents.
 
-    None where a metric has no values per document, or is no mean of them, as perplexities are.
+    None if a metric has no values per document, or is not their mean (a perplexity is not).
     """
     errors = [_paired(scores[task.name], originals[task.name], task.metric) for task in tasks]
     parts = [Estimate(0.0, error) for error in errors]
@@ -41,13 +41,19 @@ def difference_stderr(
 def given_up_stderr(
     score: Score, incumbent: Score, metric: str, original: Score | None = None
 ) -> float | None:
-    """Of what a mask that was given up is expected to score, or of its difference to the original.
+    """Standard error of the expected score of a mask that was given up.
+
+    With ``original`` it is that of the expected difference to the original.
 
     Args:
-        score: of the first documents.
-        incumbent: of all of them, of the mask that it lost against.
-        metric: whose mean it is.
-        original: of all documents; None for the value itself.
+        score: the mask's score on the first documents.
+        incumbent: the score, on all documents, of the mask that it lost against.
+        metric: the metric.
+        original: the original's score on all documents; None for the value itself.
+
+    Returns:
+        None if a score is not a mean of values per document, if the original is scored on other
+        documents, or if the mask is scored on fewer than two.
     """
     if not _is_mean(score, metric) or not _is_mean(incumbent, metric):
         return None
@@ -61,7 +67,7 @@ def given_up_stderr(
 
 
 def _stderr_of_sum(known: np.ndarray, change: np.ndarray) -> float | None:
-    """Of mean(known) over N documents + mean(change) over the first n of them.
+    """Standard error of mean(known) over N documents + mean(change) over the first n of them.
 
     The sum is a mean over N documents in two strata: the first n, which count ``known + N/n ·
     change``, and the others, which count ``known`` (Cochran 1977, ch. 12: double sampling).
@@ -75,7 +81,7 @@ def _stderr_of_sum(known: np.ndarray, change: np.ndarray) -> float | None:
 
 
 def stderrs(score: Score) -> dict[str, float | None]:
-    """Metric → standard error; None where it is unknown, as of a single document."""
+    """Metric → standard error; None if it is unknown, as it is for a single document."""
     known = {
         metric: error
         for metric, error in score.stderr.items()

@@ -1,7 +1,7 @@
-"""The queue: which masks of a study are to be scored, by whom, and what they came to.
+"""The queue: which masks of a study are to be scored, by which worker, and their results.
 
-One table in the shared database. :class:`Queue` is all that a worker needs of it: it adds a task,
-takes one, keeps its lease with :func:`kept`, and finishes it or gives it back.
+It is one table in the shared database. :class:`Queue` is all that a worker needs of it: a worker
+adds or takes a task, keeps its lease with :func:`kept`, and finishes it or gives it back.
 """
 
 from mqasearch.queue.lease import GRACE_SECONDS, kept

@@ -1,4 +1,4 @@
-"""Keeping a task while its mask is scored."""
+"""Keeps the lease of a task while its mask is scored."""
 
 import logging
 import threading
@@ -12,14 +12,14 @@ from mqasearch.queue.task import Task
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 150
-"""Of silence, after which a worker's task is given to others."""
+"""Seconds of silence after which a worker's task is given to others."""
 
 RENEWALS = 3
-"""In the length of a lease: two of them may fail."""
+"""Renewals within the length of a lease, so that two of them may fail."""
 
 
 class Leases(Protocol):
-    """A queue, as far as keeping a task goes."""
+    """The part of a queue that is needed to keep a lease."""
 
     lease_seconds: float
 
@@ -30,7 +30,7 @@ class Leases(Protocol):
 
 @contextmanager
 def kept(queue: Leases, task: Task) -> Iterator[None]:
-    """Renew the lease of a task in the background."""
+    """Renew the lease of a task in the background, for the length of a ``with`` block."""
     stop = threading.Event()
     thread = threading.Thread(target=_keep, args=(queue, task, stop), name="lease", daemon=True)
     thread.start()
@@ -47,5 +47,5 @@ def _keep(queue: Leases, task: Task, stop: threading.Event) -> None:
             if not queue.renew(task) and not stop.is_set():
                 logger.warning("this worker was silent for too long; another one has its mask")
                 return
-        except DatabaseAwayError:  # the worker's own thread meets the same fault, and tells
+        except DatabaseAwayError:  # the worker's main thread meets the same fault and reports it
             continue

@@ -1,7 +1,7 @@
-"""Tasks of workers that are certainly dead, given to others at once.
+"""Gives tasks of workers that are certainly dead to others at once.
 
-A worker that is not heard of loses its task when its lease is over. If it ran on this machine and
-its process is gone, nobody needs to wait for that.
+A worker without heartbeats loses its task when its lease is over. If it ran on this machine and its
+process is gone, nobody needs to wait for that.
 """
 
 import os
@@ -18,11 +18,11 @@ def take_over(queue: Queue, me: str) -> int:
     """Give up the tasks of workers whose process is gone.
 
     Args:
-        queue: of a database, which holds the list of workers too.
+        queue: the queue; its database also holds the list of workers.
         me: the name of this worker in the list.
 
     Returns:
-        The number of tasks.
+        The number of tasks that were given up.
     """
     workers = list_workers(queue.engine, queue.patience)
     dead = [row.worker for row in workers if row.worker != me and _is_dead(row)]
@@ -32,7 +32,7 @@ def take_over(queue: Queue, me: str) -> int:
 
 
 def _is_dead(worker: WorkerInfo) -> bool:
-    """Whether it ran here and its process is gone. A reused process number says nothing."""
+    """Whether it ran here and its process is gone; False if the process number is in use again."""
     if not worker.is_here:
         return False
     try:
@@ -45,7 +45,7 @@ def _is_dead(worker: WorkerInfo) -> bool:
 
 
 def _forget(queue: Queue, workers: Sequence[str]) -> None:
-    """Cross the dead out and end their claims."""
+    """Delete the dead workers' rows and their claims."""
 
     def once() -> None:
         with queue.engine.begin() as connection:

@@ -1,7 +1,8 @@
-"""Who is at work: the table ``mqasearch_worker``.
+"""The list of workers at work: the table ``mqasearch_worker``.
 
-A worker writes itself down when it starts, is heard of every few seconds, and crosses itself out
-when it ends. One that was killed stays in the list, silent, until it is forgotten.
+A worker inserts its row when it starts, updates it every few seconds (the heartbeat), and deletes
+it when it ends. The row of a worker that was killed stays, without heartbeats, until it is deleted
+after ``FORGET_SECONDS``.
 """
 
 import hashlib
@@ -29,15 +30,16 @@ TABLE = cast(Table, WorkerRow.__table__)
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
-"""After which a worker is taken for dead; its trial is another matter (see the storage's grace)."""
+"""Silence after which a worker is listed as dead. When it loses its task is decided by the lease
+(see ``Storage.grace``)."""
 FORGET_SECONDS = 24 * 3600.0
 
 
 @cache
 def place() -> str:
-    """Where process numbers mean the same as here.
+    """A name of this machine and its process namespace, in which process numbers mean the same.
 
-    Not the host's name alone: containers may share it and have processes of their own.
+    The host's name alone is not enough: containers may share it and have processes of their own.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
@@ -49,17 +51,17 @@ def place() -> str:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One line of the list.
+    """One worker of the list.
 
     Attributes:
-        worker: its name, unique.
-        host, pid, device: where it runs.
+        worker: the worker's name, which is unique.
+        host, pid, device: where the worker runs.
         versions: package → version.
-        study: the Optuna study of the trial in hand; None between trials.
-        trial: its number.
-        trials_done: since it started.
-        seconds: since it started.
-        silent: seconds since it was last heard of.
+        study: the Optuna study of the trial that it runs now; None between trials.
+        trial: the number of that trial; None between trials.
+        trials_done: number of trials that it has finished since it started.
+        seconds: seconds since it started.
+        silent: seconds since its last heartbeat.
     """
 
     worker: str
@@ -75,17 +77,17 @@ class WorkerInfo:
 
     @property
     def alive(self) -> bool:
-        """Whether it was heard of lately."""
+        """Whether its last heartbeat is recent."""
         return self.silent < SILENT_SECONDS
 
     @property
     def is_here(self) -> bool:
-        """Whether its process number means a process that can be seen from here."""
+        """Whether its process can be seen from here by its number."""
         return self.worker.startswith(f"{place()}-")
 
 
 def list_workers(engine: Engine, patience: Patience | None = None) -> list[WorkerInfo]:
-    """All workers that have not crossed themselves out, those at work first, then by name."""
+    """All workers in the list, sorted by name; those that are alive come first."""
     query = select(
         *(TABLE.c[name] for name in ("worker", "host", "pid", "device", "versions")),
         *(TABLE.c[name] for name in ("study", "trial", "trials_done")),
@@ -103,17 +105,16 @@ def list_workers(engine: Engine, patience: Patience | None = None) -> list[Worke
 
 @dataclass
 class Presence:
-    """One worker's line in the list, for the length of a ``with`` block.
+    """One worker's row in the list, for the length of a ``with`` block.
 
-    What changes is written by a thread every few seconds, so that being listed costs a trial
-    nothing.
+    A thread writes changes every few seconds, so that a trial does not wait for them.
 
     Attributes:
-        engine, patience: of an open storage.
-        device: that it computes on.
+        engine, patience: those of an open storage.
+        device: the device that the worker computes on.
         versions: package → version.
-        worker: its name; made up if not given.
-        beat_seconds: between two signs of life.
+        worker: the worker's name; made up if not given.
+        beat_seconds: seconds between two heartbeats.
     """
 
     engine: Engine
@@ -144,17 +145,17 @@ class Presence:
         self.patience(partial(self._transact, self._forget))
 
     def start_trial(self, study: str, trial: int) -> None:
-        """Say what is in hand."""
+        """Note the trial that the worker runs now."""
         self._now = {**self._now, "study": study, "trial": trial}
 
     def end_trial(self, *, done: bool = True) -> None:
-        """Say that nothing is in hand, and count the trial if it was done."""
+        """Note that the worker runs no trial, and count the trial if it was done."""
         n_done = self._now["trials_done"] + done
         self._now = {"study": None, "trial": None, "trials_done": n_done}
 
     def _keep(self) -> None:
         while not self._stop.wait(self.beat_seconds):
-            # the worker's own thread meets the same fault, and tells; the next beat tries again
+            # The worker's main thread meets the same fault and reports it; the next beat retries.
             with suppress(DatabaseAwayError):
                 self.patience(partial(self._transact, self._beat))
 
@@ -180,7 +181,7 @@ class Presence:
     def _beat(self, connection: Connection) -> None:
         mine = update(TABLE).where(TABLE.c.worker == self.worker)
         if not connection.execute(mine.values(seen_at=seconds_now(), **self._now)).rowcount:
-            self._register(connection)  # others took it for dead, and crossed it out
+            self._register(connection)  # others took this worker for dead and deleted its row
 
     def _forget(self, connection: Connection) -> None:
         connection.execute(delete(TABLE).where(TABLE.c.worker == self.worker))

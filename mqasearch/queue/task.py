@@ -1,12 +1,13 @@
-"""What a row of the queue says, as plain data."""
+"""A row of the queue as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TaskState = Literal["queued", "leased", "complete", "pruned", "invalid"]
-"""``queued`` and ``leased`` are to come; ``complete`` is a mask at the budget, ``pruned`` a probe
-below it or a mask that lost a race, ``invalid`` one that cannot be scored."""
+"""``queued`` and ``leased``: the task has no result yet. ``complete``: a scored mask at the budget.
+``pruned``: a scored probe below the budget, or a mask that lost a race. ``invalid``: a mask that
+cannot be scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,17 +15,17 @@ class Task:
     """A mask of a study, as it was when it was read.
 
     Attributes:
-        task_id: number in the table.
+        task_id: number of the row in the table.
         study_id: Optuna's number of the study.
         number: place in the order in which the study's masks were proposed, from 0.
-        mask: the row of 0 and 1.
+        mask: the mask as a string of 0 and 1.
         state: see ``TaskState``.
-        name: of a mask that was enqueued.
+        name: name of a mask that was enqueued by name, else None.
         value: the objective; None without a result.
-        given_up: documents after which the mask lost a race; None if all were scored.
+        given_up: number of documents after which the mask lost a race; None if all were scored.
         fault: why an invalid mask has no value.
-        out_of_memory: attempts that ended for want of memory.
-        is_free: whether a worker that asks may take it.
+        out_of_memory: number of attempts that ran out of memory.
+        is_free: whether a worker that asks may take the task.
     """
 
     task_id: int
@@ -41,30 +42,30 @@ class Task:
 
     @property
     def n_converted(self) -> int:
-        """Layers that the mask converts."""
+        """The number of layers that the mask converts."""
         return self.mask.count("1")
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has a result, or can have none."""
+        """Whether the task has a result; that the mask cannot be scored is one too."""
         return self.state not in ("queued", "leased")
 
     @property
     def is_scored(self) -> bool:
-        """Whether it has a value."""
+        """Whether the task has a value."""
         return self.state in ("complete", "pruned")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a task came to.
+    """The result of a task.
 
     Attributes:
         state: ``complete``, ``pruned`` or ``invalid``.
         value: the objective; None if invalid.
-        given_up: documents after which the mask lost a race.
-        fault: why there is no value.
-        facts: what the trial found, as JSON can hold it.
+        given_up: number of documents after which the mask lost a race; None if it lost none.
+        fault: why there is no value; None if there is one.
+        facts: what the trial found, as data that JSON can hold.
     """
 
     state: TaskState

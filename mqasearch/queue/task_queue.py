@@ -1,11 +1,11 @@
 """The table ``mqasearch_task``: the queue of every study.
 
-Promises, whatever workers do at once, and however they end:
+These hold whatever workers do at the same time, and however they end:
 
-- No mask is twice in a study, and no place in its order is given twice. The database's constraints
-  keep that, so a study of n trials has n tasks.
-- A task belongs to one worker at a time, for the length of a lease on the database's clock. A
-  worker that dies lets the lease run out, and whoever asks next takes the task.
+- No mask is twice in a study, and no two tasks of a study have the same number. The database's
+  constraints ensure that, so a study of n trials has n tasks.
+- A task belongs to one worker at a time, for the length of a lease on the database's clock. If the
+  worker dies, the lease runs out, and the next worker that asks takes the task.
 - Only the worker that has the lease can finish a task.
 - A call whose answer was lost may be made again.
 """
@@ -49,14 +49,15 @@ T = TypeVar("T")
 TABLE = cast(Table, TaskRow.__table__)
 
 DEATHS = 4
-"""Workers that may die of one mask before it is called invalid: one that makes its process run out
-of memory would otherwise take all workers with it, one after the other."""
+"""Number of workers that died with a mask after which the mask is called invalid. Otherwise a mask
+that makes its process run out of memory would kill all workers, one after the other."""
 
 _DEADLY = f"{DEATHS} workers died while they scored it"
 
 _STUDY_KEY = "mqasearch:study"
 _ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"))
-"""Optuna's; what a study of ours is says the attribute of that key, which is written last."""
+"""Optuna's table. A study of ours is complete once it has the attribute of that key, which is
+written last."""
 
 _COLUMNS = [
     TABLE.c[name]
@@ -72,10 +73,10 @@ class Queue:
     """The tasks of all studies, as one worker sees them.
 
     Args:
-        engine: of a database whose schema is :func:`mqasearch.database.schema.upgrade`'s.
+        engine: the database's engine; :func:`mqasearch.database.schema.upgrade` made its tables.
         patience: how long to wait for a database that is away.
-        worker: a name that nobody else has; empty for those who take no tasks.
-        lease_seconds: after which a worker that is not heard of has lost its task.
+        worker: this worker's name, which no other has; empty if no tasks are taken.
+        lease_seconds: length of a lease; a worker that does not renew it loses its task.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Queue:
         self.lease_seconds = lease_seconds
 
     def tasks(self, study_id: int) -> list[Task]:
-        """Every task of a study by number."""
+        """Every task of a study, sorted by number."""
         query = (
             select(*_COLUMNS, self._free.label("is_free"))
             .where(TABLE.c.study_id == study_id)
@@ -101,15 +102,15 @@ class Queue:
         return [Task(*row) for row in self._read(query)]
 
     def facts(self, task: Task) -> Mapping[str, Any]:
-        """What the trial of a finished task found; empty without a result."""
+        """What the trial of a finished task found; empty if the task has no result."""
         rows = self._read(select(TABLE.c.facts).where(TABLE.c.task_id == task.task_id))
         return rows[0].facts or {} if rows else {}
 
     def take(self, study_id: int) -> Task | None:
-        """The first free task, which is this worker's from now on; None if none is free.
+        """Lease the first free task to this worker; None if none is free.
 
-        A task that this worker has already is free for it: the answer of an earlier call was lost.
-        One that too many workers died of becomes invalid instead.
+        A task that this worker already holds counts as free: the answer of an earlier call was
+        lost. A task with which too many workers died becomes invalid, and the next one is tried.
         """
         while True:
             task = self._write(partial(self._take, study_id=study_id))
@@ -117,16 +118,16 @@ class Queue:
                 return task
 
     def add(self, study_id: int, number: int, mask: str) -> Task | None:
-        """A new task, which is this worker's from now on.
+        """Add a task and lease it to this worker.
 
         Args:
-            study_id: of the study.
+            study_id: Optuna's number of the study.
             number: how many tasks the study had when the caller decided on the mask.
-            mask: to be scored.
+            mask: the mask to be scored.
 
         Returns:
-            None if the study has that mask, or another task in that place: the caller must look
-            again.
+            The task; None if the study has that mask, or another task of that number, so that the
+            caller must read the study's tasks again.
         """
         row = {
             "study_id": study_id,
@@ -152,11 +153,11 @@ class Queue:
         return self._write(once)
 
     def enqueue(self, study_id: int, name: str, mask: str) -> Task:
-        """Put a mask that has a name at the end of the queue, or find it where it is."""
+        """Put a mask with a name at the end of the queue, or return its task if there is one."""
         return self._write(partial(self._enqueue, study_id=study_id, name=name, mask=mask))
 
     def finish(self, task: Task, result: Result) -> bool:
-        """Write what a task came to. False if it is no longer this worker's."""
+        """Write the result of a task. False if the task is no longer this worker's."""
         values = {
             "state": result.state,
             "value": result.value,
@@ -179,12 +180,12 @@ class Queue:
         return self._write(once)
 
     def give_back(self, task: Task, *, died: bool = False, out_of_memory: bool = False) -> None:
-        """Let others have a task that this worker has no result of.
+        """Give back a task without a result, for any worker to take.
 
         Args:
-            task: in hand.
-            died: the mask may be at fault; as if the worker had died of it.
-            out_of_memory: there was not enough of it.
+            task: a task that this worker holds.
+            died: the mask may be at fault; this counts as a worker that died with it.
+            out_of_memory: the worker ran out of memory.
         """
         values: dict[str, Any] = {"state": "queued", "lease_until": None}
         if died:
@@ -194,10 +195,10 @@ class Queue:
         self._write(partial(self._change, task=task, values=values))
 
     def give_up_leases(self, workers: Sequence[str], *, died: bool = True) -> int:
-        """Let others have what some workers have in hand.
+        """Give back all tasks that some workers hold.
 
         Args:
-            workers: that are gone, or have lost the answers to their calls.
+            workers: workers that are gone, or did not get the answers to their calls.
             died: whether their tasks may be at fault.
 
         Returns:
@@ -221,9 +222,9 @@ class Queue:
         return self._write(partial(self._change, task=task, values=values))
 
     def forget(self, study_id: int) -> None:
-        """Delete the tasks of a study that was deleted, whose number a new study has now.
+        """Delete the tasks of a deleted study whose number a new study has now.
 
-        Nothing is deleted once the new study is complete: another process has made it.
+        Nothing is deleted if the new study is already complete: then another process has made it.
         """
         made = select(_ATTRIBUTES.c.study_id).where(
             _ATTRIBUTES.c.study_id == study_id, _ATTRIBUTES.c.key == _STUDY_KEY
@@ -232,8 +233,11 @@ class Queue:
         self._write(lambda connection: connection.execute(statement).rowcount)
 
     def unrecorded(self, study_id: int) -> list[tuple[Task, Mapping[str, Any], int | None]]:
-        """Finished tasks that Optuna's study does not show yet, with their facts and, if a trial
-        was begun for them, its number in the database."""
+        """Finished tasks that are not yet recorded in Optuna's study.
+
+        Each comes with its facts and, if a trial was begun for it, Optuna's number of that trial in
+        the database, else None.
+        """
         query = (
             select(*_COLUMNS, false(), TABLE.c.facts, TABLE.c.trial_id)
             .where(self._is_unrecorded(study_id))
@@ -242,12 +246,12 @@ class Queue:
         return [(Task(*row[:-2]), row[-2] or {}, row[-1]) for row in self._read(query)]
 
     def unrecorded_numbers(self, study_id: int) -> set[int]:
-        """The numbers of those tasks."""
+        """The numbers of the tasks that ``unrecorded`` returns."""
         query = select(TABLE.c.number).where(self._is_unrecorded(study_id))
         return {row.number for row in self._read(query)}
 
     def set_trial(self, task: Task, trial_id: int) -> bool:
-        """Say which of Optuna's trials records a task. False if another one does."""
+        """Note which of Optuna's trials records a task. False if another trial does."""
         statement = (
             update(TABLE)
             .where(
@@ -259,7 +263,7 @@ class Queue:
         return self._write(lambda connection: connection.execute(statement).rowcount == 1)
 
     def set_recorded(self, task: Task) -> None:
-        """Say that the trial that records a task is finished."""
+        """Note that the trial that records a task is finished."""
         statement = update(TABLE).where(TABLE.c.task_id == task.task_id).values(recorded=True)
         self._write(lambda connection: connection.execute(statement).rowcount)
 
@@ -269,8 +273,11 @@ class Queue:
 
     @property
     def _free(self) -> ColumnElement[bool]:
-        """What this worker may take. After a restart of the server nobody could renew a lease for
-        a while: all of them begin again."""
+        """The condition for tasks that this worker may take.
+
+        While the server was down, nobody could renew a lease. So after its restart no lease is over
+        until a full lease length has passed.
+        """
         is_over = and_(
             TABLE.c.lease_until < seconds_now(),
             seconds_started() + self.lease_seconds < seconds_now(),
@@ -309,7 +316,7 @@ class Queue:
         return None if found is None else Task(*found)
 
     def _enqueue(self, connection: Connection, study_id: int, name: str, mask: str) -> Task:
-        """Repeated while somebody else takes the place at the end."""
+        """Insert the task at the end; try again if somebody else took that place meanwhile."""
         there = select(*_COLUMNS, self._free).where(
             TABLE.c.study_id == study_id, TABLE.c.mask == mask
         )
@@ -326,7 +333,7 @@ class Queue:
         return Task(*found)
 
     def _change(self, connection: Connection, task: Task, values: Mapping[str, Any]) -> bool:
-        """Of a task in hand. False if it is no longer this worker's."""
+        """Update a task that this worker holds. False if it is no longer this worker's."""
         statement = (
             update(TABLE)
             .where(

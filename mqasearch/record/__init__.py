@@ -1,4 +1,4 @@
-"""Optuna's studies, by Optuna's public calls, and the attributes that mqasearch keeps there."""
+"""Optuna's studies, used by Optuna's public calls, and the attributes that mqasearch adds."""
 
 from mqasearch.record.attributes import (
     CONFIRMATION_KEY,

@@ -1,7 +1,7 @@
 """Whether two workers' scores can be compared: what differs, in words, and what to do about it.
 
-Of packages and tasks only those are compared that both sides name: what one side did not write
-down is not known to differ.
+Packages and tasks are compared only if both sides name them: if one side did not write a version
+down, it is not known to differ.
 """
 
 import re
@@ -29,7 +29,7 @@ _CURES = {
 }
 _ANOTHER = "create another study (with another name in the study file)"
 _LATER = ("tokenizer", "code")
-"""Empty where a study's first worker was of a version that did not write them down."""
+"""Keys that are empty if the study's first worker was of a version that did not write them."""
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -54,7 +54,7 @@ def differences(ours: Facts, theirs: Facts) -> list[str]:
 def remedies(ours: Facts, theirs: Facts) -> str:
     """What to do about the differences, in one sentence."""
     if packages := list(_apart(ours, theirs, "versions")):
-        # Whatever else differs may follow from them.
+        # All other differences may follow from those of the packages.
         wanted = [f"{name}=={other.partition('+')[0]}" for name, _, other in packages]
         return f"pip install {' '.join(wanted)}, or {_ANOTHER}"
     cures = [cure for key, cure in _CURES.items() if _differs(ours, theirs, key)]
@@ -67,14 +67,14 @@ def _differs(ours: Facts, theirs: Facts, key: str) -> bool:
     if key in _LATER and not (ours.get(key) and theirs.get(key)):
         return False
     if key == "code" and any(_apart(ours, theirs, "versions")):
-        return False  # said already: other packages are other code
+        return False  # reported already: other packages give another code digest
     return key in theirs and bool(ours[key] != theirs[key])
 
 
 def _apart(ours: Facts, theirs: Facts, key: str) -> Iterator[tuple[str, str, str]]:
-    """Name, ours and theirs, of what both name and differs.
+    """Name, our version and theirs, for each entry that both sides have and that differs.
 
-    The build of a package ("+cpu") belongs to the machine: a study may have GPUs and CPUs at work.
+    The build of a package ("+cpu") is left out: a study may have GPUs and CPUs at work.
     """
     mine, others = ours.get(key, {}), theirs.get(key, {})
     for name in mine:
@@ -83,5 +83,5 @@ def _apart(ours: Facts, theirs: Facts, key: str) -> Iterator[tuple[str, str, str
 
 
 def _short(value: str) -> str:
-    """A digest as people compare them; nothing in words."""
+    """The value with each digest cut to 12 characters; ``none`` for an empty value."""
     return _DIGEST.sub(lambda digest: digest[0][:12], value) or "none"

@@ -1,6 +1,7 @@
 """Every Optuna attribute that mqasearch writes, each with its getter and setter.
 
-Each attribute is a transaction of its own, so facts travel together: one attribute a study.
+Each attribute is written in a transaction of its own. So facts that belong together are one
+attribute.
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,10 @@ STUDY_KEY = "mqasearch:study"
 CONFIRMATION_KEY = "mqasearch:confirmation"
 UNCONFIRMED_KEY = "mqasearch:unconfirmed"
 HEALED = "its healed mask"
-"""Whose result is missing, where the mask itself has one."""
+"""Names what has no held-out result, if the healed mask has none but the mask itself has one."""
 
 NO_MASK = "no mask"
-"""What is missing, if none at the budget has a score."""
+"""Names what is missing, if no mask at the budget has a score."""
 
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
@@ -36,18 +37,18 @@ NAME_KEY = "mqasearch:name"
 TASK_KEY = "mqasearch:task"
 """On a trial: the number of the task that it records."""
 QUEUED_KEY = "mqasearch:queued"
-"""On a trial that somebody enqueued with Optuna: the mask that a task has in its place."""
+"""On a trial that somebody enqueued with Optuna: the mask of the task that replaces it."""
 
 Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"
-"""What the selector of a study that holds only masks enqueued by name is called."""
+"""The selector's name in a study that holds only masks enqueued by name."""
 
 _OURS = "mqasearch"
-"""This package, among versions."""
+"""This package's name among ``versions``."""
 
 
 def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """The fields that are known here; a newer mqasearch may have written more."""
+    """The row's fields that ``kind`` has; a newer mqasearch may have written more."""
     return {each.name: row[each.name] for each in fields(kind) if each.name in row}
 
 
@@ -55,23 +56,24 @@ def _known(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
 class StudyFacts:
     """What a worker needs to know of an Optuna study; written by ``create``.
 
-    Later only numbers grow: of trials (:mod:`mqasearch.creation.extend`) and of held-out documents
-    (:mod:`mqasearch.study.generations`).
+    Later, only the number of trials (:func:`mqasearch.creation.extend`) and the number of held-out
+    documents (:mod:`mqasearch.study.generations`) may grow.
 
     Attributes:
         study: name in the study file.
         comparison: name that the selectors of one budget share.
         selector: this study's selector.
-        n_converted: layers that a mask at the budget converts.
-        n_layers: of the model.
-        shape: of the model, as plain data. With ``dtype: auto`` its bytes are those of the machine
-            that created the study; what workers compute in is a trial's, see ``original_kv_bytes``.
-        n_trials: at most; None where the selector's plan ends by itself.
-        direction: ``minimize`` or ``maximize``, as lm-eval said when the study was made.
+        n_converted: number of layers that a mask at the budget converts.
+        n_layers: number of the model's layers.
+        shape: the model's shape, as plain data. With ``dtype: auto`` its bytes are those of the
+            machine that created the study. Workers may compute in another dtype; then the bytes
+            are those of the trial, see ``original_kv_bytes``.
+        n_trials: the most trials; None if the selector's plan ends by itself.
+        direction: ``minimize`` or ``maximize``, according to lm-eval when the study was made.
         spec: the study file, as plain data.
-        versions: of the packages that scores depend on.
-        n_more: trials beyond those that ``spec`` says; ``n_trials`` counts them.
-        extension: names the call that added the last of them; empty if none did.
+        versions: versions of the packages that scores depend on.
+        n_more: number of trials that were added to those of ``spec``; ``n_trials`` includes them.
+        extension: an id of the call that added the last of them; empty if none were added.
     """
 
     study: str
@@ -89,12 +91,12 @@ class StudyFacts:
 
     @property
     def name(self) -> str:
-        """Of the Optuna study."""
+        """The name of the Optuna study."""
         return f"{self.comparison}.{self.selector}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The selector's own, with what was added to the number of its masks."""
+        """The selector's parameters; its number of masks includes those that were added."""
         selectors = self.study_spec.selectors
         own = next((s.parameters for s in selectors if s.name == self.selector), {})
         counted = _counted(self.selector)
@@ -105,9 +107,9 @@ class StudyFacts:
 
     @property
     def allotted(self) -> int | None:
-        """Trials (or masks, where a selector counts these) after which the study ends.
+        """Number of trials after which the study ends, or of masks if the selector counts these.
 
-        None where a plan ends by itself.
+        None if the selector's plan ends by itself.
         """
         counted = _counted(self.selector)
         if self.n_trials is not None or counted is None:
@@ -116,12 +118,12 @@ class StudyFacts:
         return number
 
     def extended(self, n_more: int, call: str = "") -> "StudyFacts":
-        """With so many trials more."""
+        """The facts with ``n_more`` more trials, which ``call`` added."""
         n_trials = None if self.n_trials is None else self.n_trials + n_more
         return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
 
     def original_kv_bytes(self, trial: "TrialFacts") -> int:
-        """Bytes of KV cache that a token takes in the original, in the dtype of the trial."""
+        """Bytes of KV cache per token of the original model, in the dtype of the trial."""
         shape = ModelShape(**self.shape)
         kv_heads = LayerMask.parse(trial.mask).kv_heads(shape, self.study_spec.target_kv_heads)
         original, converted = map(shape.kv_bytes_per_token, (shape.original, kv_heads))
@@ -134,7 +136,7 @@ class StudyFacts:
 
     @property
     def study_spec(self) -> StudySpec:
-        """The spec, validated again: a stored study may come from anybody."""
+        """The spec, validated again, because anybody may have written the stored one."""
         where = f"the spec stored in study {self.name}"
         author = self.versions.get(_OURS, __version__)
         if author != __version__:  # a key that is unknown here may be known there
@@ -158,24 +160,26 @@ def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
 
 
 def facts_of(row: dict[str, Any]) -> StudyFacts:
-    """From plain data."""
+    """A study's facts from plain data."""
     return StudyFacts(**_known(StudyFacts, row))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What every worker of a study must agree on; written by the first one.
+    """What must be equal for all workers of a study; written by the first one.
+
+    ``tasks``, ``tokenizer`` and ``code`` are empty if an older mqasearch, which did not have them,
+    wrote the facts.
 
     Attributes:
-        fingerprint: of the original weights.
-        dtype: that scores are computed in.
-        merge: name and parameters, canonical.
-        calibration: digest of the calibration statistics; empty where the merge needs none.
-        versions: of the packages that scores depend on.
-        tasks: lm-eval's version of each task; empty, as the next two, in what mqasearch wrote
-            before it knew them.
-        tokenizer: digest of what it does; empty where there is none.
-        code: digest of the code that computes.
+        fingerprint: fingerprint of the original weights.
+        dtype: the dtype that scores are computed in.
+        merge: the merge's name and parameters in canonical form.
+        calibration: digest of the calibration statistics; empty if the merge needs none.
+        versions: versions of the packages that scores depend on.
+        tasks: lm-eval's version of each task.
+        tokenizer: digest of what the tokenizer does; empty if there is no tokenizer.
+        code: digest of the code that computes scores.
     """
 
     fingerprint: str
@@ -189,19 +193,19 @@ class ModelFacts:
 
 
 def model_facts(user_attrs: dict[str, Any]) -> ModelFacts | None:
-    """What the study's workers agreed on; None before the first one."""
+    """What the study's workers agreed on; None before the first worker."""
     row = user_attrs.get(MODEL_KEY)
     return ModelFacts(**_known(ModelFacts, row)) if isinstance(row, dict) else None
 
 
 def agree_on_model(storage: BaseStorage, study: optuna.Study, mine: ModelFacts) -> None:
-    """Record what this worker scores with, or check it against what the first one recorded.
+    """Record what this worker scores with, or check it against what the first worker recorded.
 
-    The first one must have the mqasearch that created the study. Of two that come first at once,
-    one records and the other one is checked.
+    The first worker must have the version of mqasearch that created the study. If two workers come
+    first at once, one records its facts and the other is checked.
 
     Raises:
-        ModelError: this worker's scores would not be comparable, with what differs.
+        ModelError: this worker's scores would not be comparable; the message says what differs.
     """
     attributes = study.user_attrs
     ours = asdict(mine)
@@ -231,22 +235,22 @@ class TrialFacts:
     """What a finished trial found.
 
     Attributes:
-        mask: the row of 0 and 1.
-        n_converted: converted layers.
-        kv_bytes_per_token: of the converted model.
+        mask: the mask as a string of 0 and 1.
+        n_converted: number of converted layers.
+        kv_bytes_per_token: bytes of the converted model's KV cache per token.
         value: the objective.
-        delta: value − the original model's.
-        seconds: that scoring took this trial; 0 where every score was already known.
-        reused: True where no new score was computed.
+        delta: value − the original model's value.
+        seconds: seconds that scoring took in this trial; 0 if every score was already known.
+        reused: True if no new score was computed.
         scores: task → metric → value.
-        name: of an enqueued mask.
-        given_up: documents after which the mask was clearly worse than another one of its size, so
-            that ``value`` is an estimate; None where all were scored.
-        stderr: standard error of ``value``; None where it is unknown, as in what older versions
+        name: name of an enqueued mask, else None.
+        given_up: number of documents after which the mask was clearly worse than another one of its
+            size, so that ``value`` is an estimate; None if all documents were scored.
+        stderr: standard error of ``value``; None if it is unknown, as in trials that older versions
             of mqasearch wrote.
-        delta_stderr: that of ``delta``, paired by document; None where it is unknown.
-        stderrs: task → metric → standard error of ``scores``; None where it is unknown.
-        n_docs: task → documents that ``scores`` are of.
+        delta_stderr: standard error of ``delta``, paired by document; None if it is unknown.
+        stderrs: task → metric → standard error of the value in ``scores``; None if it is unknown.
+        n_docs: task → number of documents that ``scores`` is computed from.
     """
 
     mask: str
@@ -271,14 +275,14 @@ def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
 
 
 def facts_of_trial(row: object) -> TrialFacts | None:
-    """From plain data; None if there is none, as of a mask without a score."""
+    """A trial's facts from plain data; None if there are none, as for a mask without a score."""
     return TrialFacts(**_known(TrialFacts, row)) if row and isinstance(row, dict) else None
 
 
 def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:
     """Write the held-out result of a study's best mask."""
     study.set_user_attr(CONFIRMATION_KEY, row)
-    if unconfirmed(study.user_attrs) is not None:  # on other documents
+    if unconfirmed(study.user_attrs) is not None:  # an earlier failure, on other documents
         study.set_user_attr(UNCONFIRMED_KEY, None)
 
 
@@ -294,25 +298,25 @@ def set_unconfirmed(study: optuna.Study, row: dict[str, Any]) -> None:
 
 
 def unconfirmed(user_attrs: dict[str, Any]) -> dict[str, Any] | None:
-    """Why a study's best mask has no held-out result, if somebody has tried."""
+    """Why a study's best mask has no held-out result; None if no worker failed to confirm it."""
     row = user_attrs.get(UNCONFIRMED_KEY)
     return row if isinstance(row, dict) else None
 
 
 def set_tolerance(study: optuna.Study, tolerance: Sequence[ToleranceEntry], *, late: bool) -> None:
-    """Write what may be lost, where that is not what the stored study file says.
+    """Write a tolerance that replaces the one in the stored study file.
 
     Args:
-        study: one of a study file.
-        tolerance: in place of the stored one.
-        late: whether held-out results were known when it was given.
+        study: one of the studies of a study file.
+        tolerance: the new tolerance.
+        late: whether held-out results were known when the tolerance was given.
     """
     rows = [entry.model_dump(mode="json") for entry in tolerance]
     study.set_user_attr(TOLERANCE_KEY, {"tolerance": rows, "late": late})
 
 
 def tolerance_of(study: optuna.Study) -> tuple[list[ToleranceEntry], bool]:
-    """What may be lost, and whether that was said when held-out results were known."""
+    """The tolerance, and whether it was given when held-out results were known."""
     row = study.user_attrs.get(TOLERANCE_KEY)
     if isinstance(row, dict):
         return [ToleranceEntry(**entry) for entry in row["tolerance"]], bool(row["late"])

@@ -1,7 +1,7 @@
-"""Optuna's table of the attributes of studies, for what its calls cannot do.
+"""Optuna's table of the attributes of studies, used for what Optuna's calls cannot do.
 
-They read and write attributes one by one, each in a transaction of its own: of two writers the last
-one stays, and a change may be lost.
+Optuna's calls read and write attributes one by one, each in a transaction of its own. If two
+processes write, the last one wins, so a change may be lost.
 """
 
 import json
@@ -35,21 +35,21 @@ TABLE = Table(
     Column("value_json", Text),
     UniqueConstraint("study_id", "key"),
 )
-"""As Optuna makes it, since its version 3."""
+"""The table as Optuna makes it since version 3."""
 
 Change = Callable[[Any], Any]
-"""From an attribute's value to its new one. Given what it has made itself, it changes nothing: a
-transaction whose answer was lost is made again."""
+"""Takes an attribute's value and returns the new one. It must return its own result unchanged,
+because a transaction whose answer was lost is made again."""
 
 
 def record_once(storage: BaseStorage, study_id: int, key: str, value: Any) -> None:
-    """Write a user attribute of a study unless there is one of that name; read it to know which.
+    """Write a user attribute of a study unless it exists; the caller must read which value it has.
 
     Args:
         storage: a database, or this process's memory, which nobody else writes to.
         study_id: Optuna's number of the study.
-        key: of the attribute.
-        value: as JSON can write it.
+        key: the attribute's key.
+        value: a value that JSON can hold.
     """
     if not isinstance(storage, SharedStorage):
         storage.set_study_user_attr(study_id, key, value)
@@ -66,16 +66,16 @@ def _insert(engine: Engine, row: dict[str, Any]) -> None:
 def change_together(
     storage: BaseStorage, studies: Sequence[int], key: str, change: Change
 ) -> list[Any]:
-    """Change a user attribute of several studies, all or none; those that lack it are left out.
+    """Change a user attribute of several studies, in all or none; studies without it are left out.
 
     Args:
         storage: a database, or this process's memory, which nobody else writes to.
-        studies: Optuna's numbers of them.
-        key: of the attribute.
-        change: is called once a study, and again if the transaction is.
+        studies: Optuna's numbers of the studies.
+        key: the attribute's key.
+        change: is called once for each study, and again if the transaction is repeated.
 
     Returns:
-        The new values, by the number of the study.
+        The new values, sorted by the number of the study.
     """
     if not studies:
         return []
@@ -94,7 +94,7 @@ def _change(engine: Engine, studies: Sequence[int], key: str, change: Change) ->
     query = (
         select(TABLE.c.study_id, TABLE.c.value_json)
         .where(TABLE.c.study_id.in_(studies), mine)
-        .order_by(TABLE.c.study_id)  # whoever else does so locks in the same order
+        .order_by(TABLE.c.study_id)  # so that all processes lock in the same order
         .with_for_update()
     )
     values = []

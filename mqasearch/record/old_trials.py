@@ -1,4 +1,4 @@
-"""Tasks of studies that were made before there was a queue, from the trials of Optuna's studies."""
+"""Makes the tasks of studies from before there was a queue, from the trials in Optuna's studies."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ _SCORED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
 def task_rows(storage: BaseStorage) -> list[dict[str, Any]]:
     """Rows of ``mqasearch_task``: one for each mask of each study.
 
-    What was scored, or cannot be, is finished and recorded. A mask that was enqueued, or was being
-    scored, is to be scored.
+    The task of a mask that was scored, or cannot be scored, is finished and recorded. The task of a
+    mask that was enqueued, or was being scored, is queued.
     """
     return [row for study in storage.get_all_studies() for row in _of_study(storage, study)]
 
 
 def end_old_trials(storage: BaseStorage) -> None:
-    """Fail the trials that run in our studies and record no task: their masks are in the queue.
+    """Fail the running trials of our studies that record no task: their masks are in the queue.
 
-    Those that wait are left to the workers, who queue what anybody enqueued.
+    Waiting trials are left to the workers, which queue all trials that anybody enqueued.
     """
     for study in storage.get_all_studies():
         if STUDY_KEY not in study.user_attrs:
@@ -56,7 +56,7 @@ def _finished_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _row(trial: FrozenTrial, n_layers: int) -> dict[str, Any] | None:
-    """None for a trial that says nothing about its mask."""
+    """The row of a trial's mask; None if the trial has no mask or says nothing about it."""
     mask = mask_of(trial, n_layers)
     if mask is None:
         return None

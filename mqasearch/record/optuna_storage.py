@@ -1,8 +1,8 @@
 """Optuna's storage for a database that may be away for a while.
 
-It hands every call on to Optuna's own storage, and repeats those that may be repeated while the
-database does not answer. What only reads takes no write lock on SQLite. Nothing here knows how
-Optuna keeps its tables.
+It passes every call on to Optuna's own storage, and repeats the calls that may be repeated while
+the database does not answer. Calls that only read take no write lock on SQLite. This module does
+not depend on the layout of Optuna's tables.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -28,17 +28,18 @@ def opened(
     make_tables: bool = False,
     upgrade: bool = False,
 ) -> "SharedStorage":
-    """Optuna's storage, and ours in front of it.
+    """Open Optuna's storage, wrapped in ours.
 
     Args:
-        url: as Optuna takes it.
-        engine_kwargs: of ``sqlalchemy.create_engine``.
+        url: the URL as Optuna takes it.
+        engine_kwargs: the keyword arguments of ``sqlalchemy.create_engine``.
         patience: how long to wait for a database that is away.
-        make_tables: makes those of Optuna that are missing.
-        upgrade: makes them too, and brings those of an older Optuna up to the installed version.
+        make_tables: whether to make those of Optuna's tables that are missing.
+        upgrade: whether to make them, and to bring those of an older Optuna up to the installed
+            version.
 
     Raises:
-        RuntimeError: the tables are another Optuna's, and not to be upgraded.
+        RuntimeError: the tables are another Optuna's, and ``upgrade`` is False.
     """
     database = _connected(url, engine_kwargs, make_tables=make_tables or upgrade, check=not upgrade)
     if upgrade and database.get_current_version() != database.get_head_version():
@@ -55,8 +56,8 @@ def _connected(
 ) -> RDBStorage:
     """Optuna's storage, without SQLite's write lock.
 
-    While it opens a database, Optuna asks on one connection while it holds another: with the write
-    lock taken it would wait for itself.
+    While Optuna opens a database, it queries on one connection while it holds another. If each took
+    the write lock, it would wait for itself.
     """
     return RDBStorage(
         url,
@@ -67,16 +68,16 @@ def _connected(
 
 
 class SharedStorage(BaseStorage):
-    """See the module.
+    """Optuna's storage with repeated calls; see the module's docstring.
 
     Attributes:
-        engine: SQLAlchemy's; our own tables use the same connections.
+        engine: SQLAlchemy's engine; our own tables use the same connections.
         patience: how long to wait for a database that is away.
 
     Args:
         database: Optuna's own storage.
-        reader: another one of the same database, whose transactions only read; or the same one.
-        patience: how long to wait.
+        reader: another storage of the same database, whose transactions only read; or ``database``.
+        patience: how long to wait for a database that is away.
     """
 
     def __init__(self, database: RDBStorage, reader: RDBStorage, patience: Patience) -> None:
@@ -93,7 +94,7 @@ class SharedStorage(BaseStorage):
         return opened, (database.url, database.engine_kwargs, self.patience)
 
     def _cached_reader(self) -> BaseStorage:
-        """Reads a finished trial once."""
+        """A storage for reading that keeps finished trials, so that each is read only once."""
         if self._reader is self._database:
             return self._writes
         return optuna.storages.get_storage(self._reader)
@@ -104,7 +105,7 @@ class SharedStorage(BaseStorage):
         self._reads.remove_session()
 
     def close(self) -> None:
-        """Close the connections. What is open elsewhere stays open."""
+        """Close this storage's connections; those of other storages stay open."""
         self.remove_session()
         self.engine.dispose()
         self._reader.engine.dispose()
@@ -114,7 +115,7 @@ class SharedStorage(BaseStorage):
             try:
                 return call()
             except Exception:
-                self.remove_session()  # one that failed is of no use any more
+                self.remove_session()  # a session that failed cannot be used any more
                 raise
 
         return self.patience(once)
@@ -122,11 +123,11 @@ class SharedStorage(BaseStorage):
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._writes.create_new_study(directions, study_name))
 
     def delete_study(self, study_id: int) -> None:
-        """As Optuna's. Deleting what an earlier attempt has deleted is success."""
+        """Same as Optuna's own, but succeeds if an earlier attempt has deleted the study."""
         attempts = 0
 
         def once() -> None:
@@ -142,39 +143,39 @@ class SharedStorage(BaseStorage):
         self._reads = self._cached_reader()  # SQLite gives a deleted trial's number to a new one
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         self._patiently(lambda: self._writes.set_study_user_attr(study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         self._patiently(lambda: self._writes.set_study_system_attr(study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_study_id_from_name(study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """As Optuna's, always from the database: somebody may have deleted the study."""
+        """Same as Optuna's own, but always read from the database: the study may be deleted."""
         return self._patiently(lambda: self._reader.get_study_name_from_id(study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_study_user_attrs(study_id))
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(self._reads.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """As Optuna's. Not repeated here: a second attempt could make a second trial."""
+        """Same as Optuna's own. It is not repeated: a second attempt could make a second trial."""
         try:
             return self._writes.create_new_trial(study_id, template_trial)
         except Exception:
@@ -188,14 +189,14 @@ class SharedStorage(BaseStorage):
         param_value_internal: float,
         distribution: BaseDistribution,
     ) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         parameter = (param_name, param_value_internal, distribution)
         self._patiently(lambda: self._writes.set_trial_param(trial_id, *parameter))
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """As Optuna's. Setting what an earlier attempt has set is success."""
+        """Same as Optuna's own, but succeeds if an earlier attempt has set the same state."""
         attempts = 0
 
         def once() -> bool:
@@ -217,20 +218,20 @@ class SharedStorage(BaseStorage):
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         reported = (step, intermediate_value)
         self._patiently(lambda: self._writes.set_trial_intermediate_value(trial_id, *reported))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         self._patiently(lambda: self._writes.set_trial_user_attr(trial_id, key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         self._patiently(lambda: self._writes.set_trial_system_attr(trial_id, key, value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_trial(trial_id))
 
     def get_all_trials(
@@ -239,14 +240,14 @@ class SharedStorage(BaseStorage):
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_all_trials(study_id, deepcopy, states))
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         place = (study_id, trial_number)
         return self._patiently(lambda: self._reads.get_trial_id_from_study_id_trial_number(*place))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """As Optuna's."""
+        """Same as Optuna's own."""
         return self._patiently(lambda: self._reads.get_best_trial(study_id))

@@ -1,4 +1,4 @@
-"""The door to the database: Optuna's tables and ours, opened together."""
+"""Opens the database: Optuna's tables and ours together."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from mqasearch.record.old_trials import end_old_trials, task_rows
 from mqasearch.record.optuna_storage import SharedStorage, opened
 
 LOCK = 7_305_216_802
-"""PostgreSQL's advisory lock under which one process makes the tables."""
+"""Number of PostgreSQL's advisory lock under which one process makes the tables."""
 
 
 OPENING_SECONDS = 10
@@ -41,11 +41,11 @@ class Storage:
     """An open database.
 
     Attributes:
-        optuna: for ``optuna.load_study`` and its like.
-        engine: for our own tables; the connections are shared with ``optuna``.
-        patience: for whatever else talks to the database.
-        url_hidden: the URL as it may be shown.
-        grace: seconds of silence after which what a worker has in hand is given to others.
+        optuna: the storage for ``optuna.load_study`` and similar calls.
+        engine: the engine for our own tables; it shares its connections with ``optuna``.
+        patience: for all other operations on the database.
+        url_hidden: the URL without its secrets.
+        grace: seconds of silence after which a worker's task and claims are given to others.
     """
 
     optuna: SharedStorage
@@ -55,7 +55,7 @@ class Storage:
     grace: int
 
     def close(self) -> None:
-        """Close the connections. What is open elsewhere stays open."""
+        """Close this storage's connections; those of other storages stay open."""
         self.optuna.close()
 
 
@@ -67,21 +67,22 @@ def open_storage(
     patience: Patience | None = None,
     grace: int = GRACE_SECONDS,
 ) -> Storage:
-    """Open a database for studies, or say within seconds why that is impossible.
+    """Open a database for studies, or report within seconds why that is impossible.
 
-    Only what happens later, when work may be lost, waits for a database that is away.
+    Opening does not wait for a database that is away. Only later operations do, because work may
+    be lost then.
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql://…``.
-        create: make the tables, and SQLite's file, if there are none.
-        read_only: for those who only look; the database need not be writable.
-        patience: with a database that is away, from the second connection on.
-        grace: seconds of silence after which what a worker has in hand is given to others.
+        create: whether to make the tables, and SQLite's file, if there are none.
+        read_only: whether the caller only reads; then the database need not be writable.
+        patience: how long operations wait for a database that is away, once it has answered.
+        grace: seconds of silence after which a worker's task and claims are given to others.
 
     Raises:
-        StorageError: the URL does not parse; the database refuses, is read-only, or of another
-            schema. One line, without a password.
-        DatabaseAwayError: it does not answer; one line likewise.
+        StorageError: the URL does not parse, or the database refuses, is read-only, or has another
+            schema. The message is one line without a password.
+        DatabaseAwayError: the database does not answer; the message is one line likewise.
     """
     parsed = parse(url)
     shown = hidden(parsed)
@@ -105,7 +106,7 @@ def upgrade_storage(url: str) -> None:
     """Bring the tables of an older mqasearch and an older Optuna up to the installed versions.
 
     Raises:
-        StorageError, DatabaseAwayError: as ``open_storage``.
+        StorageError, DatabaseAwayError: as in ``open_storage``.
     """
     parsed = parse(url)
     shown = hidden(parsed)
@@ -125,7 +126,11 @@ def upgrade_storage(url: str) -> None:
 
 
 def _check_nobody_works(engine: Engine, shown: str) -> None:
-    """Workers of a version without a queue would go on without it."""
+    """Refuse the upgrade while workers are alive: those of an older version would ignore the queue.
+
+    Raises:
+        StorageError: workers are alive.
+    """
     if not schema.has_workers(engine):
         return
     alive = [worker for worker in list_workers(engine) if worker.alive]
@@ -138,9 +143,9 @@ def _check_nobody_works(engine: Engine, shown: str) -> None:
 
 
 def _make_tables(engine: Engine, connect: Callable[..., SharedStorage]) -> None:
-    """Optuna's and ours, unless another process has made them meanwhile.
+    """Make Optuna's tables and ours, unless another process has made them meanwhile.
 
-    Ours are the last: whoever sees them, without a lock, may count on all others.
+    Ours are made last: a process that sees them, without a lock, may rely on all others.
     """
     with _one_at_a_time(engine):
         if schema.current(engine) is None:
@@ -154,9 +159,9 @@ def _shared_storage(url: URL, patience: Patience, *, make_tables: bool = False) 
         opened, for_optuna(url), engine_settings(url), patience, make_tables=make_tables
     )
     try:
-        # Two processes that open a new SQLite file at once may meet; one tries again.
+        # If two processes open a new SQLite file at once, one of them may fail; it tries again.
         return Patience(OPENING_SECONDS)(connect)
-    except RuntimeError as error:  # Optuna's word for tables of another Optuna
+    except RuntimeError as error:  # Optuna raises it for tables of another Optuna
         raise StorageError(
             f"{hidden(url)} was made by another Optuna than {optuna.__version__}; bring it up: "
             f"mqasearch db upgrade --storage {hidden(url)}"
@@ -164,7 +169,7 @@ def _shared_storage(url: URL, patience: Patience, *, make_tables: bool = False) 
 
 
 def _first_engine(url: URL) -> Engine:
-    """For the questions asked before anything else; keeps no connection."""
+    """An engine for the first queries, which check the database; it keeps no connection open."""
     settings = engine_settings(url)
     return create_engine(
         url,
@@ -188,14 +193,14 @@ def _check_file(url: URL, shown: str, create: bool) -> None:
 
 
 def _check_access(engine: Engine, shown: str, read_only: bool) -> None:
-    """Connects for the first time, and finds out whether it may write."""
+    """Connect for the first time, and check that writing is allowed, unless ``read_only``."""
     with (for_reading(engine) if read_only else engine).connect() as connection:
         if read_only:
             connection.execute(text("SELECT 1"))
             return
         if connection.dialect.name == "sqlite":
             version = connection.execute(text("PRAGMA user_version")).scalar_one()
-            connection.execute(text(f"PRAGMA user_version = {version}"))  # undone with the block
+            connection.execute(text(f"PRAGMA user_version = {version}"))  # undone after the block
         if connection.dialect.name == "postgresql":
             setting = connection.execute(text("SHOW transaction_read_only")).scalar_one()
             if setting == "on":
@@ -220,7 +225,7 @@ def _check_rights(engine: Engine, shown: str) -> None:
 
 @contextmanager
 def _one_at_a_time(engine: Engine) -> Iterator[None]:
-    """One process makes or changes tables. SQLite's write lock does that by itself."""
+    """Let only one process at a time make or change tables; SQLite's write lock suffices there."""
     if engine.dialect.name != "postgresql":
         yield
         return
@@ -232,7 +237,7 @@ def _one_at_a_time(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def _faults_of(url: URL, shown: str) -> Iterator[None]:
-    """What drivers and databases say, as one line that tells what to do."""
+    """Turn errors of drivers and databases into ours, with one line that says what to do."""
     try:
         yield
     except StorageError:

@@ -1,4 +1,4 @@
-"""Reading stored values that another version, or anybody, may have written."""
+"""Reads stored values that another version of mqasearch, or anybody, may have written."""
 
 import math
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None: JSON has no NaN, and a figure no place for it."""
+    """The value if it is a finite number, else None: NaN fits neither JSON nor a figure."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if math.isfinite(value) else None
 
 
 def count(value: object) -> int | None:
-    """A whole number, or None."""
+    """The value as an integer if it is a finite number, else None."""
     known = number(value)
     return None if known is None else int(known)

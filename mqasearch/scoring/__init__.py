@@ -1,4 +1,4 @@
-"""Scorers, which put documents to a model under any KV heads, and what their scores depend on."""
+"""Scorers, which score a model with any KV heads on documents, and what scores depend on."""
 
 from mqasearch.scoring.fake import FakeScorer
 from mqasearch.scoring.harness import ResidentLM

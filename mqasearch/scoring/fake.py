@@ -1,14 +1,15 @@
-"""A scorer without a model: for trying selectors, and for testing everything above it.
+"""A scorer without a model, for trying selectors, and for testing all code that uses a scorer.
 
-The loss of a mask, in bits per byte over the original's, is
+The loss of a mask, in bits per byte above the original's, is
 
     Σ_l a_l  +  Σ_{l<m} b_lm        over converted layers l, m
 
-``a`` is positive and skewed (a few layers matter much, most little), as measured on real models;
-``b``, a fifth of its size, has either sign, so that losses are neither additive nor submodular.
-Every document has its own difficulty, and its own reaction to each converted layer, so that
-per-document values of two masks are paired, noisy and alike where the masks are alike. ``kl`` is
-the same loss with half the noise. All of it is drawn from the seed: two processes agree.
+``a`` is positive and skewed (a few layers matter much, most of them little), as measured on real
+models. ``b`` is a fifth of its size and has either sign, so that losses are neither additive nor
+submodular. Every document has its own difficulty, and its own reaction to each converted layer. So
+the per-document values of two masks are paired and noisy, and similar if the masks are similar.
+``kl`` is the same loss with half the noise. All of it is drawn from the seed, so that two processes
+agree.
 """
 
 import hashlib
@@ -51,13 +52,14 @@ class FakeScorer:
     ) -> None:
         """
         Args:
-            n_layers: attention layers.
-            n_kv_heads: of the original.
-            seed: of the sensitivities and of the noise.
-            noise: standard deviation of a document's own reaction, as a share of the mask's loss.
-            seconds: to sleep at every score.
+            n_layers: number of attention layers.
+            n_kv_heads: number of KV heads of the original.
+            seed: the seed of the sensitivities and of the noise.
+            noise: standard deviation of a document's own reaction to a layer, as a share of the
+                layer's loss.
+            seconds: seconds to sleep at every score.
             diverging: layers whose conversion gives NaN.
-            is_healed: every loss is half of what it would be.
+            is_healed: whether every loss is half of what it would be otherwise.
         """
         self._arguments = (n_layers, n_kv_heads, seed, noise, seconds, diverging)
         self.shape = ModelShape(n_layers, 2 * n_kv_heads, n_kv_heads, 16, 32 * n_kv_heads, 2)
@@ -77,7 +79,7 @@ class FakeScorer:
         self._pairs = np.triu(pairs * scale, k=1)
 
     def healed(self) -> "FakeScorer":
-        """A scorer of the same model after healing, whatever the mask."""
+        """A scorer of the same model after healing, for any mask."""
         n_layers, n_kv_heads, seed, noise, seconds, diverging = self._arguments
         return FakeScorer(
             n_layers,
@@ -90,10 +92,10 @@ class FakeScorer:
         )
 
     def loss(self, kv_heads: KVHeads) -> float:
-        """True expected loss over the original, in bits per byte, without noise.
+        """True expected loss above the original's, in bits per byte, without noise.
 
         Raises:
-            MaskError: another number of layers.
+            MaskError: ``kv_heads`` has another number of layers.
         """
         if len(kv_heads) != self.shape.n_layers:
             raise MaskError(
@@ -103,7 +105,7 @@ class FakeScorer:
         return float(self._single @ share + share @ self._pairs @ share)
 
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
-        """The key under which ``score``'s answer may be shared."""
+        """The key under which the result of ``score`` may be shared."""
         identity = Identity(self.model, self.tokenizer, "float32", "fake", "")
         digest = f"{documents.split}:{self._n_docs(documents)}"
         return identity.key(kv_heads, task, documents, task_version="0", digest=digest)
@@ -112,7 +114,7 @@ class FakeScorer:
         """The metrics of a multiple-choice task.
 
         Raises:
-            MaskError: another number of layers.
+            MaskError: ``kv_heads`` has another number of layers.
             ScoreError: a diverging layer is converted.
         """
         started = time.perf_counter()
@@ -150,19 +152,19 @@ class FakeScorer:
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
     ) -> list[Score | NoScore]:
-        """One after the other.
+        """Score the masks one after the other.
 
         Raises:
-            MaskError: another number of layers.
+            MaskError: a mask has another number of layers.
         """
         return score_each(self, masks, task, documents)
 
     def gains_from_many(self) -> bool:
-        """Nothing is shared."""
+        """False: nothing is shared between masks."""
         return False
 
     def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
-        """Nothing is kept."""
+        """0: no states are kept."""
         return 0
 
     def score_in_parts(
@@ -173,10 +175,10 @@ class FakeScorer:
         part: int,
         known: Score | None = None,
     ) -> Iterator[Score]:
-        """The score of growing limits, up to that of ``documents``.
+        """The scores at growing limits, up to the limit of ``documents``.
 
         Raises:
-            MaskError, ScoreError: as ``score``.
+            MaskError, ScoreError: as in ``score``.
         """
         seconds = 0.0
         if known is not None:
@@ -190,7 +192,7 @@ class FakeScorer:
             yield replace(score, seconds=seconds)
 
     def _share(self, kv_heads: KVHeads) -> np.ndarray:
-        """0 for an untouched layer, 1 for one at a single KV head, between for those between."""
+        """Per layer: 0 if unconverted, 1 with a single KV head, linear between them."""
         most = self.shape.n_kv_heads
         return np.array([(most - heads) / (most - 1) for heads in kv_heads])
 
@@ -201,8 +203,10 @@ class FakeScorer:
     def _document(
         self, task: TaskSpec, documents: Documents, index: int, share: np.ndarray, loss: float
     ) -> tuple[float, float, float, float, float]:
-        """Bits per byte of a document, how far its right answer is ahead on its own, the original's
-        bits per byte, kl and answer_kl."""
+        """A document's bits per byte, ease, original bits per byte, kl and answer_kl.
+
+        The ease is how far its right answer is ahead in the original, apart from bits per byte.
+        """
         name = f"{self.seed}:{task.name}:{documents.split}:{documents.seed}:{index}"
         digest = hashlib.sha256(name.encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))

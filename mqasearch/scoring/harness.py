@@ -1,4 +1,4 @@
-"""lm-eval's own scoring of a model that stays in memory while its layers are swapped."""
+"""lm-eval's own scoring, for a model that stays in memory while its layers are replaced."""
 
 import logging
 import time
@@ -36,14 +36,15 @@ from mqasearch.tasks import (
 )
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
-"""lm-eval's: the texts (None in rolling requests), context tokens, continuation tokens."""
+"""lm-eval's token request: the two texts (None in rolling requests), context tokens, continuation
+tokens."""
 
 
 class ResidentLM(HFLM):  # type: ignore[misc]
-    """HFLM round a model that is already loaded, which tokenises each pair of texts once.
+    """HFLM with a model that is already loaded; each pair of texts is tokenised only once.
 
-    The softmax is taken in float32 (``softmax_dtype``, an option of HFLM): in bfloat16 the sum of
-    an answer's log-probabilities would come in steps of a half.
+    The softmax is computed in float32 (``softmax_dtype``, an option of HFLM): in bfloat16 the sum
+    of an answer's log-probabilities would be rounded to steps of a half.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class ResidentLM(HFLM):  # type: ignore[misc]
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     def token_pairs(self, instance: Instance) -> list[TokenPair]:
-        """The token requests that lm-eval makes of one of its requests, by lm-eval's own code.
+        """The token requests that lm-eval's own code makes from one of its requests.
 
-        One of a log-likelihood, one for each window of a rolling log-likelihood.
+        A log-likelihood gives one; a rolling log-likelihood gives one for each window.
         """
         listener = _Listener(self)
         getattr(listener, instance.request_type)([instance], disable_tqdm=True)
@@ -76,7 +77,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = True, **options: Any
     ) -> list[Answer]:
-        """As HFLM, without a progress bar: one for every mask would bury the search's own."""
+        """As in HFLM, but without progress bars, which would hide that of the search."""
         answers: list[Answer] = super()._loglikelihood_tokens(
             requests, disable_tqdm=True, **options
         )
@@ -84,7 +85,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]
 
 
 class _Listener(ResidentLM):
-    """Another LM's tokenizer and settings, without its model: notes what the model would be asked.
+    """An LM with another one's tokenizer and settings that notes the requests, and runs no model.
 
     Attributes:
         heard: the token requests so far.
@@ -103,7 +104,7 @@ class _Listener(ResidentLM):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """HFLM warns that a model which is passed in must be used by one process: it is."""
+    """Silence HFLM's warning that only one process may use a model passed in: only one does."""
     logger = logging.getLogger("lm_eval.models.huggingface")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -114,9 +115,9 @@ def _quiet() -> Iterator[None]:
 
 
 class HarnessScorer:
-    """Scores masks as lm-eval does: its prompts, its HFLM, its metrics; nothing of it is cached.
+    """Scores masks with lm-eval's own prompts, HFLM and metrics, and caches nothing of a mask.
 
-    The reference that every faster scorer is held to.
+    It is the reference that every faster scorer must agree with.
     """
 
     def __init__(
@@ -132,13 +133,13 @@ class HarnessScorer:
     ) -> None:
         """
         Args:
-            convertible: the model; only ``converted`` ever changes it.
-            tokenizer: of the model. lm-eval gives it a pad token where it has none.
-            fingerprint: of the original weights.
-            dtype: of the weights.
-            batch_size: rows that HFLM runs at once.
+            convertible: the model; only its method ``converted`` may change it.
+            tokenizer: the model's tokenizer. lm-eval gives it a pad token if it has none.
+            fingerprint: fingerprint of the original weights.
+            dtype: dtype of the weights.
+            batch_size: number of rows that HFLM runs at once.
             library: prepared tasks to share with another scorer.
-            lm: what answers lm-eval's requests, round the same model; None = HFLM.
+            lm: answers lm-eval's requests with the same model; None = HFLM.
         """
         self.convertible = convertible
         self.model = fingerprint
@@ -151,11 +152,11 @@ class HarnessScorer:
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes of the original model."""
+        """Shape of the original model."""
         return self.convertible.shape
 
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
-        """The key under which ``score``'s answer may be shared; never runs the model."""
+        """The key under which the result of ``score`` may be shared; never runs the model."""
         loaded = self.library.task(task, documents)
         identity = Identity(
             self.model,
@@ -182,7 +183,7 @@ class HarnessScorer:
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
     ) -> list[Score | NoScore]:
-        """One after the other.
+        """Score the masks one after the other.
 
         Raises:
             MaskError: a mask does not fit the model.
@@ -190,11 +191,11 @@ class HarnessScorer:
         return score_each(self, masks, task, documents)
 
     def gains_from_many(self) -> bool:
-        """Nothing is shared between masks."""
+        """False: nothing is shared between masks."""
         return False
 
     def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
-        """Nothing is kept."""
+        """0: no states are kept."""
         return 0
 
     def score_in_parts(
@@ -207,16 +208,18 @@ class HarnessScorer:
     ) -> Iterator[Score]:
         """Score the chosen documents ``part`` at a time, each time yielding the score so far.
 
-        The last score is of all documents; whoever asks no further has that of a smaller limit.
+        Each score is equal to that of ``score`` at a smaller limit; the last one is of all
+        documents.
 
         Args:
             kv_heads, task, documents: as in ``score``.
-            part: documents at a time.
-            known: the score of a smaller limit, whose documents are not scored again; it is yielded
-                first. Where it cannot be built upon (see ``known_rows``) all is scored.
+            part: number of documents at a time.
+            known: the score of a smaller limit. It is yielded first, and its documents are not
+                scored again. If that is not possible (see ``known_rows``), all documents are
+                scored.
 
         Raises:
-            MaskError, ScoreError: as ``score``.
+            MaskError, ScoreError: as in ``score``.
         """
         prepared = self.library.task(task, documents).prepare(documents)
         rows: list[Row] = []
@@ -232,9 +235,10 @@ class HarnessScorer:
             yield score_of_rows(prepared, rows, seconds)
 
     def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
-        """What the model with ``kv_heads`` per layer answers: per document, per request.
+        """The answers of the model with ``kv_heads`` per layer: per document, per request.
 
-        ``(log-likelihood, is greedy)``, a log-likelihood (rolling) or a text (generation).
+        An answer is ``(log-likelihood, is greedy)``, a log-likelihood (rolling) or a text
+        (generation).
 
         Raises:
             MaskError: ``kv_heads`` does not fit the model.
@@ -246,9 +250,9 @@ class HarnessScorer:
     def compared(
         self, kv_heads: KVHeads, prepared: PreparedTask
     ) -> tuple[Responses, list[Comparison | None]]:
-        """``responses``, and each document beside the original's.
+        """``responses``, and a comparison with the original's responses for each document.
 
-        None instead of a comparison for a document whose type of task is not compared.
+        The comparison is None for a document whose type of task is not compared.
 
         Raises:
             MaskError: ``kv_heads`` does not fit the model.
@@ -270,7 +274,7 @@ class HarnessScorer:
         return responses, [found.get(document) for document in prepared.documents]
 
     def passages(self, document: PreparedDocument) -> tuple[Passage, ...]:
-        """Where a document's next-token distributions are compared with the original's."""
+        """The passages in which next-token distributions are compared with the original's."""
         if document not in self._passages:
             chosen = document.instances[compared_request(document, gold_choices(document))]
             whole = chosen.request_type != "loglikelihood_rolling"
@@ -281,9 +285,9 @@ class HarnessScorer:
     def _divergences(
         self, kv_heads: KVHeads, documents: Sequence[PreparedDocument]
     ) -> list[tuple[Divergence, ...]]:
-        """Of each document's passages; none of the original itself.
+        """The divergences of each document's passages; empty for the original itself.
 
-        Here: a plain forward pass of both models, text by text.
+        This class runs a plain forward pass of both models, text by text.
         """
         if kv_heads == self.shape.original:
             return [()] * len(documents)
@@ -308,7 +312,7 @@ class HarnessScorer:
         return Divergence(counted.sum().item(), len(counted), answer.sum().item(), len(answer))
 
     def _respond(self, instances: Sequence[Instance]) -> list[Any]:
-        """What the model as it now is answers to lm-eval's requests, in their order."""
+        """The answers of the model, as it is converted now, to lm-eval's requests, in order."""
         by_type: dict[str, list[int]] = {}
         for index, instance in enumerate(instances):
             by_type.setdefault(instance.request_type, []).append(index)

@@ -1,4 +1,4 @@
-"""Finalists healed: a scorer of the model after distillation, and the key of its scores."""
+"""Heals finalists: a scorer of the model after distillation, and the keys of its scores."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ from mqasearch.tasks import TaskLibrary
 logger = logging.getLogger(__name__)
 
 HEALING = "healing"
-"""In place of a task's name, in the key under which is kept how a healing went."""
+"""Stands for a task's name in the key under which the numbers of a healing are stored."""
 
 
 class Healer(Protocol):
@@ -34,28 +34,30 @@ class Healer(Protocol):
 
     @property
     def how(self) -> str:
-        """What decides healed weights besides the mask, canonical."""
+        """All that healed weights depend on besides the mask, in canonical form."""
         ...
 
     def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
-        """A scorer of the healed model, and how the healing went, in numbers; may take hours.
+        """A scorer of the healed model, and numbers that say how the healing went.
+
+        This may take hours.
 
         Raises:
-            UserError: too little memory.
+            UserError: there is too little memory.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ModelHealer:
-    """Distils a mask of a loaded model from the original, once on this machine.
+    """Distils a converted model from the original; each mask is healed once on this machine.
 
     Attributes:
-        loaded: the original; the scorers of healed models share it.
-        merge: of the masks.
-        statistics: its calibration, if it reads any.
+        loaded: the original model; the scorers of healed models share it.
+        merge: the merge that converts layers.
+        statistics: the merge's calibration; None if it reads none.
         sequences: token ids of calibration texts.
-        recipe: of every healing.
+        recipe: the recipe of every healing.
         library: prepared tasks to share with other scorers.
     """
 
@@ -67,15 +69,15 @@ class ModelHealer:
     library: TaskLibrary
 
     def __post_init__(self) -> None:
-        text_for(self.loaded.model, self.sequences, self.recipe)  # too little is said at once
+        text_for(self.loaded.model, self.sequences, self.recipe)  # raises if there is too little
 
     @property
     def how(self) -> str:
-        """Recipe and text."""
+        """The recipe and the text in canonical form."""
         return how_healed(self.sequences, self.recipe)
 
     def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
-        """Heal, or take the result or the state of an interrupted healing from the cache."""
+        """Heal the mask; the result, or an interrupted healing's state, may be in the cache."""
         loaded, model = self.loaded, self.loaded.model
         logger.info(
             "healing %d layers on %s tokens of calibration text, at most %d steps",
@@ -84,7 +86,7 @@ class ModelHealer:
             self.recipe.n_steps,
         )
         if loaded.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the search held is not in the way
+            torch.cuda.empty_cache()  # free the memory that the search used
         family = family_of(model.config.model_type)
         plain = ConvertibleModel(model, family, self.merge, self.statistics)
         found = heal(
@@ -121,7 +123,7 @@ def _tell(step: Step) -> None:
 
 
 NUMBERS = ("steps", "best_step", "n_tokens", "n_text_tokens", "before", "after")
-"""Of ``Facts``: what is kept of how a healing went. Beside them, as indexes: ending and device."""
+"""Fields of ``Facts`` that are stored of a healing; ending and device are stored as indexes."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ class FakeHealer:
 
     @property
     def how(self) -> str:
-        """The recipe."""
+        """The recipe in canonical form."""
         return how_healed([], self.recipe)
 
     def healed(self, kv_heads: KVHeads) -> tuple[Scorer, dict[str, float]]:
-        """As slow as one score."""
+        """A scorer with half the loss, and made-up numbers of the healing."""
         scorer = self.scorer.healed()
         loss = self.scorer.loss(kv_heads)
         steps = float(self.recipe.n_steps)
@@ -147,15 +149,15 @@ class FakeHealer:
 
 @cache
 def healing_code() -> str:
-    """SHA-256 (hex) of the code that heals, as it was when this process asked first."""
+    """SHA-256 (hex) of the code that heals, as it was at the first call in this process."""
     return code_digest(HEALING_CODE, ())
 
 
 def healed_key(key: ScoreKey, how: str) -> ScoreKey:
-    """The key of a mask's score after healing, from that before."""
+    """The key of a mask's score after healing, made from the key before healing."""
     return replace(key, merge=f"{key.merge} {how}", code=with_healing(key.code))
 
 
 def with_healing(code: str) -> str:
-    """The digest of all code of a study that heals, from that of the code that scores."""
+    """Digest of the code that scores and heals, from ``code``, that of the code that scores."""
     return hashlib.sha256(f"{code} {healing_code()}".encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""All that a score depends on, in one place: weights, tokenizer, merge, task, documents and code.
+"""All that a score depends on: weights, tokenizer, merge, task, documents and code.
 
-What a machine adds is left out on purpose: its processor, the build of torch, the number of rows
-that it runs at once. They round differently, by less than a document's noise, and workers of
-different machines share their scores.
+What depends on the machine is left out on purpose: its processor, the build of torch, and the
+number of rows that it runs at once. These change the rounding by less than a document's noise, and
+workers on different machines share their scores.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mqasearch.score import Documents, ScoreKey, TaskSpec
 from mqasearch.source_code import code_digest
 
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "torch")
-"""Other people's code that a score depends on."""
+"""Packages of others that a score depends on."""
 
 COMPUTING = (
     "conversion",
@@ -32,23 +32,24 @@ COMPUTING = (
     "tasks",
     "mask.py",
 )
-"""Our own: what loads a model, merges its layers, puts documents to it and reads its answers."""
+"""Our own code that a score depends on: it loads a model, merges its layers, runs it on documents
+and reads its answers."""
 
 HEALING_CODE = ("healing", "heal_recipe.py", "scoring/healers.py")
-"""What a healed score depends on besides; no other score does."""
+"""Our code that only the score of a healed mask depends on."""
 
 _LM_EVAL = version("lm_eval")
 
 
 @cache
 def scoring_code() -> str:
-    """SHA-256 (hex) of the code that computes scores, as it was when this process asked first."""
+    """SHA-256 (hex) of the code that computes scores, as it was at this process's first call."""
     return code_digest(COMPUTING, PACKAGES, HEALING_CODE)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What all scores of one scorer have in common; the names are those of ``ScoreKey``."""
+    """What all scores of one scorer have in common; fields are named as in ``ScoreKey``."""
 
     model: str
     tokenizer: str
@@ -68,11 +69,11 @@ class Identity:
         """The key of one score.
 
         Args:
-            kv_heads: per layer, layer 0 first.
-            task: with its examples in the prompt.
-            documents: whose seed orders documents and draws examples.
-            task_version: lm-eval's.
-            digest: of the chosen documents, in order.
+            kv_heads: KV heads per layer, layer 0 first.
+            task: the task, with its number of examples in the prompt.
+            documents: which documents; their seed orders documents and draws examples.
+            task_version: lm-eval's version of the task.
+            digest: digest of the chosen documents, in order.
         """
         return ScoreKey(
             model=self.model,
@@ -92,12 +93,12 @@ class Identity:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 (hex) of what a tokenizer does to a text, wherever it was loaded from.
+    """SHA-256 (hex) of what a tokenizer does to a text; it does not depend on its source.
 
-    Padding and truncation are left out: they are set anew at every call. So is the pad token, which
-    lm-eval adds where there is none, and the chat template, which is not used.
+    Padding and truncation are left out, because they are set at every call. The pad token is left
+    out, because lm-eval adds one if there is none; the chat template, because it is not used.
     """
-    # lm-eval starts a text with the first of these and ends a generated one at the second.
+    # lm-eval begins a text with the first of these, and a generated text ends at the second.
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
     tidies = getattr(tokenizer, "clean_up_tokenization_spaces", None)
     parts = {"special": special, "tidies": tidies, "rules": _rules(tokenizer)}
@@ -106,7 +107,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Vocabulary, merges, normaliser and the rest, as plain data."""
+    """Vocabulary, merges, normaliser and the other parts, as plain data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         written: dict[str, Any] = json.loads(backend.to_str())

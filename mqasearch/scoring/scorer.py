@@ -1,4 +1,4 @@
-"""What a search needs of whatever scores a mask."""
+"""The interface of scorers, as a search needs it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -17,7 +17,7 @@ class Scorer(Protocol):
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes of the original model."""
+        """Shape of the original model."""
         ...
 
     @property
@@ -27,11 +27,11 @@ class Scorer(Protocol):
 
     @property
     def tokenizer(self) -> str:
-        """Digest of the tokenizer; empty where there is none."""
+        """Digest of the tokenizer; empty if there is none."""
         ...
 
     def key(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> ScoreKey:
-        """The key under which ``score``'s answer may be shared; never runs the model."""
+        """The key under which the result of ``score`` may be shared; never runs the model."""
         ...
 
     def score(self, kv_heads: KVHeads, task: TaskSpec, documents: Documents) -> Score:
@@ -46,7 +46,7 @@ class Scorer(Protocol):
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
     ) -> list[Score | NoScore]:
-        """``score`` of each of several masks, in their order; NoScore if a mask has none.
+        """The result of ``score`` for each mask, in their order; NoScore if a mask has no score.
 
         Raises:
             MaskError: a mask does not fit the model.
@@ -58,8 +58,10 @@ class Scorer(Protocol):
         ...
 
     def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
-        """How much of a mask's score need not be computed, going by what was scored before:
-        tokens times the layers they need not be run through."""
+        """How much of the work of scoring a mask is saved by states kept from earlier scores.
+
+        It is counted in tokens times the layers that they need not be run through.
+        """
         ...
 
     def score_in_parts(
@@ -74,11 +76,12 @@ class Scorer(Protocol):
 
         Args:
             kv_heads, task, documents: as in ``score``.
-            part: documents at a time.
-            known: the score of a smaller limit, yielded first and built upon where that can be.
+            part: number of documents at a time.
+            known: the score of a smaller limit. If the scorer can go on from it, it is yielded
+                first, and its documents are not scored again.
 
         Raises:
-            MaskError, ScoreError: as ``score``.
+            MaskError, ScoreError: as in ``score``.
         """
         ...
 

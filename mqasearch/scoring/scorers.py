@@ -1,4 +1,4 @@
-"""From a spec to a scorer: the model loaded once, calibrated once, every layer merged once."""
+"""Makes a scorer from a spec: the model is loaded and calibrated once, each layer merged once."""
 
 import logging
 import re
@@ -41,13 +41,13 @@ class Scoring:
     """A scorer and what its scores depend on.
 
     Attributes:
-        scorer: lives as long as the worker.
-        fingerprint: of the original weights.
-        dtype: torch's name without the prefix.
-        merge: name and parameters, canonical.
-        calibration: digest of the statistics; empty where the merge needs none.
-        device: that it computes on.
-        healer: of finalists, if the study asks for one.
+        scorer: the scorer, which lives as long as the worker.
+        fingerprint: fingerprint of the original weights.
+        dtype: torch's name of the dtype without the prefix.
+        merge: the merge's name and parameters in canonical form.
+        calibration: digest of the calibration statistics; empty if the merge needs none.
+        device: the device that the scorer computes on.
+        healer: heals finalists; None if the study does not heal.
     """
 
     scorer: Scorer
@@ -60,13 +60,13 @@ class Scoring:
 
 
 def check_model_name(name: str) -> None:
-    """Check a model's name as far as that goes without loading it.
+    """Check a model's name as far as possible without loading the model.
 
     ``fake``, ``fake:LAYERS`` or ``fake:LAYERS:SECONDS`` is a scorer without a model, for trying a
     database, a cluster or a selector.
 
     Raises:
-        ModelError: no such model.
+        ModelError: there is no such model.
     """
     if name.startswith("fake:") and not _FAKE.fullmatch(name):
         raise ModelError(f"model {name!r}: write fake:LAYERS or fake:LAYERS:SECONDS, as in fake:12")
@@ -75,10 +75,10 @@ def check_model_name(name: str) -> None:
 
 
 def model_shape(spec: StudySpec) -> ModelShape:
-    """Sizes of the spec's model, from its config alone.
+    """Shape of the spec's model, read from its config alone.
 
     Raises:
-        ModelError: no such model, or a model type that cannot be converted.
+        ModelError: there is no such model, or its type cannot be converted.
     """
     if (fake := _fake(spec.model.name)) is not None:
         return fake.shape
@@ -96,8 +96,8 @@ def model_shape(spec: StudySpec) -> ModelShape:
 def search_split(spec: StudySpec) -> Split:
     """Which documents the search of a study scores.
 
-    ``documents.search: full`` means every document, and all but the calibration split where the
-    merge reads that: a refit has seen the right answers of its documents.
+    ``documents.search: full`` means every document. If the merge reads the calibration split, that
+    split is left out, because a refit has seen the right answers of its documents.
     """
     if spec.documents.search != "full":
         return "search"
@@ -106,11 +106,11 @@ def search_split(spec: StudySpec) -> Split:
 
 
 def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
-    """Load the model, calibrate it where the merge reads that, and make its scorer.
+    """Load the model, calibrate it if the merge reads a calibration, and make its scorer.
 
     Raises:
-        ModelError: no such model or device, or a model that cannot be converted.
-        UserError: too little calibration text.
+        ModelError: there is no such model or device, or the model cannot be converted.
+        UserError: there is too little calibration text.
         AssetError: offline data cannot be fetched.
     """
     if (fake := _fake(spec.model.name)) is not None:
@@ -161,12 +161,12 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Which texts a model is calibrated on; the same words give the same tokens.
+    """Which texts a model is calibrated on; equal values give equal tokens.
 
     Attributes:
-        tasks: benchmarks, with their examples in the prompt.
-        n_tokens: at most.
-        seed: of the order of the documents.
+        tasks: the benchmarks, with their numbers of examples in the prompt.
+        n_tokens: the most tokens.
+        seed: the seed of the documents' order.
     """
 
     tasks: Sequence[TaskSpec]
@@ -175,7 +175,7 @@ class CalibrationText:
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Self:
-        """As a mask JSON describes it: ``{tasks: [{name, num_fewshot}], n_tokens, seed}``."""
+        """From a mask JSON's description: ``{tasks: [{name, num_fewshot}], n_tokens, seed}``."""
         tasks = tuple(
             TaskSpec(task["name"], num_fewshot=task["num_fewshot"]) for task in described["tasks"]
         )
@@ -183,7 +183,7 @@ class CalibrationText:
 
 
 def calibration_text(spec: StudySpec, n_tokens: int) -> CalibrationText:
-    """Texts of a study's tasks."""
+    """The calibration text of a study's tasks, with at most ``n_tokens`` tokens."""
     tasks = tuple(TaskSpec(task.name, num_fewshot=task.num_fewshot) for task in spec.tasks)
     return CalibrationText(tasks, n_tokens, spec.documents.seed)
 
@@ -192,7 +192,7 @@ def mask_text(loaded: LoadedModel, text: CalibrationText) -> list[list[int]]:
     """Token ids of each document.
 
     Raises:
-        UserError, AssetError: no such task, or its data cannot be fetched.
+        UserError, AssetError: there is no such task, or its data cannot be fetched.
     """
     return calibration_tokens(
         loaded.tokenizer, text.tasks, text.n_tokens, seed=text.seed, library=TaskLibrary()
@@ -208,16 +208,17 @@ def calibrate_for_mask(
     """The calibration that a mask JSON names, computed again or taken from the cache.
 
     Args:
-        loaded: the mask's model, nothing converted.
-        document: as ``read_mask`` returns it.
-        again: as ``calibrate``.
+        loaded: the mask's model, unconverted.
+        document: the mask's JSON, as ``read_mask`` returns it.
+        again: as in ``calibrate``.
 
     Returns:
-        None where the mask's merge reads no calibration.
+        The statistics; None if the mask's merge reads no calibration, or if the mask describes none
+        and the merge does not need one.
 
     Raises:
         MaskError: the merge needs a calibration that the mask does not describe.
-        ModelError, UserError, AssetError: as ``open_scoring``.
+        ModelError, UserError, AssetError: as in ``open_scoring``.
     """
     merge = merge_of(**document["merge"])
     described = document.get("calibration") or {}
@@ -271,7 +272,7 @@ def _calibrated(
 
 
 class _Told:
-    """Log lines, one in a while, of how far a calibration or a fit is; each begins at 0."""
+    """Logs from time to time how far a calibration or a fit is; each pass begins at 0."""
 
     _SECONDS = 20.0
 
@@ -298,7 +299,7 @@ def _fitted_in_turn(
     kv_heads: Sequence[int],
     again: Mapping[str, Place] | None,
 ) -> Statistics:
-    """The calibration whose fitted layers are those of the sequential refit, for one mask only."""
+    """The calibration with the layers that the sequential refit fits, for one mask only."""
     model, family = loaded.model, family_of(loaded.model.config.model_type)
     without: Merge = replace(merge, refit=False, tune=False)
     statistics = _calibrated(loaded, without, sequences, (), again)
@@ -312,7 +313,7 @@ def _fitted_in_turn(
     layers = list(statistics.layers)
     for layer, weights in refit_sequential(model, family, merged, sequences).items():
         layers[layer] = replace(layers[layer], fitted={kv_heads[layer]: weights.tensors()})
-    here = Place(model.device.type, torch.get_num_threads())  # never from the cache
+    here = Place(model.device.type, torch.get_num_threads())  # these are never in the cache
     places = {**statistics.places, "fitted in turn": here}
     return Statistics(tuple(layers), statistics.digest, places)
 

@@ -1,9 +1,9 @@
-"""Scores as lm-eval gives them, from a fraction of the work.
+"""The same scores as lm-eval's, with a fraction of the work.
 
-What one score computes, the next one need not: answers share the tokens of their question, masks
-share the layers before the first one on which they differ. See ``trees`` for the first, ``states``
-and ``resuming`` for the second. Requests, tokens, truncation, rolling windows and metrics are
-lm-eval's own code; generation is HFLM's, untouched.
+Work is shared in two ways. Answers share the tokens of their question (see ``trees``). Masks share
+the layers before the first one in which they differ (see ``states`` and ``resuming``). Requests,
+tokens, truncation, rolling windows and metrics are lm-eval's own code; generation is HFLM's,
+unchanged.
 """
 
 import logging
@@ -58,14 +58,14 @@ _log = logging.getLogger(__name__)
 
 
 class SharedPrefixLM(ResidentLM):
-    """HFLM whose log-likelihoods come from plans, trees and kept states.
+    """HFLM whose log-likelihoods are computed with plans, trees and kept states.
 
     Attributes:
-        size: of a batch, in tokens; smaller while memory is short.
+        size: size of a batch, in tokens; smaller while memory is short.
         used_plans: plans that answered the requests of one mask (an ordered set).
-        passages: requests to be compared with the original's while they are answered, each with
-            True if the context's tokens count too.
-        divergences: what came of it, for the model that answered last.
+        passages: token pairs that are compared with the original's while they are answered → True
+            if the context's tokens count too.
+        divergences: the results of these comparisons, for the model that answered last.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SharedPrefixLM(ResidentLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """HFLM's, with all windows of all texts handed over at once: batches are made here."""
+        """As in HFLM, but all windows of all texts come at once, as batches are made here."""
         batch_size = int(self.batch_size)
         self.batch_size_per_gpu = 2**31
         try:
@@ -163,7 +163,7 @@ class SharedPrefixLM(ResidentLM):
 
     @contextmanager
     def running_ahead(self, masks: Sequence[KVHeads]) -> Iterator[None]:
-        """Answer ``used_plans`` for many masks; calls within the block find the answers.
+        """Answer ``used_plans`` for many masks; calls within the block use these answers.
 
         Args:
             masks: distinct, in lexicographic order.
@@ -183,7 +183,7 @@ class SharedPrefixLM(ResidentLM):
             self._known.clear()
 
     def state_bytes_of_a_mask(self) -> int:
-        """Of the states at all boundaries, for whatever was asked last."""
+        """Bytes of one mask's states at all boundaries, for the requests of the last mask."""
         n_boundaries = self.resumable.n_layers - 1
         return n_boundaries * sum(map(self.runner.boundary_bytes, self.used_plans))
 
@@ -218,7 +218,7 @@ class SharedPrefixLM(ResidentLM):
         )
 
     def _within_memory(self, run: Callable[[], _T]) -> _T:
-        """Run; whenever memory runs out, with everything kept let go and batches half as large."""
+        """Call ``run``; if memory runs out, free all that is kept, halve batches and try again."""
         while True:
             try:
                 return run()
@@ -234,14 +234,14 @@ class SharedPrefixLM(ResidentLM):
             _log.warning("out of memory: batches of %d tokens from now on", self.size.tokens)
 
     def _forget_plans(self) -> None:
-        """And what is kept for them: they are laid out for another size of batch."""
+        """Drop the plans, which are for another batch size, and all that is kept for them."""
         self._plans.clear()
         self.store.clear()
         self.references.clear()
 
 
 class SharedPrefixScorer(HarnessScorer):
-    """Scores masks with lm-eval's answers, several times cheaper than ``HarnessScorer``."""
+    """Gives the same scores as ``HarnessScorer``, with several times less work."""
 
     def __init__(
         self,
@@ -261,15 +261,15 @@ class SharedPrefixScorer(HarnessScorer):
         """
         Args:
             convertible, tokenizer, fingerprint, dtype, library: as in ``HarnessScorer``.
-            batch_size: rows at once where HFLM generates text.
-            batch_tokens: tokens at once elsewhere; None = by device and free memory.
-            row_tokens: length that rows of short texts are filled to.
-            state_bytes: for hidden states kept between masks; 0 = none, None = a sixth of what
-                is free where they are kept, for the boundaries of three masks at most.
-            state_device: where they are kept; None = on the model's device. The host's memory is
-                larger and slower than a GPU's.
-            reference_bytes: for what the original says at the places where masks are compared with
-                it; 0 = it is run again each time, None = a share of what is free.
+            batch_size: number of rows at once when HFLM generates text.
+            batch_tokens: number of tokens at once otherwise; None = by device and free memory.
+            row_tokens: length in tokens to which rows are filled with short texts.
+            state_bytes: memory for hidden states kept between masks; 0 = none, None = a sixth of
+                the free memory of their device, at most for the boundaries of three masks.
+            state_device: the device that keeps the states; None = the model's device. The host's
+                memory is larger and slower than a GPU's.
+            reference_bytes: memory for the original's outputs at the places where masks are
+                compared with it; 0 = it is run again each time, None = a share of the free memory.
         """
         lm = SharedPrefixLM(
             convertible,
@@ -287,14 +287,15 @@ class SharedPrefixScorer(HarnessScorer):
     def score_many(
         self, masks: Sequence[KVHeads], task: TaskSpec, documents: Documents
     ) -> list[Score | NoScore]:
-        """Score many masks, each beginning that some of them share only once.
+        """Score many masks; the first layers that some of them share are run only once.
 
         Args:
-            masks: KV heads per layer, in any order.
+            masks: KV heads per layer of each mask, in any order.
+            task, documents: as in ``score``.
 
         Returns:
-            One score for each mask, in their order, or NoScore if ``score`` would raise ScoreError;
-            of the seconds each has an equal part.
+            One score for each mask, in their order, or NoScore if ``score`` would raise ScoreError.
+            The seconds are divided equally.
 
         Raises:
             MaskError: a mask does not fit the model.
@@ -312,7 +313,7 @@ class SharedPrefixScorer(HarnessScorer):
         return [scores[kv_heads] for kv_heads in masks]
 
     def responses(self, kv_heads: KVHeads, prepared: PreparedTask) -> list[list[Any]]:
-        """As ``HarnessScorer.responses``; the passages are compared on the way."""
+        """As in ``HarnessScorer``; the passages are compared in the same forward passes."""
         self.lm.used_plans.clear()
         self.lm.divergences.clear()
         self.lm.passages = {
@@ -326,7 +327,7 @@ class SharedPrefixScorer(HarnessScorer):
     def _divergences(
         self, kv_heads: KVHeads, documents: Sequence[PreparedDocument]
     ) -> list[tuple[Divergence, ...]]:
-        """What ``responses`` found on the way."""
+        """The divergences that ``responses`` has computed."""
         if kv_heads == self.shape.original:
             return [()] * len(documents)
         return [
@@ -335,12 +336,14 @@ class SharedPrefixScorer(HarnessScorer):
         ]
 
     def gains_from_many(self) -> bool:
-        """Whether the budget is too small for the states of all layers of one mask, so that masks
-        which come one after the other share less than they could."""
+        """Whether the memory is too small for the states of all layers of one mask.
+
+        Then masks that are scored one after the other share less than they could.
+        """
         return self.lm.resumes and self.lm.state_bytes_of_a_mask() > self.lm.store.budget
 
     def saved_layer_tokens(self, kv_heads: KVHeads) -> int:
-        """Of the layers at whose end something is kept."""
+        """Tokens times the layers that they need not be run through, by the kept states."""
         return self.lm.saved_layer_tokens(kv_heads)
 
 
@@ -361,6 +364,6 @@ def _name(model: Any) -> str:
 
 
 def _window(config: Any) -> int | None:
-    """Tokens that a layer looks back at most, if any layer does not see all."""
+    """The smallest number of tokens that a layer looks back; None if every layer sees all."""
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((int(size) for size in sizes if size), default=None)

@@ -1,4 +1,4 @@
-"""The study file: what it may say, its text, its faults in words."""
+"""The study file: its keys and values, its text, and its faults in words."""
 
 from mqasearch.spec.differing import changes
 from mqasearch.spec.rendered import study_text

@@ -1,4 +1,4 @@
-"""How much a study file says is to be converted."""
+"""The budget of a study file: how many layers are converted."""
 
 from typing import Annotated, Self
 
@@ -8,7 +8,7 @@ from mqasearch.budget import Budget
 
 
 class BudgetEntry(BaseModel):
-    """Layers to convert, or the largest share of the KV cache that may be left."""
+    """The number of layers to convert, or the largest share of the KV cache that may be left."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     n_layers: int | None = Field(default=None, ge=1)
@@ -26,7 +26,7 @@ class BudgetEntry(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short enough for a study name."""
+        """A name of the budget that is short enough for a study name."""
         if self.n_layers is not None:
             return f"n{self.n_layers}"
         assert self.kv_bytes_fraction is not None
@@ -38,11 +38,11 @@ def _budget_door(value: object) -> object:
 
 
 AUTO_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
-"""Of the layers, that ``budget: auto`` converts."""
+"""The shares of the layers that ``budget: auto`` converts."""
 
 
 def budgets_door(value: object) -> object:
-    """``auto`` is an empty list inside: the sizes follow from the model."""
+    """The budgets as a list; empty for ``auto``, because its sizes follow from the model."""
     if value == "auto":
         return []
     if value == []:
@@ -57,6 +57,6 @@ OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door, BudgetGiven)]
 
 
 def auto_budgets(n_layers: int) -> list[BudgetEntry]:
-    """The sizes that ``budget: auto`` means for a model of so many layers."""
+    """The sizes that ``budget: auto`` means for a model of ``n_layers`` layers."""
     sizes = dict.fromkeys(max(1, round(share * n_layers)) for share in AUTO_SHARES)
     return [BudgetEntry(n_layers=n) for n in sizes]

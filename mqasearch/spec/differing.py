@@ -7,9 +7,9 @@ from mqasearch.spec.study_spec import StudySpec
 
 
 def changes(before: StudySpec, after: StudySpec) -> list[str]:
-    """Each leaf that differs, as ``key: before → after``.
+    """Each value that differs, as ``key: before → after``.
 
-    Of what decides scores and selectors: a tolerance may change at any time.
+    The tolerance is not compared: no score and no selector depends on it, so it may always change.
     """
     old, new = (spec.model_dump(mode="json", exclude={"tolerance"}) for spec in (before, after))
     return _leaves(old, new, "")
@@ -29,7 +29,7 @@ def _leaves(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> l
 
 
 def _shown(value: object) -> str:
-    """As a study file has it."""
+    """The value as a study file writes it."""
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, Mapping):

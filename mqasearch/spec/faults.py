@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 UnknownKey = Callable[[tuple[int | str, ...]], str]
-"""From the path of a key that is not known to what to say of it."""
+"""Takes the path of an unknown key and returns what to say about it."""
 
 
 def faults_of(error: ValidationError, unknown_key: UnknownKey) -> list[str]:
@@ -15,7 +15,11 @@ def faults_of(error: ValidationError, unknown_key: UnknownKey) -> list[str]:
 
 
 def _rows(error: ValidationError) -> list[ErrorDetails]:
-    """Of a key that takes a number or a word: only what is wrong with the one that was given."""
+    """Pydantic's errors.
+
+    If a key takes a number or a word, pydantic reports an error for each of the two. Only the error
+    for the type that was given is kept.
+    """
     rows = []
     for row in error.errors():
         *path, last = row["loc"] or ("",)

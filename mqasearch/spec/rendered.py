@@ -21,11 +21,11 @@ _WORDS: Mapping[str, str] = {
 
 
 def study_text(spec: StudySpec, heading: str) -> str:
-    """A study file that says everything, defaults too, and reads back as ``spec``.
+    """The text of a study file that gives every value, also defaults, and is read as ``spec``.
 
     Args:
         spec: the study.
-        heading: what the file is, one line.
+        heading: what the file is, in one line.
     """
     full = spec.model_dump(mode="json")
     shown = _lean(full, spec.model_dump(mode="json", exclude_defaults=True))
@@ -45,11 +45,11 @@ def study_text(spec: StudySpec, heading: str) -> str:
 
 
 def _lean(full: Any, chosen: Any) -> Any:
-    """Without the keys that are empty by default, which say nothing.
+    """The data without keys that are at an empty default, because these say nothing.
 
     Args:
         full: plain data.
-        chosen: the same without what is at its default.
+        chosen: the same data without the keys that are at their default.
     """
     if isinstance(full, list) and isinstance(chosen, list):
         return [_lean(one, its) for one, its in zip(full, chosen, strict=True)]
@@ -64,7 +64,7 @@ def _lean(full: Any, chosen: Any) -> Any:
 
 
 def _short(value: Any) -> Any:
-    """As people write it: a name alone, a number of layers alone."""
+    """The value as people write it: a name or a number of layers without its key."""
     if isinstance(value, list):
         return [_short(one) for one in value]
     if isinstance(value, Mapping) and value.keys() in ({"name"}, {"n_layers"}):

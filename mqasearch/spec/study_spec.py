@@ -1,8 +1,8 @@
 """The study file: what to search, on what, with which selectors.
 
-Strict inside, friendly at the door: a bare string is accepted for a model, a merge, a task and a
-selector, a bare number for the budget; an unknown key or name is answered with the nearest known
-one; all faults are reported at once.
+A bare string is accepted for a model, a merge, a task and a selector, and a bare number for the
+budget. Everything else is strict. If a key or a name is unknown, the error gives the nearest known
+one. All faults are reported at once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,13 +30,13 @@ from mqasearch.spec.faults import faults_of
 from mqasearch.tolerance import ToleranceEntry, as_list
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""NumPy's and Optuna's generators take no other."""
+"""NumPy's and Optuna's generators take no other seeds."""
 
 
-def _named(kind: Any, key: str = "name") -> BeforeValidator:
-    """Accept a bare string where a mapping with ``name`` is meant."""
+def _named(kind: Any) -> BeforeValidator:
+    """Accept a bare string for a mapping whose only key is ``name``."""
     return BeforeValidator(
-        lambda value: {key: value} if isinstance(value, str) else value,
+        lambda value: {"name": value} if isinstance(value, str) else value,
         json_schema_input_type=str | kind,
     )
 
@@ -55,7 +55,7 @@ class ModelEntry(_Strict):
 
 
 class _NamedParameters(BaseModel):
-    """A name and whatever else is given, as its parameters."""
+    """A name; all other keys are its parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -70,7 +70,7 @@ class MergeEntry(_NamedParameters):
 
 
 DEFAULT_MERGE = MergeEntry.model_validate({"name": "aligned", "tune": True})
-"""The one that loses least (benchmarks/merges.md)."""
+"""The merge that loses least (benchmarks/merges.md)."""
 
 
 class SelectorEntry(_NamedParameters):
@@ -90,10 +90,11 @@ class TaskEntry(_Strict):
 
 
 class DocumentsEntry(_Strict):
-    """How many documents of each split; None = all of it.
+    """How many documents of each split are used; None = all of them.
 
-    ``search: full`` scores every document unsplit, so that nothing is left to confirm on; but those
-    of the calibration split where the merge reads that: it was fitted to their right answers.
+    ``search: full`` scores every document, unsplit, so that none is left to confirm on. If the
+    merge reads the calibration split, that split is left out, because the merge was fitted to its
+    right answers.
 
     ``confirmation: 0`` confirms nothing.
     """
@@ -119,8 +120,8 @@ class DocumentsEntry(_Strict):
 class HealEntry(_Strict):
     """The best mask of each selector is healed, and confirmed once more.
 
-    ``steps`` of distillation from the original, at most; ``tokens`` of different calibration text,
-    None = as many as the steps see.
+    ``steps`` is the largest number of steps of distillation from the original. ``tokens`` is the
+    number of different tokens of calibration text; None = as many as the steps see.
     """
 
     steps: Annotated[int, Field(ge=1, lt=10**7)] | Literal["auto"] = "auto"
@@ -128,21 +129,21 @@ class HealEntry(_Strict):
 
 
 def _heal_door(value: object) -> object:
-    if isinstance(value, bool):  # yes and no, as YAML has them
+    if isinstance(value, bool):  # YAML's yes and no
         return {} if value else None
     return {"steps": value} if isinstance(value, str | int) else value
 
 
 _PRUNERS = {"paired_mean": "paired_mean", "wilcoxon": "paired_mean"}
-"""What a study file may say → the pruner that it means."""
+"""A pruner's name in a study file → the pruner that it means."""
 
 
 class PrunerEntry(_Strict):
-    """Gives up a mask whose mean is clearly worse than that of the best one of its size.
+    """Gives up a mask whose mean is clearly worse than that of the best mask of its size.
 
-    Names are those of Optuna's ``WilcoxonPruner``; a step is a document. ``p_threshold`` is the
-    level of a whole race. The name ``wilcoxon``, which study files had before the test was one of
-    the mean, is read as ``paired_mean``.
+    The parameters are named as those of Optuna's ``WilcoxonPruner``; a step is a document.
+    ``p_threshold`` is the level of a whole race. The name ``wilcoxon`` is read as ``paired_mean``,
+    because study files had it before the test became one of the mean.
     """
 
     name: str
@@ -234,7 +235,7 @@ class StudySpec(_Strict):
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
-        """The tasks, with ``documents.search`` filled in where a task has no limit of its own."""
+        """The tasks; ``documents.search`` is the limit of a task that has none of its own."""
         search = self.documents.search
         default = None if search == "full" else search
         return tuple(
@@ -243,7 +244,7 @@ class StudySpec(_Strict):
         )
 
     def with_sizes(self, shape: ModelShape) -> "StudySpec":
-        """With what ``budget: auto`` means for a model of this shape; any other budget as it is."""
+        """The spec with the sizes of ``budget: auto`` for this shape; other budgets stay."""
         if self.budget:
             return self
         return self.model_copy(update={"budget": auto_budgets(shape.n_layers)})
@@ -251,7 +252,7 @@ class StudySpec(_Strict):
     def comparisons(self) -> dict[str, "StudySpec"]:
         """One comparison per budget: its name → the spec with that budget alone.
 
-        Of a spec ``with_sizes``: ``budget: auto`` has none yet.
+        The spec must come from ``with_sizes``: before that, ``budget: auto`` has no budgets.
         """
         assert self.budget, "budget: auto takes its sizes from the model"
         if len(self.budget) == 1:
@@ -265,17 +266,17 @@ class StudySpec(_Strict):
 
 
 def parse_spec(data: object, where: str) -> StudySpec:
-    """Validate what a study file holds, apart from the names in it.
+    """Validate the content of a study file, but not the names in it.
 
-    ``mqasearch.creation.load_study`` checks these too: of the model, tasks, metrics, selectors and
-    merges that there are.
+    ``mqasearch.creation.load_study`` also checks that the model, tasks, metrics, selectors and
+    merge of these names exist.
 
     Args:
-        data: the file's content, as YAML or JSON give it.
-        where: what error messages call it.
+        data: the file's content, as read from YAML or JSON.
+        where: what error messages call the file.
 
     Raises:
-        SpecError: every fault, one line each.
+        SpecError: the file has faults; the error has one line for each.
     """
     if not isinstance(data, Mapping):
         raise SpecError(where, ["expected keys such as name, model, budget, tasks and selectors"])

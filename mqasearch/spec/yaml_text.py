@@ -1,4 +1,4 @@
-"""A study file's text, read with suspicion."""
+"""Reads the text of a study file, which may be anything."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,7 @@ MAX_SPEC_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: the last one would win without a word."""
+    """Refuses a key that is given twice: otherwise the last value would win without a warning."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
@@ -29,10 +29,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> object:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        SpecError: unreadable, or not YAML.
+        SpecError: the file cannot be read, or is not YAML.
     """
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> object:
         raise SpecError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
     except yaml.YAMLError as error:
         raise SpecError(str(path), [_yaml_fault(error)]) from None
-    except (ValueError, RecursionError) as error:  # a date that is none, endless digits or brackets
+    except (ValueError, RecursionError) as error:  # an impossible date, endless digits or brackets
         said = "nested too deeply" if isinstance(error, RecursionError) else error
         raise SpecError(str(path), [f"not YAML: {said}"]) from None
 

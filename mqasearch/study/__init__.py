@@ -1,4 +1,4 @@
-"""Studies as their owner sees them: what is left to do, best masks, comparison, verdict, status."""
+"""Studies: work that is left, best masks, comparison, verdict and status."""
 
 from mqasearch.study.comparison_rows import (
     ComparisonRow,

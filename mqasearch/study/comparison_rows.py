@@ -1,4 +1,4 @@
-"""Selectors side by side at the budget, read from the database alone."""
+"""Compares selectors at the budget; all values are read from the database."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from mqasearch.study.held_out_values import HeldOut, held_out, metric_of, parts_
 from mqasearch.study.ranking import best
 
 HEADLINES = ("acc_norm", "acc")
-"""The accuracy that a table shows, the first that a task has."""
+"""A table shows the first of these metrics that a task has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class FinishedTrial:
 
     @property
     def n_converted(self) -> int:
-        """Layers that its mask converts."""
+        """The number of layers that its mask converts."""
         return self.facts.n_converted
 
     @property
@@ -44,37 +44,38 @@ class FinishedTrial:
 
     @property
     def given_up(self) -> int | None:
-        """Documents after which the mask was given up; None where all were scored."""
+        """Number of documents after which the mask was given up; None if all were scored."""
         return self.facts.given_up
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One selector.
+    """One row of a comparison: a selector, or a mask that was enqueued by name.
 
     Attributes:
-        comparison: that it is part of.
-        budget: layers that a mask at the budget converts; of an enqueued mask its own.
-        selector: its name, or that of an enqueued mask.
-        mask: the best mask at the budget; None before the first.
-        layers: its converted layers.
-        value: search objective of that mask.
-        delta: value − the original model's.
-        trial_number: of that mask.
-        n_trials: trials that were scored, probes included.
-        n_scored: those that were not in the database already.
-        n_failed: masks that have no score.
-        seconds: spent scoring.
+        comparison: name of the comparison that the row is part of.
+        budget: number of layers that a mask at the budget converts; for an enqueued mask, the
+            number that the mask converts.
+        selector: the selector's name, or the enqueued mask's name.
+        mask: the best mask at the budget; None before there is one.
+        layers: the layers that ``mask`` converts.
+        value: the search objective of ``mask``.
+        delta: ``value`` − the original model's value.
+        trial_number: number of the trial of ``mask``.
+        n_trials: number of trials that were scored, including probes.
+        n_scored: number of those whose scores were not all in the database already.
+        n_failed: number of masks that cannot be scored.
+        seconds: seconds spent scoring.
         confirmed: task → metric → held-out result; empty before confirmation.
-        kv_bytes_per_token: original and converted.
-        metric: that the value is of; ``value`` where tasks have several.
+        kv_bytes_per_token: bytes of KV cache per token of the model converted by ``mask``.
+        metric: name of the metric of ``value``; ``value`` if the tasks have several metrics.
         stderr: standard error of ``value``.
-        delta_stderr: that of ``delta``, paired by document.
-        n_docs: task → documents that chose the mask.
+        delta_stderr: standard error of ``delta``, paired by document.
+        n_docs: task → number of search documents that ``mask`` was scored on.
         held_out: the objective on documents that the search never saw; None before confirmation.
         healed: task → metric → held-out result of the mask after healing, against the original;
             empty if the study does not heal, or before confirmation.
-        healed_held_out: the objective of the healed mask.
+        healed_held_out: the objective of the healed mask on held-out documents.
     """
 
     comparison: str
@@ -101,13 +102,13 @@ class ComparisonRow:
 
 
 def best_trial(study: optuna.Study) -> FinishedTrial | None:
-    """The best mask at the budget; the earlier one of equals."""
+    """The trial of the best mask at the budget; the earliest one if several are equal."""
     at_budget = _trials(study, TrialState.COMPLETE)
     return best(at_budget, maximize=study.direction == StudyDirection.MAXIMIZE)
 
 
 def finished(study: optuna.Study) -> list[FinishedTrial]:
-    """Every scored trial, probes included, in the order of their numbers."""
+    """Every scored trial, including probes, in the order of their numbers."""
     return _trials(study, TrialState.COMPLETE, TrialState.PRUNED)
 
 

@@ -1,18 +1,17 @@
-"""What becomes of a study when its file asks for more documents.
+"""What happens to a study when its file asks for more documents.
 
 More search documents
-    Every selector searches again, in Optuna studies of their own: values on 16 and on 64 documents
-    cannot be compared, so they never stand in one study. The new comparison is called
-    ``NAME@64``, and so is the study; ``NAME`` means the latest from then on, and the first one can
-    still be had as ``NAME@16``. A mask that was scored before is scored on the new documents alone,
-    because a smaller limit is a prefix of a larger one. Workers of the earlier studies end with
-    those.
+    Every selector searches again, in a new Optuna study: values on 16 and on 64 documents cannot be
+    compared, so they are never in the same study. The new comparison is called ``NAME@64``, and so
+    is the study. From then on ``NAME`` means the latest one; ``NAME@16`` means the first one. A
+    mask that was scored before is scored on the new documents alone, because a smaller limit is a
+    prefix of a larger one. Workers of the earlier studies end when these end.
 
 More confirmation documents
-    The studies stay. What they say of the held-out documents is changed, and the best masks are
-    confirmed again, on the new documents alone.
+    The studies stay. Their number of held-out documents is changed, and the best masks are
+    confirmed again; only the new documents are scored.
 
-Fewer of either are refused: what is known rests on more.
+Fewer documents of either kind are refused, because the known results are from more.
 """
 
 import math
@@ -26,17 +25,17 @@ from mqasearch.record import STUDY_KEY, StudyFacts, change_together
 from mqasearch.spec import StudySpec, changes
 
 _MARK = "@"
-"""No study file may have it in its name."""
+"""Separates a name from its number of documents; a name in a study file cannot contain it."""
 
 _KEYS = ("search", "confirmation")
 
 
 def meant_by(name: str, known: Mapping[str, StudyFacts]) -> dict[str, StudyFacts]:
-    """The Optuna studies of a comparison, or of a whole study file; the latest of each.
+    """The latest Optuna studies of a comparison, or of a whole study file.
 
     Args:
-        name: with the number of documents, or without.
-        known: every study, by the name of the Optuna study.
+        name: the comparison's or the study file's name, with or without the number of documents.
+        known: name of the Optuna study → facts, for every study.
     """
     for of in (_comparison, _study):
         found = {n: facts for n, facts in known.items() if name in _names(of(facts), facts)}
@@ -46,7 +45,7 @@ def meant_by(name: str, known: Mapping[str, StudyFacts]) -> dict[str, StudyFacts
 
 
 def latest(studies: Mapping[str, StudyFacts]) -> dict[str, StudyFacts]:
-    """Those that search the most documents."""
+    """The studies that search the most documents."""
     most = max((_size(_documents(facts)["search"]) for facts in studies.values()), default=0)
     return {
         name: facts for name, facts in studies.items() if _size(_documents(facts)["search"]) == most
@@ -59,11 +58,11 @@ def earlier(comparison: str, known: Mapping[str, StudyFacts]) -> dict[str, Study
 
 
 def mark(studies: Mapping[str, StudyFacts], spec: StudySpec) -> str:
-    """What a study file's comparison has behind its name: nothing when it is new.
+    """The suffix of a comparison's name, such as ``@64``; empty if the comparison is new.
 
     Args:
-        studies: the latest of the comparison.
-        spec: of the comparison, as the study file has it now.
+        studies: the latest studies of the comparison.
+        spec: the comparison's spec, as the study file gives it now.
 
     Raises:
         UserError: the file asks for fewer documents, or anything else differs.
@@ -86,7 +85,10 @@ def mark(studies: Mapping[str, StudyFacts], spec: StudySpec) -> str:
 
 
 def hold_out(storage: BaseStorage, studies: Mapping[str, StudyFacts], spec: StudySpec) -> None:
-    """Tell studies that search what the file asks for how many documents it now holds out."""
+    """Store the file's number of held-out documents in the studies.
+
+    Studies that search another number of documents than the file asks for are left alone.
+    """
     n_docs = spec.documents.confirmation
 
     def change(row: Any) -> Any:
@@ -103,7 +105,7 @@ def hold_out(storage: BaseStorage, studies: Mapping[str, StudyFacts], spec: Stud
 
 
 def refusal(study: str, differing: list[str]) -> str:
-    """That a study cannot be changed like this, and what to do instead."""
+    """A message that a study cannot be changed like this, and what to do instead."""
     line = (
         f"study {study!r} exists with another spec ({'; '.join(differing)}); "
         "choose another name for the study, or another --storage"
@@ -135,13 +137,13 @@ def _names(name: str, facts: StudyFacts) -> tuple[str, str]:
 
 
 def _documents(facts: StudyFacts) -> Mapping[str, Any]:
-    """As stored: a spec is read for names alone, and not validated for that."""
+    """The documents entry as stored; the spec is not validated only to find studies by name."""
     documents: Mapping[str, Any] = facts.spec.get("documents", {})
     return {"search": None, "confirmation": None, **documents}
 
 
 def _size(n_docs: int | str | None) -> float:
-    """A number of documents; of all of them more than any number."""
+    """A number of documents; infinite for all documents."""
     return n_docs if isinstance(n_docs, int) else math.inf
 
 

@@ -1,6 +1,6 @@
 """The objective on held-out documents, from a study's confirmation.
 
-Only what is stored is read, and nothing is taken for granted: a study may be of another version.
+Only stored values are read, and each is checked, because another version may have written them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ class Part:
     """One task of an objective.
 
     Attributes:
-        task: lm-eval's name.
-        metric: that the search optimises on it.
-        weight: in the objective.
+        task: lm-eval's name of the task.
+        metric: the metric that the search optimises on the task.
+        weight: the task's weight in the objective.
     """
 
     task: str
@@ -31,9 +31,9 @@ class HeldOut:
     """The objective of a mask on documents that the search never saw.
 
     Attributes:
-        value: of the objective.
-        stderr: its standard error; None where it is unknown.
-        n_docs: task → documents.
+        value: the objective's value.
+        stderr: the standard error of ``value``; None if it is unknown.
+        n_docs: task → number of documents.
     """
 
     value: float
@@ -42,7 +42,7 @@ class HeldOut:
 
 
 def parts_of(spec: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The tasks of a stored study file; none where it does not say."""
+    """The tasks of a stored study file; empty if it does not give them."""
     tasks = spec.get("tasks")
     if not isinstance(tasks, Sequence) or not all(isinstance(task, Mapping) for task in tasks):
         return ()
@@ -54,7 +54,7 @@ def parts_of(spec: Mapping[str, Any]) -> tuple[Part, ...]:
 
 
 def metric_of(parts: Sequence[Part]) -> str:
-    """The metric's name; ``value`` where the tasks have several."""
+    """The metric's name; ``value`` if the tasks have several metrics."""
     metrics = {part.metric for part in parts}
     return metrics.pop() if len(metrics) == 1 else "value"
 
@@ -63,7 +63,7 @@ def held_out(parts: Sequence[Part], confirmed: Mapping[str, Any]) -> HeldOut | N
     """The objective on the confirmation documents; None unless every task was confirmed.
 
     Args:
-        parts: of the objective.
+        parts: the tasks of the objective.
         confirmed: task → metric → ``{value, stderr, n_docs, …}``.
     """
     estimates, n_docs = [], {}

@@ -1,8 +1,9 @@
 """Masks that ran out of memory.
 
-Such a trial says nothing about its mask: other processes may have had the memory, or the worker's
-device is small. So the task is given back, for whichever worker asks next. After some attempts the
-mask is called invalid, so that one which no worker has the memory for keeps no study from its end.
+Such a trial says nothing about its mask: other processes may have used the memory, or the worker's
+device is small. So the task is given back, and the next worker that asks takes it. After
+``ATTEMPTS`` attempts the mask is called invalid: otherwise a mask for which no worker has the
+memory would keep its study from ending.
 """
 
 import time
@@ -13,14 +14,14 @@ from mqasearch.queue import Result, Task
 ATTEMPTS = 3
 
 PAUSE_SECONDS = 5.0
-"""Before the second attempt, and four times as long before the third one: a process that takes the
-memory for a moment must not cost a mask all its attempts, however many workers make them."""
+"""Pause before the second attempt; before the third one it is four times as long. So a process that
+takes the memory for a moment does not cost a mask all its attempts, even with many workers."""
 
 _REASON = "out of memory"
 
 
 def last_attempt(task: Task) -> Result | None:
-    """What a task came to that ran out of memory again; None if somebody is to try it again."""
+    """The result of a task that ran out of memory again; None if it is to be tried again."""
     n_failed = task.out_of_memory + 1
     if n_failed < ATTEMPTS:
         return None
@@ -28,11 +29,11 @@ def last_attempt(task: Task) -> Result | None:
 
 
 def lacks_memory(fault: str) -> bool:
-    """Whether that is why a mask cannot be scored, by what its trial says."""
+    """Whether a trial's fault says that its mask ran out of memory."""
     return fault.startswith(_REASON)
 
 
 def pause_before(task: Task) -> None:
-    """Give other processes time to let go of memory, if the mask ran out of it before."""
+    """If the mask ran out of memory before, give other processes time to free some."""
     with interruptible():
         time.sleep(PAUSE_SECONDS * task.out_of_memory**2)

@@ -1,9 +1,10 @@
-"""Which of the scored masks is the best: one answer, for every table, figure, file and race.
+"""Which of the scored masks is the best; the same for every table, figure, file and race.
 
-A mask that was given up in a race is never the best: its value is an estimate from a few documents.
-Neither is one without a finite value. Of equal masks the one with the lower trial number is better,
-and of those (trials of two studies) the one that is given first. So the best mask at a study's
-budget is a trial with the value of Optuna's own ``study.best_value``.
+A mask that was given up in a race is never the best, because its value is an estimate from a few
+documents. A mask without a finite value is never the best either. If masks are equal, the one with
+the lower trial number is better; if these are equal too (trials of two studies), the one that is
+given first. So the best mask at a study's budget is a trial with the value of Optuna's own
+``study.best_value``.
 """
 
 import math
@@ -16,44 +17,44 @@ class Scored(Protocol):
 
     @property
     def number(self) -> int:
-        """Of the trial in its study."""
+        """The trial's number in its study."""
 
     @property
     def n_converted(self) -> int:
-        """Layers that its mask converts."""
+        """The number of layers that its mask converts."""
 
     @property
     def value(self) -> float | None:
-        """The objective; None while unknown."""
+        """The objective; None if it is not known."""
 
     @property
     def given_up(self) -> int | None:
-        """Documents after which the mask was given up; None where all were scored."""
+        """Number of documents after which the mask was given up; None if all were scored."""
 
 
 Row = TypeVar("Row", bound=Scored)
 
 
 def ranked(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> list[Row]:
-    """The rows that may be called best, the best one first.
+    """The rows that can be the best, sorted, the best one first.
 
     Args:
-        rows: finished trials, of one study or of several with one objective.
+        rows: finished trials of one study, or of several studies with the same objective.
         maximize: whether a larger value is better.
-        n_converted: layers that the masks must convert; None = any number.
+        n_converted: number of layers that the masks must convert; None = any number.
     """
     return sorted(_rivals(rows, n_converted), key=_order(maximize))
 
 
 def best(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> Row | None:
-    """The first one of ``ranked``; None where there is none."""
+    """The first row of ``ranked``; None if there is none."""
     return min(_rivals(rows, n_converted), key=_order(maximize), default=None)
 
 
 def improvements(
     rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None
 ) -> list[Row]:
-    """The rows that were the best when they came, in the order given."""
+    """The rows that are better than all rows before them, in the given order."""
     found: list[Row] = []
     for row in _rivals(rows, n_converted):
         if not found or _loss(row, maximize) < _loss(found[-1], maximize):
@@ -66,7 +67,7 @@ def front(rows: Iterable[Row], cost: Callable[[Row], float], *, maximize: bool) 
 
     Args:
         rows: as for ``ranked``.
-        cost: lower is better.
+        cost: the cost of a row; less is better.
         maximize: whether a larger value is better.
     """
     cheapest_first = sorted(ranked(rows, maximize=maximize), key=cost)

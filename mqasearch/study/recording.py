@@ -1,11 +1,11 @@
-"""Optuna's studies as the record: each finished task becomes a trial there.
+"""Records finished tasks in Optuna's studies: each becomes a trial there.
 
-Only Optuna's public calls are used. A trial is added as running, the task notes its number in the
-database, and then the trial gets its end. So two processes that record the same task at once, or
-one that dies in between, leave one finished trial: the task says which.
+Only Optuna's public calls are used. A trial is added as running, its number is written to the task,
+and then the trial is ended. So there is one finished trial, the one whose number the task has, even
+if two processes record the same task at once, or if one of them dies in between.
 
-A worker records in a thread of its own, for adding a trial takes some hundred statements. One
-process at a time records a study, because the database would make the others wait anyway.
+A worker records in a separate thread, because adding a trial takes some hundred statements. Only
+one process at a time records a study, because the database would make the others wait anyway.
 """
 
 import logging
@@ -35,13 +35,13 @@ from mqasearch.study.selection import Selection, facts_of_file, open_selections
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 30.0
-"""After which a process that died while it recorded a study is replaced."""
+"""Length of the lease on a study's record; if its process dies, another one then takes over."""
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 1.0
-"""Between two looks at what another process records."""
+"""Seconds between two looks at what another process has recorded."""
 
 LOOK_SECONDS = 5.0
-"""Between two looks for trials that somebody has enqueued in Optuna's study."""
+"""Seconds between two looks for trials that somebody has enqueued in Optuna's study."""
 
 _ENDS = {
     "complete": TrialState.COMPLETE,
@@ -51,11 +51,11 @@ _ENDS = {
 
 
 def bring_up(storage: SharedStorage, name: str) -> None:
-    """Record what workers have finished, for somebody who is about to read the record.
+    """Record what workers have finished, before somebody reads the record.
 
     Args:
-        storage: that may be written.
-        name: of a study file, a comparison or one of its studies.
+        storage: an open storage, not read-only.
+        name: name of a study file, a comparison or one of its studies.
 
     Raises:
         StorageError: there is no such study.
@@ -69,13 +69,13 @@ def bring_up(storage: SharedStorage, name: str) -> None:
 class Record:
     """The record of some studies.
 
-    As a context manager it records in the background: :meth:`notify` says that there is something,
-    and whatever is left is recorded when the block ends.
+    As a context manager it records in the background: :meth:`notify` says that a task was finished,
+    and all that is left is recorded when the block ends.
 
     Args:
-        storage: of the studies.
-        selections: whose studies they are.
-        worker: a name that nobody else has; made up if not given.
+        storage: the storage of the studies.
+        selections: the studies with their selectors.
+        worker: a name that no other process has; made up if not given.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Record:
         store = ScoreStore(storage.engine, storage.patience)
         self._claims = Claims(storage.engine, store, storage.patience, worker=worker)
         self._writing = threading.Lock()
-        """The lease is this process's, and one of its threads has it."""
+        """A lease belongs to this process; this lock gives it to one thread at a time."""
         self._wake = threading.Event()
         self._stop = False
         self._thread = threading.Thread(target=self._keep, name="record", daemon=True)
         self.fault: Exception | None = None
-        """Why nothing is recorded any more."""
+        """Why recording in the background has stopped; None while it works."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -109,29 +109,28 @@ class Record:
         self._thread.join()
         if error is None:
             self.catch_up()
-        elif isinstance(error, KeyboardInterrupt):  # whoever looks next sees what was done
+        elif isinstance(error, KeyboardInterrupt):  # so that the next reader sees what was done
             with suppress(DatabaseAwayError):
                 self.catch_up(within=0)
 
     def notify(self) -> None:
-        """Say that a task was finished.
+        """Tell the background thread that a task was finished.
 
         Raises:
-            Exception: why earlier ones could not be recorded.
+            Exception: the error that has stopped the recording in the background.
         """
         if self.fault is not None:
             raise self.fault
         self._wake.set()
 
     def catch_up(self, within: float | None = None) -> bool:
-        """Record whatever is finished now, and take in what was enqueued in Optuna's studies.
+        """Record all tasks that are finished now, and queue trials enqueued in Optuna's studies.
 
         Args:
-            within: seconds to wait for another process that is recording; None: as long as it
-                takes.
+            within: seconds to wait for another process that is recording; None = without limit.
 
         Returns:
-            Whether all of it is recorded.
+            Whether all of these tasks are recorded.
 
         Raises:
             StorageError: somebody has deleted a study.
@@ -147,8 +146,8 @@ class Record:
         return is_complete
 
     def _catch_up(self, study_id: int, deadline: float) -> bool:
-        # Others may finish more meanwhile, and record it. Trials without an end are looked for
-        # last: reading trials costs more.
+        # Only tasks that were due at the start count: other workers record what they finish
+        # meanwhile. Trials without an end come last, because reading trials costs more.
         for missing in (self._queue.unrecorded_numbers, self._begun_numbers):
             due, pause = missing(study_id), SHORTEST_WAIT
             while due & missing(study_id):
@@ -162,14 +161,14 @@ class Record:
         return True
 
     def _begun_numbers(self, study_id: int) -> set[int]:
-        """The numbers of tasks whose trial has no end."""
+        """The numbers of tasks whose trial has not ended."""
         return {trial.user_attrs[TASK_KEY] for trial in self._begun(study_id)}
 
     def take_in(self, selection: Selection) -> None:
         """Queue the masks of trials that somebody has enqueued in Optuna's study.
 
-        Such a trial ends, failed, with the mask that it became; the task gets a trial of its own.
-        If another process is writing the study, it does that too.
+        The mask is written to such a trial, which then ends as failed; its task gets another trial.
+        If another process is recording the study, this is left to that process.
         """
         study_id = selection.study_id
         if not self._in_state(study_id, TrialState.WAITING):
@@ -183,7 +182,7 @@ class Record:
         trial_id = self._trial_id(selection.study_id, trial)
         with suppress(UpdateFinishedTrialError):  # somebody ran it
             mask = trial.user_attrs.get(QUEUED_KEY)
-            if mask is None:  # written first: whoever repeats this makes the same task
+            if mask is None:  # written first, so that a repetition makes the same task
                 mask = str(selection.completed(_fixed_flags(trial, selection.facts.n_layers)))
                 self._storage.set_trial_user_attr(trial_id, QUEUED_KEY, mask)
             name = str(trial.user_attrs.get(NAME_KEY, f"trial {trial.number}"))
@@ -205,7 +204,7 @@ class Record:
                     for selection in self._selections:
                         with _of(selection):
                             self.take_in(selection)
-            except DatabaseAwayError:  # the worker's own thread meets the same fault, and tells
+            except DatabaseAwayError:  # the worker's main thread meets and reports the same fault
                 continue
             except Exception as error:
                 self.fault = error
@@ -213,7 +212,7 @@ class Record:
         self._storage.remove_session()
 
     def _record(self, study_id: int, *, thoroughly: bool = False) -> bool:
-        """Record what is finished. False if another process is at it."""
+        """Record what is finished. False if another process is recording the study."""
         with self._leased(study_id) as is_ours:
             if is_ours:
                 self._storage.patience(partial(self._record_all, study_id, thoroughly))
@@ -221,7 +220,11 @@ class Record:
 
     @contextmanager
     def _leased(self, study_id: int) -> Iterator[bool]:
-        """Whether this process is the one that writes the study, for the length of the block."""
+        """Try to get the lease on the study's record for the length of the block.
+
+        Yields:
+            Whether this process has the lease.
+        """
         with self._writing:
             is_ours = self._claims.claim(_lease(study_id), LEASE_SECONDS)
             try:
@@ -231,9 +234,9 @@ class Record:
                     self._claims.release(_lease(study_id))
 
     def _record_all(self, study_id: int, thoroughly: bool) -> None:
-        """May be repeated from the start, whatever part of it was done."""
+        """Record all finished tasks; this may be repeated from the start at any time."""
         if not self._claims.claim(_lease(study_id), LEASE_SECONDS):
-            return  # the first attempt took long; another process goes on
+            return  # an earlier attempt took too long; another process has the lease now
         if thoroughly:
             self._adopt(study_id)
         for task, facts, trial_id in self._queue.unrecorded(study_id):
@@ -248,12 +251,14 @@ class Record:
             self._end(trial_id, _ENDS[task.state], task.value)
             self._queue.set_recorded(task)
             if not self._claims.claim(_lease(study_id), LEASE_SECONDS):
-                return  # this process was silent for too long; another one goes on
+                return  # this process was silent for too long; another one has the lease now
 
     def _adopt(self, study_id: int) -> None:
-        """Trials that were begun and have no end: one for each task that has none is used, all
-        others fail."""
-        begun = self._begun(study_id)  # first: their tasks were finished before
+        """Adopt trials that were begun and have not ended.
+
+        A task without a trial gets one of its trials; all other such trials fail.
+        """
+        begun = self._begun(study_id)  # read first, so that their tasks are certainly finished
         missing = {task.number: task for task, *_ in self._queue.unrecorded(study_id)}
         for trial in begun:
             trial_id = self._trial_id(study_id, trial)
@@ -283,7 +288,7 @@ def _lease(study_id: int) -> str:
 
 @contextmanager
 def _of(selection: Selection) -> Iterator[None]:
-    """Say so if the study was deleted."""
+    """Raise StorageError if a call in the block fails because the study was deleted."""
     try:
         yield
     except KeyError:
@@ -292,7 +297,7 @@ def _of(selection: Selection) -> Iterator[None]:
 
 
 def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
-    """The trial of a task, but for its end."""
+    """A running trial for a task, which is ended later."""
     mask = LayerMask.parse(task.mask)
     user_attrs: dict[str, Any] = {TASK_KEY: task.number, MASK_KEY: task.mask}
     if task.name is not None:
@@ -312,7 +317,7 @@ def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
 
 
 def _fixed_flags(trial: FrozenTrial, n_layers: int) -> dict[int, bool]:
-    """The layers that a trial was enqueued with."""
+    """Layer → whether it is converted, for the layers that the trial was enqueued with."""
     fixed = trial.system_attrs.get("fixed_params", {})
     names = {param_name(layer): layer for layer in range(n_layers)}
     return {names[name]: bool(value) for name, value in fixed.items() if name in names}

@@ -1,4 +1,4 @@
-"""Optuna studies with their selectors: what a name means, and what is left to do in each."""
+"""Optuna studies with their selectors: which studies a name means, and what is left to do."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,23 +25,23 @@ from mqasearch.study.generations import meant_by
 
 
 class Outlook(Enum):
-    """What a study has for a worker that is free."""
+    """What a study offers to a free worker."""
 
     READY = "ready"
-    """A mask to score now."""
+    """There is a mask to score now."""
     WAIT = "wait"
-    """Whatever comes next depends on masks that are being scored."""
+    """The next mask depends on masks that are being scored."""
     DONE = "done"
-    """Nothing is left."""
+    """Nothing is left to score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found of a study at one moment.
+    """The state of a study at one moment.
 
     Attributes:
         outlook: whether a mask can be scored.
-        n_tasks: that the study had.
+        n_tasks: number of tasks that the study had.
         wanted: equally wanted new masks, if no task is free.
     """
 
@@ -54,14 +54,12 @@ class Look:
 class Selection:
     """One selector's study.
 
-    The facts are those that were read when it was opened, or by ``has_more``.
-
     Attributes:
-        facts: what the study is.
-        study: the record that Optuna keeps.
-        study_id: Optuna's number of it.
+        facts: the study's facts as they were when it was opened, or when ``has_more`` read them.
+        study: Optuna's study, which records the trials.
+        study_id: Optuna's number of the study.
         selector: chooses the masks.
-        queue: of the masks.
+        queue: the queue of the masks.
     """
 
     facts: StudyFacts
@@ -71,28 +69,28 @@ class Selection:
     queue: Queue
 
     def tasks(self) -> list[Task]:
-        """Every task of the study by number."""
+        """Every task of the study, sorted by number."""
         return self.queue.tasks(self.study_id)
 
     def take(self) -> Task | None:
-        """A task that is free, for this worker; None if others have taken all that were."""
+        """Lease a free task to this worker; None if others have taken all free tasks."""
         return self.queue.take(self.study_id)
 
     def add(self, look: Look, mask: LayerMask) -> Task | None:
-        """A new task for this worker; None if another worker has added one since that look.
+        """Add a task for this worker; None if another worker has added one since ``look``.
 
         Args:
-            look: what was found.
+            look: the study's state when the mask was chosen.
             mask: one of ``look.wanted``.
         """
         return self.queue.add(self.study_id, look.n_tasks, str(mask))
 
     def outlook(self) -> Outlook:
-        """Whether a mask can be scored now, must wait for others, or is not needed."""
+        """Whether a mask can be scored now, must wait for other masks, or is not needed."""
         return self.look().outlook
 
     def look(self) -> Look:
-        """``outlook``, and what it rests on.
+        """The outlook, with the number of tasks and the wanted masks that belong to it.
 
         Raises:
             StorageError: somebody has deleted the study.
@@ -121,13 +119,13 @@ class Selection:
         return Look(Outlook.DONE if wants.done else Outlook.WAIT, n_tasks)
 
     def history(self, tasks: Sequence[Task] | None = None) -> History:
-        """All that the study knows about masks; ``tasks``: all of them, if just read."""
+        """All that the study knows about masks; ``tasks`` are all its tasks, None = read them."""
         sign = -1.0 if self.facts.maximize else 1.0
         tasks = self.tasks() if tasks is None else tasks
         return History([_mask_trial(task, sign) for task in tasks], len(tasks))
 
     def completed(self, fixed: Mapping[int, bool]) -> LayerMask:
-        """The mask with the flags that are given; if some are missing, at the budget.
+        """A mask with the given flags. If some layers are missing, the mask is at the budget.
 
         Args:
             fixed: layer → whether it is converted.
@@ -141,7 +139,7 @@ class Selection:
         return repaired(mask, self.facts.n_converted, rng, fixed=fixed)
 
     def has_more(self) -> bool:
-        """Read the facts again: whether somebody has added trials since they were read.
+        """Read the facts again; True if somebody has added trials since they were last read.
 
         Raises:
             StorageError: somebody has deleted the study.
@@ -162,30 +160,32 @@ class Selection:
             ) from None
 
     def fault_of_original(self) -> str | None:
-        """Why the original model cannot be scored, as far as this study knows."""
+        """Why the original model cannot be scored, according to this study's tasks, else None."""
         return fault_of_original(self.tasks())
 
     def fault_of_masks(self) -> str | None:
-        """Why this study ended although its plan or its trials did not, or found no mask."""
+        """Why this study ended early, or without a mask that is scored; else None."""
         tasks = self.tasks()
         if self._look(tasks).outlook != Outlook.DONE:
             return None
         return self._fault_of_masks(tasks) or fault_of_all(self.facts, tasks)
 
     def _fault_of_masks(self, tasks: Sequence[Task]) -> str | None:
-        """Masks that were enqueued by name are each wanted for itself: one says nothing about the
-        next."""
+        """Why the study ends early because of invalid masks, else None.
+
+        Masks that were enqueued by name never end it: one of them says nothing about the next.
+        """
         if self.facts.selector == ENQUEUED:
             return None
         return fault_of_masks(tasks, self.selector.most_invalid_in_a_row())
 
     def dtype(self) -> str | None:
-        """That scores are computed in; None before the first worker."""
+        """The dtype that scores are computed in; None before the first worker."""
         agreed = model_facts(self.study.user_attrs)
         return None if agreed is None else agreed.dtype
 
     def certain(self) -> Sequence[LayerMask]:
-        """Masks that will be asked for, whatever those that are running score."""
+        """Masks that will be asked for, independent of the scores of running ones."""
         if self.facts.n_trials is not None:  # the number of trials may cut a plan short
             return ()
         return self.selector.wants(self.history()).certain
@@ -198,7 +198,7 @@ class Selection:
         return len(self.tasks()) if expected is None else expected
 
     def trials_left(self) -> int:
-        """About how many trials are to be finished; 0 once the study is done."""
+        """About how many trials are left to finish; 0 once the study is done."""
         if self.outlook() == Outlook.DONE:
             return 0
         return max(1, self.expected_trials() - sum(task.is_scored for task in self.tasks()))
@@ -216,12 +216,12 @@ def _mask_trial(task: Task, sign: float) -> MaskTrial:
 
 @lru_cache(maxsize=16384)
 def _mask(text: str) -> LayerMask:
-    """Read once: a study's history is read before every trial."""
+    """Parse a mask; each is parsed once, because all of them are read before every trial."""
     return LayerMask.parse(text)
 
 
 def why_ended(selections: Sequence[Selection]) -> str | None:
-    """One line on studies of a study file that ended because scores are missing, if any did."""
+    """One line on the studies of a study file that ended because scores are missing; else None."""
     for selection in selections:
         if (fault := selection.fault_of_original()) is not None:
             return why_original(selection.facts, fault, selection.dtype())
@@ -235,7 +235,7 @@ def known_studies(storage: BaseStorage) -> dict[str, StudyFacts]:
     """Every Optuna study that mqasearch created, by name."""
     return {
         study.study_name: facts
-        for study in storage.get_all_studies()  # whose summaries would read every trial
+        for study in storage.get_all_studies()  # study summaries would read every trial
         if (facts := study_facts(study.user_attrs)) is not None
     }
 
@@ -243,11 +243,11 @@ def known_studies(storage: BaseStorage) -> dict[str, StudyFacts]:
 def find_studies(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
     """The Optuna studies that ``name`` means: one selector, a comparison, or a whole study file.
 
-    Of what was searched again on more documents the latest ones; see
+    If a comparison was searched again on more documents, these are the latest ones; see
     :mod:`mqasearch.study.generations`.
 
     Raises:
-        StorageError: no such name, with the names there are.
+        StorageError: there is no such study; the message lists the names that there are.
     """
     known = known_studies(storage)
     if name in known:
@@ -264,10 +264,10 @@ def find_studies(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
 
 
 def facts_of_file(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
-    """Every Optuna study of the study file that ``name`` is a part of.
+    """Every Optuna study of the study file that ``name`` belongs to.
 
     Raises:
-        StorageError: no such name, with the names there are.
+        StorageError: there is no such study; the message lists the names that there are.
     """
     known = known_studies(storage)
     file = next(iter(find_studies(storage, name).values())).study
@@ -275,10 +275,10 @@ def facts_of_file(storage: BaseStorage, name: str) -> dict[str, StudyFacts]:
 
 
 def studies_of_file(storage: BaseStorage, name: str) -> list[optuna.Study]:
-    """Those of ``facts_of_file``; read, not to be run.
+    """The studies of ``facts_of_file``, loaded to be read, not to be run.
 
     Raises:
-        StorageError: no such name, with the names there are.
+        StorageError: there is no such study; the message lists the names that there are.
     """
     names = facts_of_file(storage, name)
     return [optuna.load_study(study_name=study, storage=storage) for study in names]
@@ -287,7 +287,7 @@ def studies_of_file(storage: BaseStorage, name: str) -> list[optuna.Study]:
 def open_selections(
     storage: SharedStorage, studies: dict[str, StudyFacts], queue: Queue | None = None
 ) -> list[Selection]:
-    """Load each study with its selector; ``queue``: that of a worker."""
+    """Load each study with its selector; ``queue`` is a worker's, None if no tasks are taken."""
     queue = queue or Queue(storage.engine, storage.patience)
     return [_open_selection(storage, name, facts, queue) for name, facts in studies.items()]
 

@@ -1,4 +1,4 @@
-"""What is in the database: every study, its trials by state, its best value."""
+"""The state of the database: every study with its trials by state and its best value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,9 +33,9 @@ _STATES = ("complete", "pruned", "leased", "queued", "invalid")
 
 
 def study_rows(storage: SharedStorage, name: str | None = None) -> Iterator[tuple[Any, ...]]:
-    """One row per Optuna study, as ``STATUS_HEADERS`` names it.
+    """One row per Optuna study, with the columns of ``STATUS_HEADERS``.
 
-    What is left of a plan is an estimate: it depends on losses.
+    The number of trials that are left is an estimate, because a plan depends on the losses.
 
     Raises:
         StorageError: ``name`` is given and there is no such study.
@@ -46,7 +46,7 @@ def study_rows(storage: SharedStorage, name: str | None = None) -> Iterator[tupl
 
 
 def study_row(selection: Selection) -> tuple[Any, ...]:
-    """One study's row, as ``STATUS_HEADERS`` names it."""
+    """One study's row, with the columns of ``STATUS_HEADERS``."""
     tasks = selection.tasks()
     counts = [sum(task.state == state for task in tasks) for state in _STATES]
     chosen = best(
@@ -63,8 +63,9 @@ def study_row(selection: Selection) -> tuple[Any, ...]:
 
 
 def endings(storage: SharedStorage, name: str | None = None) -> list[str]:
-    """What is missing of studies that ended, a line each, with the reason: scores, and with them
-    masks, or the held-out results of masks.
+    """What is missing in studies that ended, and why, one line each.
+
+    Scores may be missing, so that there is no mask, or the held-out results of masks.
 
     Raises:
         StorageError: ``name`` is given and there is no such study.
@@ -82,7 +83,7 @@ def endings(storage: SharedStorage, name: str | None = None) -> list[str]:
 
 
 def worker_rows(storage: Storage) -> Iterator[tuple[Any, ...]]:
-    """One row per worker that is at work, as ``WORKER_HEADERS`` names it."""
+    """One row per worker in the list, with the columns of ``WORKER_HEADERS``."""
     for worker in list_workers(storage.engine, storage.patience):
         pace = 3600 * worker.trials_done / worker.seconds if worker.seconds > 0 else 0.0
         yield (

@@ -9,7 +9,7 @@ from mqasearch.study.selection import Selection
 
 
 def why_unconfirmed(selections: Sequence[Selection]) -> list[str]:
-    """One line for each reason, with the studies that it holds for."""
+    """One line for each reason, with the names of the studies that it applies to."""
     names: dict[tuple[str, str], list[str]] = {}
     for selection in selections:
         row, best = unconfirmed(selection.study.user_attrs), best_trial(selection.study)

@@ -1,4 +1,4 @@
-"""A verdict in words and in plain data: the same for table, file and dashboard."""
+"""A verdict in words and in plain data, for table, file and dashboard."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ MOST_DECIMALS = 6
 
 
 def sentence(verdict: Verdict) -> str:
-    """The answer, in one sentence.
+    """The verdict in one sentence.
 
-    Intervals are two-sided 90 % ones: the end on the side of the loss is the one-sided 95 % limit
+    Intervals are two-sided 90 % ones. Their end on the side of the loss is the one-sided 95 % limit
     that decides.
     """
     if not verdict.is_final:
@@ -28,9 +28,10 @@ def sentence(verdict: Verdict) -> str:
 
 
 def size_in_words(size: Size) -> str:
-    """Of every tolerance: difference to the original, interval, documents, and what that shows.
+    """For every tolerance: difference to the original, interval, documents, and conclusion.
 
-    A size that is not tested, because a smaller one failed or not all are confirmed, shows nothing.
+    The conclusion is left out for a size that is not tested, because a smaller one failed or not
+    all sizes are confirmed.
     """
     several = len({test.task for test in size.tests}) > 1
     said = [
@@ -41,14 +42,14 @@ def size_in_words(size: Size) -> str:
 
 
 def difference_in_words(test: Outcome) -> str:
-    """``−0.3 points [90 % CI −1.0, +0.4]``, with decimals enough to agree with the decision."""
+    """``−0.3 points [90 % CI −1.0, +0.4]``, with enough decimals to agree with the decision."""
     decimals = _decimals(test)
     value, low, high = (_signed(x, decimals) for x in (test.difference, *test.interval))
     return f"{value} points [90 % CI {low}, {high}]"
 
 
 def conclusion(test: Outcome) -> str:
-    """What the test shows, and how many documents would show what it does not."""
+    """What the test shows; if it shows nothing, how many documents it would need."""
     within = test.tolerance.words
     if test.loss.shown:
         return within
@@ -61,7 +62,7 @@ def conclusion(test: Outcome) -> str:
 
 
 def as_data(verdict: Verdict) -> dict[str, Any]:
-    """As JSON can hold it."""
+    """The verdict as data that JSON can hold."""
     return {
         "sentence": sentence(verdict),
         "tolerance": [entry.model_dump(mode="json") for entry in verdict.tolerance],
@@ -112,7 +113,7 @@ def _figures(test: Outcome, several_tasks: bool) -> str:
 
 
 def _decimals(test: Outcome) -> int:
-    """The fewest with which the limit is on the same side of the margin as it is unrounded."""
+    """The fewest decimals with which rounding moves no limit to the other side of the margin."""
     limits, margin = [100 * end for end in test.loss.ci90], test.tolerance.points
     for decimals in range(1, MOST_DECIMALS):
         if all((round(end, decimals) < margin) == (end < margin) for end in limits):
@@ -121,11 +122,11 @@ def _decimals(test: Outcome) -> int:
 
 
 def _signed(value: float, decimals: int) -> str:
-    """With a true minus; a zero is positive."""
+    """The value with its sign; the minus is a true minus sign, and zero is positive."""
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def _rounded_up(n: int) -> int:
-    """To two significant digits: more would pretend to be known."""
+    """``n`` rounded up to two significant digits, because more are not known."""
     step: int = 10 ** max(0, len(str(n)) - 2)
     return math.ceil(n / step) * step

@@ -1,10 +1,11 @@
-"""How many layers can be converted without losing more than the study file tolerates?
+"""The verdict: how many layers can be converted without losing more than the tolerance.
 
 The best mask of each size is chosen by its search value alone, so that its held-out documents are
-as fresh as if it had been the only one. Sizes are tested in a fixed order, the smallest conversion
-first, each at 5 %; testing stops at the first that fails, which keeps the chance of any false
-claim at 5 % (Maurer, Hothorn & Lehmacher 1995). Several tolerances must all hold, each tested at
-5 %: that needs no correction either (intersection–union test, Berger 1982).
+as unbiased as if it had been the only mask. Sizes are tested in a fixed order, the smallest
+conversion first, each at 5 %. Testing stops at the first size that fails, which keeps the chance of
+any false claim at 5 % (Maurer, Hothorn & Lehmacher 1995). If there are several tolerances, all must
+hold, and each is tested at 5 %; that needs no correction either (intersection–union test, Berger
+1982).
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,12 +33,12 @@ Result = Literal["within", "not shown", "not tested"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One tolerance on one task.
+    """The test of one tolerance on one task.
 
     Attributes:
-        task: lm-eval's name.
+        task: lm-eval's name of the task.
         tolerance: what may be lost.
-        loss: the mask's against the margin.
+        loss: the test of the mask's loss against the margin.
         higher_is_better: direction of the metric.
     """
 
@@ -48,12 +49,12 @@ class Outcome:
 
     @property
     def difference(self) -> float:
-        """Mask − original, in points."""
+        """The mask's value − the original's value, in points."""
         return 100 * (-self.loss.loss if self.higher_is_better else self.loss.loss)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Two-sided 90 % interval of ``difference``."""
+        """Two-sided 90 % interval of ``difference``, in points."""
         low, high = (100 * end for end in self.loss.ci90)
         return (-high, -low) if self.higher_is_better else (low, high)
 
@@ -63,17 +64,19 @@ class Size:
     """The best mask of one size.
 
     Attributes:
-        comparison: that the mask is from.
-        selector: that found it.
-        trial_number: of it.
-        mask: the row of 0 and 1.
-        n_converted: converted layers.
-        n_layers: of the model.
+        comparison: name of the comparison that the mask is from.
+        selector: name of the selector that found the mask.
+        trial_number: number of the mask's trial.
+        mask: the mask as a string of 0 and 1.
+        n_converted: number of converted layers.
+        n_layers: number of the model's layers.
         kv_bytes_saved: share of the KV cache that the mask saves.
-        tests: of every tolerance on every task that has its metric.
-        missing: metrics of tolerances that no task has, with a value for each document.
-        is_healed: the tests are of the mask after healing.
-        result: ``not tested`` behind the first size that is not shown to be within the tolerance.
+        tests: a test of every tolerance on every task that has its metric.
+        missing: metrics of tolerances that could not be tested, because no task has the metric with
+            a value for each document.
+        is_healed: whether the tests are of the mask after healing.
+        result: sizes after the first one that is ``not shown`` to be within the tolerance are
+            ``not tested``.
     """
 
     comparison: str
@@ -90,19 +93,19 @@ class Size:
 
     @property
     def holds(self) -> bool:
-        """Whether every tolerance is shown to be kept."""
+        """Whether the mask is shown to be within every tolerance."""
         return not self.missing and all(test.loss.shown for test in self.tests)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a study file's tolerance comes to.
+    """The verdict on a study file's tolerance.
 
     Attributes:
         tolerance: what may be lost.
-        late: whether it was given when held-out results were known already.
-        sizes: the smallest conversion first; those that are confirmed.
-        n_sizes: that there will be.
+        late: whether the tolerance was given when held-out results were already known.
+        sizes: the sizes that are confirmed, the smallest conversion first.
+        n_sizes: number of sizes when all are confirmed.
     """
 
     tolerance: tuple[ToleranceEntry, ...]
@@ -123,13 +126,13 @@ class Verdict:
 
 
 def verdict(studies: Iterable[optuna.Study]) -> Verdict | None:
-    """Read the verdict from what is confirmed; nothing is scored.
+    """Read the verdict from the stored confirmations; nothing is scored.
 
     Args:
-        studies: all of one study file, in any order.
+        studies: all studies of one study file, in any order.
 
     Returns:
-        None without a tolerance.
+        The verdict; None without a tolerance.
     """
     rows = [
         (facts, study)
@@ -202,18 +205,18 @@ def _size(
 
 
 def _can_be_tested(row: dict[str, Any]) -> bool:
-    """Whether it has values of documents, and a direction."""
+    """Whether a metric's row has an interval, which needs values per document, and a direction."""
     return "ci90" in row.get("delta", {}) and row.get("higher_is_better") is not None
 
 
 def _not_healed(study: optuna.Study, best: FinishedTrial) -> bool:
-    """Whether the healing of the best mask has failed, so that the mask itself is what counts."""
+    """Whether healing the best mask has failed, so that the unhealed mask counts."""
     row = unconfirmed(study.user_attrs)
     return row is not None and (row["trial_number"], row["whose"]) == (best.number, HEALED)
 
 
 def _has_failed(study: optuna.Study) -> bool:
-    """Whether the search ended, and no mask at the budget has a score."""
+    """Whether the search has ended and no mask at the budget has a score."""
     row = unconfirmed(study.user_attrs)
     return row is not None and row["whose"] == NO_MASK
 

@@ -1,4 +1,4 @@
-"""The worker: it opens studies, scores masks until nothing is left, and confirms the best."""
+"""The worker: it opens studies, scores masks until none is left, and confirms the best ones."""
 
 from mqasearch.worker.run import (
     NO_LIMITS,

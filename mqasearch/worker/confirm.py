@@ -1,7 +1,8 @@
-"""Held-out evidence: the best mask of each selector against the original model.
+"""Confirms the best mask of each selector against the original model on held-out documents.
 
-The search picks the mask that looks best on the documents it saw, so that its value is biased
-(winner's curse). The confirmation documents were never seen; the difference is paired by document.
+The search picks the mask that looks best on the search documents, so that its value there is biased
+(winner's curse). The search never saw the confirmation documents. The difference is paired by
+document.
 """
 
 import logging
@@ -29,8 +30,8 @@ from mqasearch.study import Selection, best_trial
 logger = logging.getLogger(__name__)
 
 STATISTICS = 2
-"""Of what is written: raised when a field is added, so that older results are computed again, from
-scores that are there."""
+"""Version of the result that is written. It is raised when a field is added, so that older results
+are computed again, from scores that are in the database."""
 
 
 def confirm(
@@ -42,24 +43,25 @@ def confirm(
 ) -> None:
     """Score each selection's best mask on held-out documents and record it in the study.
 
-    What is recorded: task → metric → ``{value, stderr, n_docs, original, original_stderr,
-    higher_is_better, delta}``; ``delta`` as in ``PairedDifference``, for metrics that have values
-    per document; none for a single document. Or why there is no result.
+    The result is recorded as task → metric → ``{value, stderr, n_docs, original, original_stderr,
+    higher_is_better, delta}``. ``delta`` is as in ``PairedDifference``; only metrics with values
+    per document and at least two documents have it. If a score is missing, the reason is recorded
+    instead.
 
     Args:
         selections: studies whose search has ended.
-        evaluator: scores and keeps scores; equal masks are scored once.
+        evaluator: scores masks and keeps scores; equal masks are scored once.
         limit: confirmation documents per task; None = all.
         on_confirm: called before a mask is scored.
-        healer: heals each mask afterwards, and the healed one is scored on the same documents:
-            under ``healed`` are recorded ``facts``, its ``tasks`` against the original, and what
-            it ``gained`` against the mask before.
+        healer: if given, heals each mask afterwards, and the healed mask is scored on the same
+            documents. ``healed`` then records ``facts``, ``tasks`` (the healed mask against the
+            original) and ``gained`` (the healed mask against the mask before healing).
     """
     original: Mapping[str, Score] | str | None = None
     finalists: list[_Finalist] = []
     for selection in selections:
         if selection.facts.selector == ENQUEUED:
-            continue  # masks that were enqueued by name are no winners of a search
+            continue  # masks that were enqueued by name were not chosen by a search
         best = best_trial(selection.study)
         if best is None:
             _note_no_mask(selection)
@@ -92,7 +94,7 @@ def confirm(
 
 
 def _note_no_mask(selection: Selection) -> None:
-    """Say in the study that it ended without a mask at the budget."""
+    """Record in the study that it ended without a mask at the budget, if that is so."""
     row = {"whose": NO_MASK, "fault": selection.fault_of_masks(), "trial_number": None}
     if row["fault"] is not None and unconfirmed(selection.study.user_attrs) != row:
         set_unconfirmed(selection.study, row)
@@ -100,13 +102,13 @@ def _note_no_mask(selection: Selection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Finalist:
-    """A mask that is confirmed, and not yet healed.
+    """A mask that is confirmed and not yet healed.
 
     Attributes:
-        selection: whose best mask it is.
-        mask: its layers.
-        wanted: what the confirmation will say that it is of.
-        original, converted: held-out scores, task → score.
+        selection: the study whose best mask it is.
+        mask: the mask.
+        wanted: the entries of the confirmation that say what it is of.
+        original, converted: task → held-out score of the original, and of the converted model.
     """
 
     selection: Selection
@@ -119,7 +121,7 @@ class _Finalist:
 def _heal(
     finalists: Sequence[_Finalist], evaluator: Evaluator, limit: int | None, healer: Healer
 ) -> None:
-    """Heal and confirm each; first those that no other worker has in hand."""
+    """Heal and confirm each finalist; those that no other worker is healing come first."""
     left = list(finalists)
     while left:
         free = [each for each in left if not evaluator.is_healing(each.mask, limit, healer)]
@@ -135,7 +137,7 @@ def _heal(
                 raise
             fault = " ".join(str(error).split())
             logger.warning("%s: its best mask is not healed: %s", study.study_name, fault)
-            # where there is more memory it may go well
+            # On a device with more memory it may succeed.
             again = {} if isinstance(error, ScoreError) else {"again": True}
             row = {**finalist.wanted, "whose": HEALED, "fault": fault, **again}
             set_unconfirmed(study, row)
@@ -158,7 +160,7 @@ def _says(row: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
 
 
 def _scores(evaluator: Evaluator, mask: LayerMask, limit: int | None) -> Mapping[str, Score] | str:
-    """Task → held-out score, or why there is none."""
+    """Task → held-out score; if there is none, a string that says why."""
     try:
         return evaluator.confirm(mask, limit).scores
     except ScoreError as error:

@@ -1,4 +1,4 @@
-"""The loop of one worker: take the next task of any study that has one, until all are done."""
+"""The loop of one worker: it does the next task of any study that has one, until all are done."""
 
 import logging
 import time
@@ -22,15 +22,16 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class Worker:
-    """Scores the masks of several studies, the first study that has one first.
+    """Scores the masks of several studies; the next mask is from the first study that has one.
 
     Attributes:
-        selections: in the order of the study file.
-        evaluator: shared by all of them, so that they share scores.
-        queue: of the masks.
-        record: where Optuna's studies are written.
-        presence: this worker's line in the list of workers.
-        on_trial: called after every trial with its selection and, if it has a score, what it found.
+        selections: the studies in the order of the study file.
+        evaluator: scores the masks of all studies, so that they share scores.
+        queue: the queue of the masks.
+        record: records results in Optuna's studies.
+        presence: this worker's row in the list of workers.
+        on_trial: called after every trial with its selection and the finished trial; None instead
+            of the trial if it has no score.
         on_start: called before every trial with its selection.
     """
 
@@ -43,7 +44,7 @@ class Worker:
     on_start: Callable[[Selection], None] = lambda _: None
     n_done: int = field(default=0, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
-    """Studies that had nothing left when this worker last looked."""
+    """Optuna's numbers of the studies that had nothing left when this worker last looked."""
 
     def run(
         self,
@@ -51,15 +52,15 @@ class Worker:
         timeout: float | None = None,
         idle_timeout: float | None = None,
     ) -> int:
-        """Work until nothing is left, or until one of the limits.
+        """Work until nothing is left, or until one of the limits is reached.
 
         Args:
-            n_trials: that this worker runs.
+            n_trials: the most trials that this worker runs.
             timeout: seconds after which no trial is started.
-            idle_timeout: seconds of waiting for other workers' trials.
+            idle_timeout: the most seconds of waiting for other workers' trials.
 
         Returns:
-            The number of trials this worker ran.
+            The number of trials that this worker ran.
 
         Raises:
             StorageError: somebody has deleted a study.
@@ -68,7 +69,7 @@ class Worker:
         try:
             return self._run(n_trials, timeout, idle_timeout)
         except BaseException:
-            with suppress(DatabaseAwayError):  # a task may be ours that we have not heard of
+            with suppress(DatabaseAwayError):  # a task may be ours without our knowing
                 self.queue.give_up_leases([self.queue.worker], died=False)
             raise
 
@@ -94,7 +95,7 @@ class Worker:
         return self.n_done
 
     def _round(self) -> Outlook:
-        """Do one task of the first selection that has one. READY if one was done."""
+        """Do one task of the first selection that has one. Returns READY if a task was done."""
         waiting = False
         for selection in self.selections:
             if selection.study_id in self._ended:
@@ -109,7 +110,7 @@ class Worker:
         return Outlook.WAIT if waiting else Outlook.DONE
 
     def _next(self, selection: Selection) -> Task | Outlook:
-        """The task of a study that this worker does next, or why there is none now."""
+        """The task of a study that this worker does next; WAIT or DONE if there is none now."""
         while (look := selection.look()).outlook == Outlook.READY:
             if not look.wanted:  # a task is free, unless another worker takes it first
                 return selection.take() or Outlook.WAIT
@@ -119,7 +120,7 @@ class Worker:
         return look.outlook
 
     def _is_more(self) -> bool:
-        """Whether somebody has added trials, or enqueued some, since the studies ended."""
+        """Whether somebody has added or enqueued trials since the studies ended."""
         self._ended.clear()
         added = [selection.has_more() for selection in self.selections]
         for selection in self.selections:
@@ -141,7 +142,7 @@ class Worker:
         self.on_trial(selection, None if found is None else FinishedTrial(task.number, found))
 
     def _result(self, selection: Selection, task: Task) -> Result | None:
-        """What the task came to; None if it was given back for want of memory."""
+        """The task's result; None if it was given back because it ran out of memory."""
         try:
             pause_before(task)
             result = score_task(selection, self.evaluator, task)

@@ -1,4 +1,4 @@
-"""The main job, end to end: create, work, confirm. Reads like a table of contents."""
+"""The main job from start to end: create the studies, work, and confirm."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ from mqasearch.worker.loop import Worker
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who looks on; each is called with the selection at hand.
+    """Functions that are told what happens; each is called with the selection concerned.
 
     Attributes:
-        on_start: before every trial.
-        on_trial: after every trial, with what it found; None if it has no score.
-        on_confirm: before a mask is confirmed.
+        on_start: called before every trial.
+        on_trial: called after every trial with the finished trial; None if it has no score.
+        on_confirm: called before a mask is confirmed.
     """
 
     on_start: Callable[[Selection], None] = lambda _: None
@@ -56,9 +56,9 @@ class Limits:
     """When a worker stops although there is work left.
 
     Attributes:
-        n_trials: that it runs.
+        n_trials: the most trials that it runs.
         timeout: seconds after which it starts no trial.
-        idle_timeout: seconds of waiting for other workers' trials.
+        idle_timeout: the most seconds of waiting for other workers' trials.
     """
 
     n_trials: int | None = None
@@ -70,7 +70,7 @@ NO_LIMITS = Limits()
 
 
 def sized(spec: StudySpec) -> StudySpec:
-    """The spec with the sizes that ``budget: auto`` means for its model; needs its config."""
+    """The spec with the sizes of ``budget: auto`` for its model; needs the model's config."""
     return spec if spec.budget else spec.with_sizes(model_shape(spec))
 
 
@@ -80,7 +80,7 @@ def create(storage: Storage, spec: StudySpec) -> list[str]:
 
 
 def add_trials(storage: Storage, name: str, more: More) -> dict[str, tuple[int, int]]:
-    """Give the studies that ``name`` means more trials; how many each had, and has."""
+    """Give the studies that ``name`` means more trials; returns how many each had, and has now."""
     return extend(storage.optuna, find_studies(storage.optuna, name), more)
 
 
@@ -93,22 +93,22 @@ def work(
     watcher: Watcher = Watcher(),
     trust_remote_code: bool = False,
 ) -> int:
-    """Be one worker of the studies that ``name`` means; confirm them if they end.
+    """Be one worker of the studies that ``name`` means; confirm their best masks if they end.
 
     Args:
-        storage: where the studies are.
-        name: of a comparison, or of one of its studies.
-        device: as ``open_scoring`` takes it.
-        limits: of this worker.
-        watcher: told what happens.
-        trust_remote_code: the study may run code that comes with its model. Whoever starts the
-            worker decides that: others may write to the database.
+        storage: the storage of the studies.
+        name: name of a study file, a comparison or one of its studies.
+        device: the device, as ``open_scoring`` takes it.
+        limits: when this worker stops although work is left.
+        watcher: functions that are told what happens.
+        trust_remote_code: whether the study may run code that comes with its model. The caller must
+            decide that, because others may write to the database.
 
     Returns:
-        The number of trials this worker ran.
+        The number of trials that this worker ran.
 
     Raises:
-        UserError: the study asks for such code, and it is not trusted.
+        UserError: the study asks for such code, and ``trust_remote_code`` is False.
     """
     studies = find_studies(storage.optuna, name)
     spec = next(iter(studies.values())).study_spec
@@ -118,7 +118,7 @@ def work(
             "it, give --trust-remote-code"
         )
     if all(each.fault_of_original() for each in open_selections(storage.optuna, studies)):
-        return 0  # nobody has to load the model to see that
+        return 0  # known without loading the model
     scoring = open_scoring(spec, device)
     return work_with(scoring, storage, studies, limits, watcher)
 
@@ -130,7 +130,7 @@ def work_with(
     limits: Limits,
     watcher: Watcher,
 ) -> int:
-    """``work``, with a scorer that is already there."""
+    """The same as ``work``, with a scorer that is already open."""
     spec = next(iter(studies.values())).study_spec
     presence = Presence(storage.engine, storage.patience, scoring.device, versions())
     queue = Queue(
@@ -172,7 +172,7 @@ def work_with(
         with record:
             done = worker.run(limits.n_trials, limits.timeout, limits.idle_timeout)
         ended = [selection for selection in selections if selection.outlook() == Outlook.DONE]
-        record.catch_up()  # with what others finished last
+        record.catch_up()  # also with tasks that other workers finished last
         _confirm(ended, evaluator, spec, watcher, scoring.healer)
     return done
 
@@ -191,7 +191,7 @@ def _model_facts(scoring: Scoring, spec: StudySpec) -> ModelFacts:
 
 
 def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
-    """lm-eval's version of each task of a study, as this worker has it."""
+    """lm-eval's version of each task of a study, as installed here."""
     versions = {}
     for task in spec.task_specs:
         documents = Documents("search", task.limit, spec.documents.seed)
@@ -200,7 +200,7 @@ def task_versions(scorer: Scorer, spec: StudySpec) -> dict[str, str]:
 
 
 def stop_rule(spec: StudySpec) -> StopRule | None:
-    """When a mask is given up; None where every mask is scored in full."""
+    """When a mask is given up; None if every mask is scored in full."""
     pruner = spec.pruner
     if pruner is None:
         return None
@@ -215,5 +215,5 @@ def _confirm(
     healer: Healer | None,
 ) -> None:
     if not spec.documents.hold_out:
-        return  # nothing is left to confirm on, or wanted
+        return  # no documents are left to confirm on, or no confirmation is wanted
     confirm(ended, evaluator, spec.documents.confirmation, watcher.on_confirm, healer)

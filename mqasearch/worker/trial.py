@@ -1,4 +1,4 @@
-"""One trial: a task's mask in, its result out."""
+"""One trial: scores the mask of a task and returns the result."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,9 +15,9 @@ from mqasearch.study import Selection, best
 def score_task(selection: Selection, evaluator: Evaluator, task: Task) -> Result:
     """Score the mask of a task.
 
-    A mask below the budget is a probe: it ends ``pruned``, so that the study's best trial is always
-    a mask at the budget. So does a mask that was given up in a race against the best one of its
-    size. A mask without a score ends ``invalid``.
+    A mask that is not at the budget is a probe: it ends ``pruned``, so that the study's best trial
+    is always a mask at the budget. A mask that was given up in a race against the best mask of its
+    size ends ``pruned`` too. A mask that cannot be scored ends ``invalid``.
     """
     mask = LayerMask.parse(task.mask)
     try:
@@ -39,7 +39,7 @@ def score_task(selection: Selection, evaluator: Evaluator, task: Task) -> Result
 
 
 def _certain(selection: Selection, evaluator: Evaluator) -> Sequence[LayerMask]:
-    """Masks to be scored together with this one, if that costs less."""
+    """Masks that may be scored together with the task's mask; empty if that does not cost less."""
     return selection.certain() if evaluator.scorer.gains_from_many() else ()
 
 
@@ -51,7 +51,10 @@ def _rival(selection: Selection, evaluator: Evaluator, task: Task) -> LayerMask 
 
 
 def incumbent(tasks: Sequence[Task], n_converted: int, *, maximize: bool) -> LayerMask | None:
-    """The best mask of so many layers that was scored in full; of equals the earliest one."""
+    """The best mask of ``n_converted`` layers that was scored in full; None if there is none.
+
+    If several are equal, it is the earliest one.
+    """
     scored = [task for task in tasks if task.is_scored]
     found = best(scored, maximize=maximize, n_converted=n_converted)
     return None if found is None else LayerMask.parse(found.mask)

@@ -1,1 +1,1 @@
-"""Alembic's environment; :mod:`mqasearch.database.schema` drives it."""
+"""Alembic's environment; :mod:`mqasearch.database.schema` runs it."""

@@ -1,4 +1,4 @@
-"""Run by Alembic, with the connection that :mod:`mqasearch.database.schema` opened."""
+"""Alembic runs this file, with the connection that :mod:`mqasearch.database.schema` opened."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -8,12 +8,15 @@ from mqasearch.database.tables import PREFIX, Base
 
 
 def is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Optuna's tables, in the same database, are none of our business."""
+    """Whether an object is ours: Optuna's tables in the same database are left alone."""
     return kind != "table" or (name is not None and name.startswith(PREFIX))
 
 
 def run(connection: Connection) -> None:
-    """Within the caller's transaction; SQLite's DDL is transactional once Python is kept out."""
+    """Run the migrations in the caller's transaction.
+
+    SQLite's DDL is transactional too, as Python's own handling of transactions is turned off.
+    """
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """``mqasearch_score`` as mqasearch 0.1 first made it."""
+    """Add ``mqasearch_score`` as mqasearch 0.1 first made it."""
     op.create_table(
         "mqasearch_score",
         sa.Column("score_id", sa.Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""Claims on scores, and the workers that make them."""
+"""The tables of claims on scores, and of the workers that make the claims."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Two tables of passing facts; scores stay as they are."""
+    """Add two tables of temporary rows; scores stay as they are."""
     op.create_table(
         "mqasearch_claim",
         sa.Column("digest", sa.String(64), nullable=False),

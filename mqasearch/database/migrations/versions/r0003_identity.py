@@ -1,4 +1,4 @@
-"""What a score depends on besides: the tokenizer, and the code that computed it."""
+"""Two more columns of a score's key: the tokenizer, and the code that computed the score."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,9 +8,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Two columns, empty in the scores that are there: these stay, and no key is equal to theirs.
+    """Add two columns, which are empty in existing scores.
 
-    With a default of the database, since workers of the older version go on inserting.
+    These scores stay, but no key of this version is equal to theirs. The database sets the default,
+    because workers of the older version go on inserting rows.
     """
     for name in ("tokenizer", "code"):
         column = sa.Column(name, sa.String(64), server_default="", nullable=False)

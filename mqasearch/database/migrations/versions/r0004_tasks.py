@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """One table. It is filled from the trials of the studies that are there."""
+    """Add one table, which ``schema.upgrade`` fills from the trials of existing studies."""
     op.create_table(
         "mqasearch_task",
         sa.Column("task_id", sa.Integer(), nullable=False),
