@@ -19,8 +19,9 @@ import plotly.graph_objects as go
 from optuna.storages import BaseStorage
 from optuna_dashboard import save_plotly_graph_object
 
-from mqasearch.dashboard.data import Comparison, StudyRows, read_comparisons, siblings
+from mqasearch.dashboard.data import Comparison, StudyRows, siblings
 from mqasearch.dashboard.figures import Titled, masks_figure, shared_figures
+from mqasearch.dashboard.study_reading import read_comparisons
 
 CARD_HEIGHT = 450
 """Height in pixels of a custom plot in Optuna's dashboard, which cuts off the rest."""

@@ -11,9 +11,10 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from optuna.storages import BaseStorage
 
-from mqasearch.dashboard.data import Comparison, read_comparisons, siblings
+from mqasearch.dashboard.data import Comparison, siblings
 from mqasearch.dashboard.guard import HEALTH
 from mqasearch.dashboard.pages import comparison_page, figures_json, index_page, trials_json
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.dashboard.templates import ROOT, page
 from mqasearch.dashboard.verdict_html import read_verdict
 

@@ -85,7 +85,7 @@ def _finalists(facts: StudyFacts, study: optuna.Study) -> list[_Finalist]:
     else:
         best = best_trial(study)
         chosen = [] if best is None else [best]
-    return [_Finalist(trial.number, trial.facts, facts, study) for trial in chosen]
+    return [_Finalist(trial.number, trial.facts, trial.order, facts, study) for trial in chosen]
 
 
 def _budget(best: FinishedTrial, facts: StudyFacts, spec: StudySpec) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Task:
         return self.mask.count("1")
 
     @property
+    def order(self) -> int:
+        """The place in the order of proposals."""
+        return self.number
+
+    @property
     def is_finished(self) -> bool:
         """Whether the task has a result; that the mask cannot be scored is one too."""
         return self.state not in ("queued", "leased")

@@ -3,21 +3,16 @@
 from mqasearch.record.attributes import (
     CONFIRMATION_KEY,
     ENQUEUED,
-    FACTS_KEY,
     HEALED,
-    NAME_KEY,
     NO_MASK,
     QUEUED_KEY,
     STUDY_KEY,
-    TASK_KEY,
     Direction,
     ModelFacts,
     StudyFacts,
-    TrialFacts,
     agree_on_model,
     confirmation,
     facts_of,
-    facts_of_trial,
     model_facts,
     set_confirmation,
     set_study_facts,
@@ -25,13 +20,21 @@ from mqasearch.record.attributes import (
     set_unconfirmed,
     study_facts,
     tolerance_of,
-    trial_facts,
     unconfirmed,
 )
 from mqasearch.record.attributes_table import change_together
 from mqasearch.record.optuna_storage import SharedStorage
 from mqasearch.record.storage import Storage, open_storage, upgrade_storage
 from mqasearch.record.stored import count, mapping, number
+from mqasearch.record.trial_facts import (
+    FACTS_KEY,
+    NAME_KEY,
+    TASK_KEY,
+    TrialFacts,
+    facts_of_trial,
+    order_of,
+    trial_facts,
+)
 
 __all__ = [
     "CONFIRMATION_KEY",
@@ -59,6 +62,7 @@ __all__ = [
     "model_facts",
     "number",
     "open_storage",
+    "order_of",
     "set_confirmation",
     "set_study_facts",
     "set_tolerance",

@@ -1,4 +1,4 @@
-"""Every Optuna attribute that mqasearch writes, each with its getter and setter.
+"""Every Optuna attribute of a study that mqasearch writes, each with its getter and setter.
 
 Each attribute is written in a transaction of its own. So facts that belong together are one
 attribute.
@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.record.agreement import differences, remedies
 from mqasearch.record.attributes_table import record_once
+from mqasearch.record.trial_facts import TrialFacts
 from mqasearch.selectors import SELECTORS, parameters_of
 from mqasearch.spec import StudySpec, parse_spec
 from mqasearch.tolerance import ToleranceEntry
@@ -32,10 +32,6 @@ NO_MASK = "no mask"
 
 TOLERANCE_KEY = "mqasearch:tolerance"
 MODEL_KEY = "mqasearch:model"
-FACTS_KEY = "mqasearch:facts"
-NAME_KEY = "mqasearch:name"
-TASK_KEY = "mqasearch:task"
-"""On a trial: the number of the task that it records."""
 QUEUED_KEY = "mqasearch:queued"
 """On a trial that somebody enqueued with Optuna: the mask of the task that replaces it."""
 
@@ -122,7 +118,7 @@ class StudyFacts:
         n_trials = None if self.n_trials is None else self.n_trials + n_more
         return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
 
-    def original_kv_bytes(self, trial: "TrialFacts") -> int:
+    def original_kv_bytes(self, trial: TrialFacts) -> int:
         """Bytes of KV cache per token of the original model, in the dtype of the trial."""
         shape = ModelShape(**self.shape)
         kv_heads = LayerMask.parse(trial.mask).kv_heads(shape, self.study_spec.target_kv_heads)
@@ -228,55 +224,6 @@ def _refuse_differences(study: optuna.Study, ours: dict[str, Any], theirs: dict[
             f"this worker's scores would not be comparable with those of study "
             f"{study.study_name!r}: {'; '.join(rows)}; {remedies(ours, theirs)}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TrialFacts:
-    """What a finished trial found.
-
-    Attributes:
-        mask: the mask as a string of 0 and 1.
-        n_converted: number of converted layers.
-        kv_bytes_per_token: bytes of the converted model's KV cache per token.
-        value: the objective.
-        delta: value − the original model's value.
-        seconds: seconds that scoring took in this trial; 0 if every score was already known.
-        reused: True if no new score was computed.
-        scores: task → metric → value.
-        name: name of an enqueued mask, else None.
-        given_up: number of documents after which the mask was clearly worse than another one of its
-            size, so that ``value`` is an estimate; None if all documents were scored.
-        stderr: standard error of ``value``; None if it is unknown, as in trials that older versions
-            of mqasearch wrote.
-        delta_stderr: standard error of ``delta``, paired by document; None if it is unknown.
-        stderrs: task → metric → standard error of the value in ``scores``; None if it is unknown.
-        n_docs: task → number of documents that ``scores`` is computed from.
-    """
-
-    mask: str
-    n_converted: int
-    kv_bytes_per_token: int
-    value: float
-    delta: float
-    seconds: float
-    reused: bool
-    scores: dict[str, dict[str, float]]
-    name: str | None = None
-    given_up: int | None = None
-    stderr: float | None = None
-    delta_stderr: float | None = None
-    stderrs: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    n_docs: dict[str, int] = field(default_factory=dict)
-
-
-def trial_facts(trial: FrozenTrial) -> TrialFacts | None:
-    """A trial's facts; None while it is not finished."""
-    return facts_of_trial(trial.user_attrs.get(FACTS_KEY))
-
-
-def facts_of_trial(row: object) -> TrialFacts | None:
-    """A trial's facts from plain data; None if there are none, as for a mask without a score."""
-    return TrialFacts(**_known(TrialFacts, row)) if row and isinstance(row, dict) else None
 
 
 def set_confirmation(study: optuna.Study, row: dict[str, Any]) -> None:

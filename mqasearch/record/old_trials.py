@@ -6,7 +6,8 @@ from typing import Any
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from mqasearch.record.attributes import FACTS_KEY, NAME_KEY, STUDY_KEY, TASK_KEY
+from mqasearch.record.attributes import STUDY_KEY
+from mqasearch.record.trial_facts import FACTS_KEY, NAME_KEY, TASK_KEY
 from mqasearch.selectors import INVALID_KEY, mask_of
 
 _SCORED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}

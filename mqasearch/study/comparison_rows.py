@@ -14,6 +14,7 @@ from mqasearch.record import (
     StudyFacts,
     TrialFacts,
     confirmation,
+    order_of,
     study_facts,
     trial_facts,
 )
@@ -27,10 +28,17 @@ HEADLINES = ("acc_norm", "acc")
 
 @dataclass(frozen=True, slots=True)
 class FinishedTrial:
-    """A trial that was scored."""
+    """A trial that was scored.
+
+    Attributes:
+        number: Optuna's number of it, or the task's number before it is recorded.
+        facts: what it found.
+        order: its place in the order in which the study's masks were proposed.
+    """
 
     number: int
     facts: TrialFacts
+    order: int
 
     @property
     def n_converted(self) -> int:
@@ -114,7 +122,7 @@ def finished(study: optuna.Study) -> list[FinishedTrial]:
 
 def _trials(study: optuna.Study, *states: TrialState) -> list[FinishedTrial]:
     return [
-        FinishedTrial(trial.number, facts)
+        FinishedTrial(trial.number, facts, order_of(trial))
         for trial in study.get_trials(deepcopy=False, states=states)
         if (facts := trial_facts(trial)) is not None
     ]

@@ -1,8 +1,8 @@
 """Which of the scored masks is the best; the same for every table, figure, file and race.
 
 A mask that was given up in a race is never the best, because its value is an estimate from a few
-documents. A mask without a finite value is never the best either. If masks are equal, the one with
-the lower trial number is better; if these are equal too (trials of two studies), the one that is
+documents. A mask without a finite value is never the best either. If masks are equal, the one
+that was proposed first is better; if these are equal too (trials of two studies), the one that is
 given first. So the best mask at a study's budget is a trial with the value of Optuna's own
 ``study.best_value``.
 """
@@ -16,8 +16,8 @@ class Scored(Protocol):
     """A trial that may be the best."""
 
     @property
-    def number(self) -> int:
-        """The trial's number in its study."""
+    def order(self) -> int:
+        """Place in the order in which the study's masks were proposed."""
 
     @property
     def n_converted(self) -> int:
@@ -86,7 +86,7 @@ def _rivals(rows: Iterable[Row], n_converted: int | None) -> Sequence[Row]:
 
 
 def _order(maximize: bool) -> Callable[[Scored], tuple[float, int]]:
-    return lambda row: (_loss(row, maximize), row.number)
+    return lambda row: (_loss(row, maximize), row.order)
 
 
 def _loss(row: Scored, maximize: bool) -> float:

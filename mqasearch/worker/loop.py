@@ -139,7 +139,8 @@ class Worker:
             self.presence.end_trial(done=done)
         self.n_done += 1
         found = facts_of_trial(result.facts) if done and result is not None else None
-        self.on_trial(selection, None if found is None else FinishedTrial(task.number, found))
+        scored = None if found is None else FinishedTrial(task.number, found, task.order)
+        self.on_trial(selection, scored)
 
     def _result(self, selection: Selection, task: Task) -> Result | None:
         """The task's result; None if it was given back because it ran out of memory."""

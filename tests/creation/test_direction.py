@@ -14,7 +14,7 @@ from tasks.small_tasks import load_small
 from mqasearch import cli
 from mqasearch.creation.create import create_studies
 from mqasearch.creation.names import checked_study, maximizes
-from mqasearch.dashboard.data import read_comparisons
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.errors import SpecError, UserError
 from mqasearch.export import export
 from mqasearch.mask import KVHeads

@@ -24,9 +24,10 @@ from optuna.trial import TrialState
 from scipy.stats import t
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
-from mqasearch.dashboard.data import StudyRows, read_comparisons, siblings
+from mqasearch.dashboard.data import StudyRows, siblings
 from mqasearch.dashboard.figures import comparison_figures
 from mqasearch.dashboard.pages import comparison_page, index_page
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.mask import LayerMask
 from mqasearch.scoring import FakeScorer
 from mqasearch.statistics import Estimate

@@ -20,7 +20,7 @@ from dashboard.sample_studies import (
 from optuna.storages import BaseStorage, InMemoryStorage
 from scipy import stats
 
-from mqasearch.dashboard.data import Comparison, StudyRows, read_comparisons
+from mqasearch.dashboard.data import Comparison, StudyRows
 from mqasearch.dashboard.figures import (
     budget_front,
     comparison_figures,
@@ -28,6 +28,7 @@ from mqasearch.dashboard.figures import (
     selectors_by_evaluations,
 )
 from mqasearch.dashboard.sensitivity_figure import LEAST_MASKS, layer_sensitivity, welch_margin
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.dashboard.style import format_bytes
 from mqasearch.mask import LayerMask
 

@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from postgres import Postgres
 
 from mqasearch.dashboard import dashboard_app, publish_figures
-from mqasearch.dashboard.data import read_comparisons
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.database import Patience
 from mqasearch.record import open_storage
 

@@ -18,14 +18,22 @@ from studies_on_fake import spec_of, storage_in
 
 from mqasearch.cli.progress import Progress
 from mqasearch.creation import create_studies
-from mqasearch.dashboard.data import StudyRows, read_comparisons
+from mqasearch.dashboard.data import StudyRows
 from mqasearch.dashboard.figures import budget_front, selectors_by_evaluations
 from mqasearch.dashboard.heatmap import masks_by_trial
 from mqasearch.dashboard.pages import comparison_page
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.export import export
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.queue import Queue, Task, TaskState
-from mqasearch.record import FACTS_KEY, StudyFacts, TrialFacts, set_study_facts, study_facts
+from mqasearch.record import (
+    FACTS_KEY,
+    TASK_KEY,
+    StudyFacts,
+    TrialFacts,
+    set_study_facts,
+    study_facts,
+)
 from mqasearch.selectors import MASK_KEY, selector_of
 from mqasearch.study.comparison_rows import FinishedTrial, best_trial, compare, finished
 from mqasearch.study.ranking import best, front, improvements, ranked
@@ -286,6 +294,7 @@ ROWS = st.lists(
         lambda number, n, value, given_up: FinishedTrial(
             number,
             TrialFacts("0" * 9, n, 100 - n, value, 0.0, 0.0, False, {}, given_up=given_up),
+            number,
         ),
         st.integers(0, 20),
         st.integers(0, 3),
@@ -306,7 +315,7 @@ def test_the_best_is_the_first_of_the_ranked_and_the_last_improvement(
     values = [row.value for row in order]
     assert values == sorted(values, reverse=maximize)
     for one, other in itertools.pairwise(order):
-        assert one.value != other.value or one.number <= other.number
+        assert one.value != other.value or one.order <= other.order
     steps = improvements(rows, maximize=maximize, n_converted=n_converted)
     assert [row.value for row in steps] == sorted(
         {row.value for row in steps}, reverse=not maximize
@@ -333,7 +342,21 @@ def test_no_row_beats_one_on_the_front(rows: list[FinishedTrial], maximize: bool
         )
 
 
-def test_equal_masks_go_to_the_lower_number_then_to_the_first_given() -> None:
+def test_of_equal_masks_the_one_proposed_first_is_better_then_the_one_given_first() -> None:
     facts = TrialFacts("0011", 2, 1, 1.0, 0.0, 0.0, False, {})
-    rows = [FinishedTrial(n, replace(facts, mask=m)) for n, m in ((4, "a"), (2, "b"), (2, "c"))]
+    rows = [
+        FinishedTrial(9 - n, replace(facts, mask=m), n) for n, m in ((4, "a"), (2, "b"), (2, "c"))
+    ]
     assert [row.facts.mask for row in ranked(rows, maximize=False)] == ["b", "c", "a"]
+
+
+def test_of_equal_masks_the_record_names_the_one_that_the_queue_names() -> None:
+    """Trials are recorded as they end, in another order than that of their tasks."""
+    study = optuna.create_study()
+    for task_number, mask in ((7, MASKS[3]), (4, MASKS[5])):
+        trial = trial_of(mask, 1.0, None, "ended")
+        trial.set_user_attr(TASK_KEY, task_number)
+        study.add_trial(trial)
+    chosen = best_trial(study)
+    assert chosen is not None
+    assert (chosen.number, chosen.facts.mask) == (1, str(MASKS[5]))

@@ -7,8 +7,8 @@ import pytest
 
 from mqasearch.checkpoint.card import model_card
 from mqasearch.creation import create_studies
-from mqasearch.dashboard.data import read_comparisons
 from mqasearch.dashboard.pages import comparison_page
+from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.errors import ScoreError, SpecError, UserError
 from mqasearch.export import export, read_mask, without_evidence, write_masks
 from mqasearch.formats import FORMATS
