@@ -233,6 +233,8 @@ def members(registry: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
     used = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqasearch"):
+            if node.module == "mqasearch.registry":
+                continue
             path = f"{(node.module or '').replace('.', '/')}.py"
             for alias in node.names:
                 for each in parsed(ROOT / path).body if alias.name in used else ():

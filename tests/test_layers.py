@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mqasearch"
 FLOORS = (
     ("errors", "interruption", "source_code", "statistics"),
-    ("mask", "budget", "score", "tolerance", "heal_recipe", "spec", "assets", "files"),
+    ("mask", "budget", "score", "tolerance", "heal_recipe", "registry", "spec", "assets", "files"),
     ("families", "models", "database", "engines", "selectors"),
     ("conversion", "forward", "queue", "scores"),
     ("formats", "healing", "tasks", "record"),

@@ -45,18 +45,18 @@ def families(format: OutputFormat = Format.TABLE) -> None:
 
 def selectors(format: OutputFormat = Format.TABLE) -> None:
     """List the selectors of layers; a study file without `selectors` takes the recommended."""
-    from mqasearch.selectors import RECOMMENDED, SELECTORS, parameters_of
+    from mqasearch.selectors import RECOMMENDED, SELECTORS
 
     _print(
         ("selector", "what it does", "parameters", "recommended"),
         (
             (
                 name,
-                selector.summary,
-                _parameters(parameters_of(name)),
+                SELECTORS.summary(name),
+                _parameters(SELECTORS.parameters(name)),
                 _recommended(RECOMMENDED.get(name)),
             )
-            for name, selector in SELECTORS.items()
+            for name in SELECTORS
         ),
         format,
     )
@@ -66,7 +66,11 @@ def merges(format: OutputFormat = Format.TABLE) -> None:
     """List the ways to merge KV heads."""
     from mqasearch.conversion import MERGES
 
-    _print(("merge", "what it does"), _described(MERGES), format)
+    _print(
+        ("merge", "what it does", "parameters"),
+        ((name, MERGES.summary(name), _parameters(MERGES.parameters(name))) for name in MERGES),
+        format,
+    )
 
 
 def formats(format: OutputFormat = Format.TABLE) -> None:
@@ -133,11 +137,6 @@ def _recommended(parameters: Mapping[str, Any] | None) -> str:
         return ""
     given = ", ".join(f"{name}={value}" for name, value in parameters.items())
     return f"yes, {given}" if given else "yes"
-
-
-def _described(known: Any) -> Iterable[tuple[str, str]]:
-    for name, thing in known.items():
-        yield name, (thing.__doc__ or "").strip().splitlines()[0]
 
 
 def _print(headers: Sequence[str], rows: Iterable[Sequence[str]], format: Format) -> None:

@@ -25,7 +25,7 @@ from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Aligned(Merge):
     """Heads aligned on calibration text, then merged; W_O refitted unless refit is false.
 

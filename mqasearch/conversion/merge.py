@@ -8,7 +8,7 @@ from mqasearch.conversion.layer_statistics import LayerStatistics
 from mqasearch.families import AttentionWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Merge(ABC):
     """A method that gives a layer fewer KV heads, in closed form.
 

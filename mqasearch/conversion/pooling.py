@@ -14,7 +14,7 @@ from mqasearch.conversion.merge import Merge
 from mqasearch.families import AttentionWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mean(Merge):
     """The average of the heads of a group."""
 
@@ -35,7 +35,7 @@ class Mean(Merge):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class First(Merge):
     """The first head of a group."""
 
@@ -47,7 +47,7 @@ class First(Merge):
         return select_kv_heads(weights, range(0, weights.n_kv_heads, weights.n_kv_heads // target))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Best(Merge):
     """The head of a group that stands in for the others with the least error.
 

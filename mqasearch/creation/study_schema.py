@@ -4,13 +4,13 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
 from mqasearch.conversion import MERGES
-from mqasearch.selectors import SELECTORS, parameters_of
+from mqasearch.registry import Registry
+from mqasearch.selectors import SELECTORS
 from mqasearch.spec import SelectorEntry, StudySpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,7 +24,12 @@ def study_schema() -> dict[str, Any]:
     """
     schema = StudySpec.model_json_schema(mode="validation")
     definitions = schema["$defs"]
-    for entry, known in (("SelectorEntry", _selectors()), ("MergeEntry", _merges())):
+    n_trials = SelectorEntry.model_fields["n_trials"]
+    entries = {
+        "SelectorEntry": _entries(SELECTORS, {"n_trials": (n_trials.annotation, n_trials)}),
+        "MergeEntry": _entries(MERGES, {}),
+    }
+    for entry, known in entries.items():
         union = TypeAdapter(known).json_schema(mode="validation")
         definitions |= union.pop("$defs")
         definitions[entry] = union
@@ -33,41 +38,18 @@ def study_schema() -> dict[str, Any]:
     return {"$schema": _DIALECT, **schema, "title": "A study file of mqasearch"}
 
 
-def _selectors() -> Any:
-    """Every selector with its parameters, told apart by name."""
-    n_trials = SelectorEntry.model_fields["n_trials"]
-    return _union(
-        {
-            name: {"n_trials": (n_trials.annotation, n_trials), **parameters_of(name)}
-            for name in SELECTORS
-        },
-        {name: selector.summary for name, selector in SELECTORS.items()},
-    )
+def _entries(known: Registry[Any], also: Mapping[str, Any]) -> Any:
+    """A discriminated union of a registry's classes, each with its parameters.
 
-
-def _merges() -> Any:
-    """Every merge with its parameters, told apart by name."""
-    return _union(
-        {
-            name: {field.name: (type(field.default), field.default) for field in fields(merge)}
-            for name, merge in MERGES.items()
-        },
-        {name: (merge.__doc__ or "").strip().splitlines()[0] for name, merge in MERGES.items()},
-    )
-
-
-def _union(known: Mapping[str, Mapping[str, Any]], summaries: Mapping[str, str]) -> Any:
-    """A discriminated union: name → parameter → (type, default)."""
-    models = [
-        create_model(
-            name,
-            __config__=ConfigDict(extra="forbid"),
-            __doc__=summaries[name],
-            name=(Literal[name], ...),  # type: ignore[arg-type]
-            **parameters,
-        )
-        for name, parameters in known.items()
-    ]
+    Args:
+        known: the classes.
+        also: other keys that each entry may have: name → pydantic's (type, field).
+    """
+    models = []
+    for name in known:
+        keys: dict[str, Any] = {"name": (Literal[name], ...), **also, **known.parameters(name)}
+        closed = ConfigDict(extra="forbid")
+        models.append(create_model(name, __config__=closed, __doc__=known.summary(name), **keys))
     return Annotated[_any_of(models), Field(discriminator="name")]
 
 

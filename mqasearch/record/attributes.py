@@ -17,7 +17,7 @@ from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.record.agreement import differences, remedies
 from mqasearch.record.attributes_table import record_once
 from mqasearch.record.trial_facts import TrialFacts
-from mqasearch.selectors import SELECTORS, parameters_of
+from mqasearch.selectors import SELECTORS
 from mqasearch.spec import StudySpec, parse_spec
 from mqasearch.tolerance import ToleranceEntry
 
@@ -98,7 +98,7 @@ class StudyFacts:
         counted = _counted(self.selector)
         if counted is None:
             return own
-        _, default = parameters_of(self.selector)[counted]
+        _, default = SELECTORS.parameters(self.selector)[counted]
         return own | {counted: own.get(counted, default) + self.n_more}
 
     @property

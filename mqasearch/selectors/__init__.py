@@ -20,7 +20,6 @@ from mqasearch.selectors.selectors import (
     RECOMMENDED,
     SELECTORS,
     check_parameters,
-    parameters_of,
     selector_of,
 )
 from mqasearch.selectors.space import mask_params, param_name, search_space
@@ -43,7 +42,6 @@ __all__ = [
     "mask_of",
     "mask_params",
     "param_name",
-    "parameters_of",
     "read_history",
     "repaired",
     "search_space",

@@ -296,10 +296,10 @@ def test_groups_may_be_asked_for_their_error() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"refit": "no"}, "refit must be true or false, not 'no'"),
-        ({"first_token": "all"}, "first_token must be a number"),
+        ({"refit": "no"}, "refit of merge 'aligned': expected true or false, got 'no'"),
+        ({"first_token": "all"}, "first_token of merge 'aligned': expected a finite number"),
         ({"first_token": -1}, "first_token must be 0 or more"),
-        ({"first_token": float("nan")}, "first_token must be 0 or more"),
+        ({"first_token": float("nan")}, "expected a finite number, got nan"),
     ],
 )
 def test_parameters_of_another_kind_are_refused(

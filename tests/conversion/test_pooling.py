@@ -187,5 +187,5 @@ def test_an_unknown_merge_gets_a_suggestion() -> None:
 
 
 def test_an_unknown_parameter_is_named() -> None:
-    with pytest.raises(UnknownNameError, match="unknown parameter of merge 'mean' 'alpha'"):
+    with pytest.raises(UnknownNameError, match="unknown parameter of merge 'mean': 'alpha'"):
         merge_of("mean", alpha=1)

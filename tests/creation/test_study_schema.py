@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from mqasearch.creation.study_schema import study_schema
 from mqasearch.errors import SpecError
 from mqasearch.export import schema
-from mqasearch.selectors import SELECTORS, parameters_of
+from mqasearch.selectors import SELECTORS
 from mqasearch.spec import parse_spec
 from tests.creation.test_model_study import STUDIES
 
@@ -83,5 +83,5 @@ def test_what_is_accepted_has_no_fault_in_the_schema(
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_every_parameter_of_a_selector_may_be_given(selector: str) -> None:
-    entry = {name: default for name, (_, default) in parameters_of(selector).items()}
+    entry = {name: default for name, (_, default) in SELECTORS.parameters(selector).items()}
     assert faults(GOOD | {"selectors": [{"name": selector, "n_trials": 3, **entry}]}) == []

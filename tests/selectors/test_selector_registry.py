@@ -10,7 +10,6 @@ from mqasearch.selectors import (
     RECOMMENDED,
     SELECTORS,
     check_parameters,
-    parameters_of,
     selector_of,
 )
 
@@ -28,7 +27,9 @@ def test_every_selector_is_made_by_its_name_and_tells_what_it_is(name: str) -> N
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_defaults_are_accepted_when_given(name: str) -> None:
-    check_parameters(name, {key: default for key, (_, default) in parameters_of(name).items()})
+    check_parameters(
+        name, {key: default for key, (_, default) in SELECTORS.parameters(name).items()}
+    )
 
 
 @pytest.mark.parametrize("name", RECOMMENDED)
