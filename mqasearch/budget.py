@@ -10,6 +10,14 @@ from mqasearch.mask import KVHeads, ModelShape
 class Budget:
     """A budget; exactly one of the two attributes is given.
 
+    Example:
+        >>> shape = ModelShape(
+        ...     n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, hidden_size=576,
+        ...     bytes_per_element=2,
+        ... )
+        >>> Budget(kv_bytes_fraction=0.5).n_converted(shape)
+        23
+
     Attributes:
         n_layers: layers to convert.
         kv_bytes_fraction: largest KV cache allowed, as a fraction of the original's.

@@ -51,7 +51,13 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerMask:
-    """One flag per layer, layer 0 first; True = the layer is converted."""
+    """One flag per layer, layer 0 first; True = the layer is converted.
+
+    Example:
+        >>> mask = LayerMask.of([1, 3], n_layers=4)
+        >>> str(mask), mask.layers, mask.n_converted
+        ('0101', (1, 3), 2)
+    """
 
     flags: tuple[bool, ...]
 

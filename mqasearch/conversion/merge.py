@@ -17,6 +17,11 @@ class Merge(ABC):
     of its arguments, so that every worker gets the same layer. It may be called on any layer in any
     order.
 
+    Example:
+        >>> from mqasearch.conversion import merge_of
+        >>> merge_of("mean").needs_calibration, merge_of("aligned").needs_calibration
+        (False, True)
+
     Attributes:
         name: the method's name in a study file.
         needs_statistics: whether the method cannot work without calibration.

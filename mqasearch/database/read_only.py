@@ -21,8 +21,11 @@ def for_reading(engine: Engine) -> Engine:
     """The same engine, with the same connections, for transactions that only read.
 
     Example:
+        >>> from sqlalchemy import create_engine, text
+        >>> engine = create_engine("sqlite://")
         >>> with for_reading(engine).connect() as connection:
-        ...     connection.execute(text("SELECT 1"))
+        ...     connection.execute(text("SELECT 1")).scalar()
+        1
     """
     return engine.execution_options(**reads_only())
 

@@ -54,7 +54,21 @@ class _GivenUp(Exception):
 
 
 class Evaluator:
-    """Scores masks and keeps the scores; no mask is scored twice, even by several workers."""
+    """Scores masks and keeps the scores; no mask is scored twice, even by several workers.
+
+    Example:
+        >>> from sqlalchemy import create_engine
+        >>> from mqasearch.database import schema
+        >>> from mqasearch.scores import ScoreStore
+        >>> from mqasearch.scoring import FakeScorer
+        >>> engine = create_engine("sqlite://")
+        >>> schema.upgrade(engine)
+        >>> claims = Claims(engine, ScoreStore(engine))
+        >>> evaluator = Evaluator(FakeScorer(3), claims, [TaskSpec("hellaswag", limit=9)])
+        >>> mask = LayerMask.parse("010")
+        >>> [evaluator.evaluate(mask).reused for attempt in range(2)]
+        [False, True]
+    """
 
     def __init__(
         self,

@@ -19,6 +19,11 @@ class Family(ABC):
     fused, or on whether they are stored transposed. ``unpack`` and ``pack`` translate, and each is
     the inverse of the other; the rest is the same in every family.
 
+    Example:
+        >>> from mqasearch.families import family_of
+        >>> family_of("qwen3").projections
+        ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+
     Attributes:
         model_types: transformers' ``config.model_type`` of the models that it handles.
         blocks_path: path of the list of decoder layers inside the base model, as ``"layers"``.

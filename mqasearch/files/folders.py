@@ -89,6 +89,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """``new_folder`` for a folder that a user named.
 
+    Example:
+        >>> with whole_folder(Path("results")) as folder:
+        ...     _ = (folder / "a.txt").write_text("a")
+        >>> [path.name for path in Path("results").iterdir()]
+        ['a.txt']
+
     Raises:
         UserError: the disk is full, or the place cannot be written to; in one line.
     """

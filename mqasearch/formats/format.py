@@ -50,6 +50,11 @@ class Format(ABC):
     model card and ``reproduce.json``, which are the same in every format. It also makes sure that
     the folder appears either complete or not at all.
 
+    Example:
+        >>> from mqasearch.formats import FORMATS
+        >>> [name for name in FORMATS if "gpt2" in FORMATS[name].model_types]
+        ['hf', 'mlx', 'expanded']
+
     Attributes:
         name: the format's name in ``--format`` of ``mqasearch convert``.
         summary: one line for the command line.

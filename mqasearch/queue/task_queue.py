@@ -72,6 +72,18 @@ _UNFINISHED = TABLE.c.state.in_(("queued", "leased"))
 class Queue:
     """The tasks of all studies, as one worker sees them.
 
+    Example:
+        >>> from sqlalchemy import create_engine
+        >>> from mqasearch.database import schema
+        >>> engine = create_engine("sqlite://")
+        >>> schema.upgrade(engine)
+        >>> queue = Queue(engine, worker="me")
+        >>> task = queue.add(study_id=1, number=0, mask="0110")
+        >>> queue.finish(task, Result("complete", value=0.25))
+        True
+        >>> [(task.mask, task.state, task.value) for task in queue.tasks(study_id=1)]
+        [('0110', 'complete', 0.25)]
+
     Args:
         engine: the database's engine; :func:`mqasearch.database.schema.upgrade` made its tables.
         patience: how long to wait for a database that is away.

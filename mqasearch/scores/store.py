@@ -30,6 +30,21 @@ class ScoreStore:
     everybody who asks for it, now or later, gets the same numbers. Nothing is ever changed or
     deleted.
 
+    Example:
+        >>> from sqlalchemy import create_engine
+        >>> from mqasearch.database import schema
+        >>> from mqasearch.score import Documents, TaskSpec
+        >>> from mqasearch.scoring import FakeScorer
+        >>> engine = create_engine("sqlite://")
+        >>> schema.upgrade(engine)
+        >>> scorer = FakeScorer(3)
+        >>> asked = ((1, 4, 4), TaskSpec("hellaswag"), Documents("search", 9))
+        >>> store = ScoreStore(engine)
+        >>> store.get(scorer.key(*asked)) is None
+        True
+        >>> store.put(scorer.key(*asked), scorer.score(*asked)).n_docs
+        9
+
     Args:
         engine: engine of a database with the schema of :func:`mqasearch.database.schema.upgrade`.
         patience: how long to wait for a database that is away.

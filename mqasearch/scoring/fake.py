@@ -37,7 +37,16 @@ _SPLIT_SIZES = {
 
 
 class FakeScorer:
-    """Additive and pairwise layer sensitivities with noise per document."""
+    """Additive and pairwise layer sensitivities with noise per document.
+
+    It has all that :class:`mqasearch.scoring.Scorer` asks for, without a model.
+
+    Example:
+        >>> scorer = FakeScorer(n_layers=3)
+        >>> score = scorer.score((4, 1, 4), TaskSpec("hellaswag"), Documents("search", limit=20))
+        >>> score.n_docs, sorted(score.values)[:2]
+        (20, ['acc', 'acc_norm'])
+    """
 
     def __init__(
         self,

@@ -41,6 +41,11 @@ class PairedDifference:
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Compare two masks on the same documents.
 
+    Example:
+        >>> found = paired_difference([1, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 1])
+        >>> round(found.value, 3), found.p_value
+        (0.333, 0.5)
+
     If both metrics are 0/1, the test is the exact sign test (McNemar 1947) on the documents that
     only one of the two got right, and the interval is that of Fay & Lumbard (2021), which inverts
     that test and stays valid when the two disagree on few documents or on none. Otherwise test and
