@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from merges import MERGES, batches_of, held_out_text, measured, name_of
 
-from mqasearch.conversion import ConvertibleModel, calibrate, merge_of
+from mqasearch.conversion import ConvertibleModel, calibrate
 from mqasearch.families import family_of
 from mqasearch.heal_recipe import Recipe, recipe_of
 from mqasearch.healing import Step, heal
 from mqasearch.mask import LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.tasks import TaskLibrary, calibration_tokens
 

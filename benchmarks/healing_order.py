@@ -18,11 +18,12 @@ import numpy as np
 from merges import HeldOut, batches_of, held_out_text, measured
 from scipy.stats import spearmanr
 
-from mqasearch.conversion import ConvertibleModel, calibrate, merge_of
+from mqasearch.conversion import ConvertibleModel, calibrate
 from mqasearch.families import family_of
 from mqasearch.heal_recipe import Recipe
 from mqasearch.healing import heal
 from mqasearch.mask import LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.tasks import TaskLibrary, calibration_tokens
 

@@ -9,16 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import (
-    Alignment,
-    RotaryKeys,
-    Subspace,
-    augmented,
-    calibration_batches,
-    grouped,
-    run_base,
-)
+from mqasearch.conversion import calibration_batches, run_base
 from mqasearch.families import AttentionWeights, Family
+from mqasearch.merging import Alignment, RotaryKeys, Subspace, augmented, grouped
 
 
 class AttendedAlignment(Alignment):

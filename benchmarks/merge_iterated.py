@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import RIDGE, augmented, calibration_batches, run_base
+from mqasearch.conversion import RIDGE, calibration_batches, run_base
 from mqasearch.families import AttentionWeights, Family
+from mqasearch.merging import augmented
 
 ITERATIONS = 100
 """The most iterations of conjugate gradients. SmolLM2-135M uses all of them, and its residual is

@@ -16,15 +16,9 @@ from merge_iterated import ValueEquations, value_equations
 from torch import nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import (
-    ConvertibleModel,
-    Statistics,
-    calibrate,
-    merge_of,
-    refit_layers,
-    refit_sequential,
-)
+from mqasearch.conversion import ConvertibleModel, calibrate, refit_layers, refit_sequential
 from mqasearch.families import AttentionWeights, Family
+from mqasearch.merging import Statistics, merge_of
 
 Replacer = Callable[[Sequence[int]], Mapping[int, AttentionWeights]]
 """Layers that are converted together → the weights of each after conversion."""

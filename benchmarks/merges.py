@@ -26,9 +26,10 @@ from merge_variants import OF_SEVERAL_LAYERS, VARIANTS, Shared
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from mqasearch.conversion import ConvertibleModel, TokenBatch, calibrate, merge_of, token_batches
+from mqasearch.conversion import ConvertibleModel, TokenBatch, calibrate, token_batches
 from mqasearch.families import family_of
 from mqasearch.mask import LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.tasks import TaskLibrary, calibration_tokens, right_text

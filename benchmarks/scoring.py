@@ -33,9 +33,10 @@ from lm_eval.tasks import TaskManager
 from one_worker import trials_of
 from torch.profiler import ProfilerActivity, profile
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.scoring import SharedPrefixScorer

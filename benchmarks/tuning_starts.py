@@ -10,17 +10,10 @@ import torch
 from gauss_newton import fitted_queries_and_keys
 from torch import Tensor
 
-from mqasearch.conversion import (
-    ConvertibleModel,
-    Statistics,
-    calibrate,
-    calibration_batches,
-    grouped,
-    merge_of,
-    refit_layers,
-)
+from mqasearch.conversion import ConvertibleModel, calibrate, calibration_batches, refit_layers
 from mqasearch.conversion import aligned as aligned_module
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.merging import Statistics, grouped, merge_of
 from mqasearch.models import LoadedModel
 
 Layers = Mapping[int, AttentionWeights]

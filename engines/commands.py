@@ -29,11 +29,12 @@ from typing import Any
 import torch
 
 from mqasearch.checkpoint import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.engines import ENGINES, engine_kind, engine_python
 from mqasearch.families import family_of
 from mqasearch.formats import FORMATS, Options
 from mqasearch.mask import KVHeads, LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 
 LAYERS = (6, 7, 25, 28, 29)

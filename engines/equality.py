@@ -27,12 +27,13 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from mqasearch.checkpoint import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.engines import ENGINES, Engine, Settings
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
 from mqasearch.formats import FORMATS, Options
 from mqasearch.mask import KVHeads, LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 
 REAL = "smollm2-135m"

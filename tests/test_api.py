@@ -17,11 +17,12 @@ from transformers.cache_utils import DynamicCache
 import mqasearch
 from mqasearch import api
 from mqasearch.checkpoint import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import MaskError, ModelError, UserError
 from mqasearch.export import read_mask
 from mqasearch.families import family_of
 from mqasearch.latency.transformers_runner import cache_keyword
+from mqasearch.merging import merge_of
 from mqasearch.models import KV_HEADS_KEY, LoadedModel, load_model
 from mqasearch.scoring import scorers
 from mqasearch.tasks import TaskLibrary

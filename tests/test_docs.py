@@ -254,7 +254,7 @@ def own_name(kind: ast.ClassDef) -> str:
 REGISTRIES = (
     ("A selector", "mqasearch/selectors/selectors.py", "SELECTORS", 8),
     ("A family", "mqasearch/families/__init__.py", "_DOORS", 4),
-    ("A merge", "mqasearch/conversion/merges.py", "MERGES", 4),
+    ("A merge", "mqasearch/merging/merges.py", "MERGES", 4),
     ("An export format", "mqasearch/formats/__init__.py", "FORMATS", 5),
 )
 
@@ -309,7 +309,7 @@ def test_every_file_that_knows_metrics_by_name_is_in_the_list() -> None:
     [
         ("A selector", "mqasearch/selectors/planned.py"),
         ("A family", "mqasearch/families/family.py"),
-        ("A merge", "mqasearch/conversion/merge.py"),
+        ("A merge", "mqasearch/merging/merge.py"),
     ],
 )
 def test_a_skeleton_writes_all_that_its_base_asks_for(title: str, base: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 import mqasearch
 from mqasearch.budget import Budget
-from mqasearch.conversion import Merge
 from mqasearch.evaluation import Evaluator
 from mqasearch.families import Family
 from mqasearch.formats import Format
 from mqasearch.mask import LayerMask
+from mqasearch.merging import Merge
 from mqasearch.queue import Queue
 from mqasearch.registry import Registry
 from mqasearch.scores import ScoreStore

@@ -15,9 +15,10 @@ FLOORS = (
     ("errors", "interruption", "source_code", "statistics"),
     ("mask", "budget", "score", "tolerance", "heal_recipe", "registry", "spec", "assets", "files"),
     ("families", "models", "database", "engines", "selectors"),
-    ("conversion", "forward", "queue", "scores"),
-    ("formats", "healing", "tasks", "record"),
-    ("scoring", "study"),
+    ("merging", "forward", "queue", "scores"),
+    ("conversion", "tasks", "record"),
+    ("formats", "healing", "study"),
+    ("scoring",),
     ("evaluation", "creation", "export", "dashboard"),
     ("worker", "checkpoint", "launch"),
     ("api", "latency"),
@@ -27,6 +28,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {  # room → packages that it must not know
     "selectors": {"torch", "transformers", "lm_eval", "sqlalchemy"},
+    "merging": {"optuna", "sqlalchemy", "lm_eval"},
     "conversion": {"optuna", "sqlalchemy", "lm_eval"},
     "forward": {"optuna", "sqlalchemy", "lm_eval"},
     "database": {"optuna", "torch", "transformers", "lm_eval"},

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mqasearch.checkpoint.healed_mask import heal_for_mask
-from mqasearch.conversion import ConvertibleModel, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UserError
 from mqasearch.export import check_model
 from mqasearch.families import family_of
 from mqasearch.healing import Healed
 from mqasearch.mask import KVHeads
+from mqasearch.merging import Statistics, merge_of
 from mqasearch.models import LoadedModel, shape_of
 from mqasearch.scoring import calibrate_for_mask
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqasearch.checkpoint.healed_mask import tasks_of
-from mqasearch.conversion import ConvertibleModel, HealedLayers, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel, HealedLayers
 from mqasearch.errors import MaskError
 from mqasearch.evaluation import against
 from mqasearch.export import evidence
 from mqasearch.families import family_of
+from mqasearch.merging import Statistics, merge_of
 from mqasearch.models import LoadedModel
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.scoring import SharedPrefixScorer

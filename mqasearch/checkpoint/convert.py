@@ -12,7 +12,7 @@ from mqasearch.checkpoint.card import model_card
 from mqasearch.checkpoint.confirmation import Confirmation, with_confirmation
 from mqasearch.checkpoint.healed_mask import PLACE, told
 from mqasearch.checkpoint.reproduce_json import write_record
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UnknownNameError
 from mqasearch.export import SCHEMA_VERSION, check_model, without_evidence, write_masks
 from mqasearch.families import family_of
@@ -28,6 +28,7 @@ from mqasearch.formats import (
 )
 from mqasearch.healing import Healed
 from mqasearch.mask import KVHeads, LayerMask
+from mqasearch.merging import Merge, Statistics, merge_of
 from mqasearch.models import LoadedModel, is_remote
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mqasearch.conversion import ConvertibleModel, Place, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import MaskError
 from mqasearch.export import without_evidence
 from mqasearch.families import family_of
 from mqasearch.heal_recipe import Recipe, most_text_tokens
 from mqasearch.healing import Healed, Watch, heal
+from mqasearch.merging import Place, Statistics, merge_of
 from mqasearch.models import LoadedModel
 from mqasearch.scoring import CalibrationText, mask_text
 

@@ -16,10 +16,10 @@ from jsonschema.exceptions import best_match
 from transformers.utils.hub import extract_commit_hash
 
 from mqasearch import __version__
-from mqasearch.conversion import Place
 from mqasearch.errors import UserError
 from mqasearch.export import check_consistent, validator
 from mqasearch.formats import Format, Options
+from mqasearch.merging import Place
 from mqasearch.models import LoadedModel, is_hub_id
 from mqasearch.scoring import tokenizer_digest
 from mqasearch.source_code import code_digest, versions_of
@@ -43,7 +43,7 @@ _PACKAGES = (
 _CODE = {
     "models": ("models", "assets"),
     "families": ("families", "mask.py"),
-    "merges and calibration": ("conversion", "scoring/scorers.py"),
+    "merges and calibration": ("conversion", "merging", "scoring/scorers.py"),
     "calibration texts": ("tasks",),
     "healing": ("healing", "heal_recipe.py", "checkpoint/healed_mask.py"),
     "formats": ("checkpoint/convert.py", "export/mask_json.py", "formats"),

@@ -11,11 +11,11 @@ from mqasearch.checkpoint.convert import check_request, convert_checkpoint
 from mqasearch.checkpoint.healed_mask import heal_for_mask
 from mqasearch.checkpoint.original import load_original
 from mqasearch.checkpoint.reproduce_json import FILE, described, differing_inputs, read_record
-from mqasearch.conversion import Place, threads
 from mqasearch.errors import UserError
 from mqasearch.files import check_output, temporary_folder
 from mqasearch.formats import Options
 from mqasearch.healing import Watch
+from mqasearch.merging import Place, threads
 from mqasearch.models import LoadedModel
 from mqasearch.scoring import calibrate_for_mask
 

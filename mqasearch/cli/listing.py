@@ -64,7 +64,7 @@ def selectors(format: OutputFormat = Format.TABLE) -> None:
 
 def merges(format: OutputFormat = Format.TABLE) -> None:
     """List the ways to merge KV heads."""
-    from mqasearch.conversion import MERGES
+    from mqasearch.merging import MERGES
 
     _print(
         ("merge", "what it does", "parameters"),

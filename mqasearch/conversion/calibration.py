@@ -22,8 +22,6 @@ from transformers import PreTrainedModel
 
 from mqasearch.assets import build_once, cache_dir
 from mqasearch.conversion.convertible import ConvertibleModel
-from mqasearch.conversion.layer_statistics import LayerStatistics, Place, Statistics, threads
-from mqasearch.conversion.merge import Merge
 from mqasearch.conversion.normal_equations import not_finite
 from mqasearch.conversion.refit import (
     Progress,
@@ -35,6 +33,7 @@ from mqasearch.conversion.refit import (
 from mqasearch.conversion.tuning import tune_layers
 from mqasearch.errors import AssetError, UserError
 from mqasearch.families import AttentionWeights, Family
+from mqasearch.merging import LayerStatistics, Merge, Place, Statistics, threads
 from mqasearch.source_code import code_digest
 
 logger = logging.getLogger(__name__)
@@ -310,7 +309,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Place]:
 @cache
 def _code_digest() -> str:
     """Digest of the code that decides what is cached, so that a change of it changes the key."""
-    parts = ("conversion", "families", "models/resuming.py")
+    parts = ("conversion", "merging", "families", "models/resuming.py")
     return code_digest(parts, ("torch", "transformers"))
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion.layer_statistics import LayerStatistics, Statistics
-from mqasearch.conversion.merge import Merge
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.merging import LayerStatistics, Merge, Statistics
 
 Parameters = dict[str, nn.Parameter]
 

@@ -12,10 +12,11 @@ from dataclasses import asdict
 
 import optuna
 
-from mqasearch.conversion import least_tokens, merge_of
+from mqasearch.conversion import least_tokens
 from mqasearch.creation.names import maximizes
 from mqasearch.errors import MaskError, SpecError, UserError
 from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.merging import merge_of
 from mqasearch.queue import Queue
 from mqasearch.record import (
     ENQUEUED,

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mqasearch.conversion import merge_of
 from mqasearch.errors import SpecError, UserError
+from mqasearch.merging import merge_of
 from mqasearch.score import ZERO_ONE
 from mqasearch.scoring import check_model_name
 from mqasearch.selectors import RECOMMENDED, check_parameters

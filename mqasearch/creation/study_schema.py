@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
-from mqasearch.conversion import MERGES
+from mqasearch.merging import MERGES
 from mqasearch.registry import Registry
 from mqasearch.selectors import SELECTORS
 from mqasearch.spec import SelectorEntry, StudySpec

@@ -6,10 +6,11 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mqasearch.conversion import ConvertibleModel, select_kv_heads
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import AttentionWeights
 from mqasearch.formats.safetensors_stream import Entry
 from mqasearch.mask import KVHeads
+from mqasearch.merging import select_kv_heads
 
 Pack = Callable[[AttentionWeights], dict[str, Tensor]]
 """One attention layer's tensors, by name within the attention."""

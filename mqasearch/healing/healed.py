@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mqasearch.assets import build_once, cache_dir
-from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, threads
+from mqasearch.conversion import ConvertibleModel, HealedLayers
 from mqasearch.errors import AssetError
 from mqasearch.families import AttentionWeights
 from mqasearch.heal_recipe import Recipe
@@ -27,6 +27,7 @@ from mqasearch.healing.steps import Facts, Watch
 from mqasearch.healing.text import HealingText, healing_text
 from mqasearch.healing.training import Course, Healing
 from mqasearch.mask import KVHeads
+from mqasearch.merging import Place, threads
 from mqasearch.source_code import code_digest
 
 _FILE = "healed.safetensors"
@@ -240,7 +241,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @cache
 def _code_digest() -> str:
-    parts = ("healing", "heal_recipe.py", "conversion", "families", "models/resuming.py")
+    parts = ("healing", "heal_recipe.py", "conversion", "merging", "families", "models/resuming.py")
     return code_digest(parts, ("torch", "transformers"))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UserError
 from mqasearch.families import family_of
 from mqasearch.latency.byte_counts import KVCount
@@ -29,6 +29,7 @@ from mqasearch.latency.runner import Run, Runner, Weights
 from mqasearch.latency.transformers_runner import TRANSFORMERS, TransformersRunner
 from mqasearch.latency.workload import Setting, Turn, Workload
 from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel
 
 logger = logging.getLogger(__name__)

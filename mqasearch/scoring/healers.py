@@ -9,11 +9,12 @@ from typing import Protocol
 
 import torch
 
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.heal_recipe import DEVICES, ENDINGS, Recipe
 from mqasearch.healing import Step, heal, how_healed, text_for
 from mqasearch.mask import KVHeads
+from mqasearch.merging import Merge, Statistics
 from mqasearch.models import LoadedModel
 from mqasearch.score import ScoreKey
 from mqasearch.scoring.fake import FakeScorer

@@ -27,6 +27,7 @@ COMPUTING = (
     "conversion",
     "families",
     "forward",
+    "merging",
     "models",
     "scoring",
     "tasks",

@@ -9,19 +9,12 @@ from typing import Any, Self
 
 import torch
 
-from mqasearch.conversion import (
-    ConvertibleModel,
-    Merge,
-    Place,
-    Statistics,
-    calibrate,
-    merge_of,
-    refit_sequential,
-)
+from mqasearch.conversion import ConvertibleModel, calibrate, refit_sequential
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.families import family_of
 from mqasearch.heal_recipe import most_text_tokens, recipe_of
 from mqasearch.mask import ModelShape
+from mqasearch.merging import Merge, Place, Statistics, merge_of
 from mqasearch.models import LoadedModel, check_name, load_model, load_shape
 from mqasearch.score import Split, TaskSpec
 from mqasearch.scoring.fake import FakeScorer

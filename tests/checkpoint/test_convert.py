@@ -14,13 +14,14 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from mqasearch import formats
 from mqasearch.checkpoint.convert import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, Merge, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import MaskError, ModelError, UnknownNameError, UserError
 from mqasearch.export import read_mask
 from mqasearch.families import family_of
 from mqasearch.formats import Options
 from mqasearch.latency.transformers_runner import cache_keyword
 from mqasearch.mask import KVHeads
+from mqasearch.merging import Merge, merge_of
 from mqasearch.models import LoadedModel, load_model
 from tests.models.checkpoints import tokenizer
 from tests.tiny import GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
@@ -343,7 +344,7 @@ def test_too_little_room_is_found_before_anything_is_written(
     def merged(self: Merge, *args: Any) -> Iterator[None]:
         raise AssertionError("a layer was merged before the room was checked")
 
-    monkeypatch.setattr("mqasearch.conversion.pooling.Mean.merge", merged)
+    monkeypatch.setattr("mqasearch.merging.pooling.Mean.merge", merged)
     with pytest.raises(UserError, match=r"GB are needed and 0\.00 GB are free"):
         convert_checkpoint(KV_HEADS, loaded(tiny_model("llama")), tmp_path / "out")
     assert not list(tmp_path.iterdir())

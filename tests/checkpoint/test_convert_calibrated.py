@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from mqasearch import api, cli
 from mqasearch.checkpoint.convert import convert_checkpoint, with_refit
-from mqasearch.conversion import ConvertibleModel, Merge, calibrate, merge_of, refit_sequential
+from mqasearch.conversion import ConvertibleModel, calibrate, refit_sequential
 from mqasearch.errors import UnknownNameError
 from mqasearch.export import read_mask
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.merging import Merge, merge_of
 from mqasearch.models import LoadedModel
 from mqasearch.score import TaskSpec
 from mqasearch.scoring import scorers

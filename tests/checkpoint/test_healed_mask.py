@@ -14,7 +14,7 @@ from mqasearch.checkpoint import confirmation
 from mqasearch.checkpoint.convert import convert_checkpoint
 from mqasearch.checkpoint.healed_mask import told
 from mqasearch.checkpoint.reproducing import reproduce
-from mqasearch.conversion import ConvertibleModel, HealedLayers, Place, merge_of
+from mqasearch.conversion import ConvertibleModel, HealedLayers
 from mqasearch.errors import MaskError, UserError
 from mqasearch.export import read_mask
 from mqasearch.families import family_of
@@ -22,6 +22,7 @@ from mqasearch.heal_recipe import Recipe
 from mqasearch.healing import Healed, heal
 from mqasearch.healing import healed as healed_module
 from mqasearch.healing.steps import Facts
+from mqasearch.merging import Place, merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.scoring import scorers
 from mqasearch.tasks import TaskLibrary

@@ -10,8 +10,9 @@ import torch
 from mqasearch import api
 from mqasearch.checkpoint.reproduce_json import read_record
 from mqasearch.checkpoint.reproducing import reproduce
-from mqasearch.conversion import calibration, threads
-from mqasearch.conversion.aligned import Aligned
+from mqasearch.conversion import calibration
+from mqasearch.merging import threads
+from mqasearch.merging.aligned import Aligned
 from mqasearch.scoring import scorers
 from tests.checkpoint.changed_folder import WEIGHTS
 from tests.checkpoint.converting import mask_for, original

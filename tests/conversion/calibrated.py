@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, Merge, Statistics, calibrate
+from mqasearch.conversion import ConvertibleModel, calibrate
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.merging import Merge, Statistics
 from tests.tiny import VOCABULARY, tiny_model
 
 CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 2e-4}

@@ -8,17 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mqasearch.assets import CACHE_VARIABLE
-from mqasearch.conversion import (
-    ConvertibleModel,
-    Statistics,
-    calibrate,
-    calibration,
-    merge_of,
-    refit,
-)
+from mqasearch.conversion import ConvertibleModel, calibrate, calibration, refit
 from mqasearch.conversion.text_batches import token_batches
 from mqasearch.errors import AssetError, ModelError, UserError
 from mqasearch.families import family_of
+from mqasearch.merging import Statistics, merge_of
 from tests.conversion.calibrated import texts
 from tests.tiny import DEVICE, MODEL_TYPES, tiny_model
 

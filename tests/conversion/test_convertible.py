@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mqasearch.conversion import ConvertibleModel, LayerStatistics, Merge, Statistics, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import MaskError, ModelError
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.merging import LayerStatistics, Merge, Statistics, merge_of
 from tests.tiny import (
     GROUPED,
     HEAD_DIM,

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, calibrate, merge_of, refit
+from mqasearch.conversion import ConvertibleModel, calibrate, refit
 from mqasearch.conversion.normal_equations import RIDGE, RIDGES, NormalEquations
 from mqasearch.conversion.refit import refit_layers, refit_sequential
 from mqasearch.conversion.text_batches import TokenBatch
 from mqasearch.errors import ModelError, UserError
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.merging import merge_of
 from tests.conversion.calibrated import random, texts
 from tests.tiny import DEVICE, MODEL_TYPES, tiny_model
 

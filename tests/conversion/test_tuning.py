@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, Merge, calibrate, merge_of, tuning
+from mqasearch.conversion import ConvertibleModel, calibrate, tuning
 from mqasearch.conversion.refit import calibration_batches
 from mqasearch.conversion.trained_layer import TrainedLayer, frozen, learning_rate, rate_at
 from mqasearch.conversion.tuning import tune_layers
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, family_of
+from mqasearch.merging import Merge, merge_of
 from tests.conversion.calibrated import convertible_of, texts
 from tests.tiny import DEVICE, GROUPED, MODEL_TYPES, logits, tiny_model, tiny_tokens
 

@@ -5,10 +5,11 @@ import pytest
 from tasks.small_tasks import load_small, small_tokenizer
 from tiny import tiny_model
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.evaluation.racing import StopRule, race
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads, LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.scoring import FakeScorer, SharedPrefixScorer
 from mqasearch.scoring.harness import HarnessScorer

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.formats import FORMATS, Options
 from mqasearch.formats.converted import Converted
 from mqasearch.formats.gguf_file import FILE_NAME
 from mqasearch.mask import KVHeads
+from mqasearch.merging import merge_of
 from tests.models.checkpoints import tokenizer
 from tests.tiny import HEAD_DIM, N_HEADS, VOCABULARY
 

@@ -7,12 +7,13 @@ import gguf
 import pytest
 import torch
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.engines.engine import Engine, Settings
 from mqasearch.errors import ModelError
 from mqasearch.families import family_of
 from mqasearch.formats import DEFAULTS, check_expressible
 from mqasearch.formats.converted import Converted
+from mqasearch.merging import merge_of
 from mqasearch.models import load_model
 from tests.formats.gguf_models import (
     GGUF,

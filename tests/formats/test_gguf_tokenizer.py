@@ -11,13 +11,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mqasearch.assets import smollm2_gguf
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.engines.engine import Engine, Settings
 from mqasearch.errors import ModelError
 from mqasearch.families import family_of
 from mqasearch.formats import check_expressible
 from mqasearch.formats.converted import Converted
 from mqasearch.formats.gguf_tokenizer import TokenizerBlock
+from mqasearch.merging import merge_of
 from mqasearch.models import load_model
 from tests.formats.gguf_models import GGUF, converted_of, model_of, write
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mqasearch.checkpoint import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ModelError
 from mqasearch.families import family_of
 from mqasearch.formats import mlx_layers
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel
 from tests.formats.test_nemotron_nas import LLAMA3, model_of
 from tests.models.checkpoints import tokenizer

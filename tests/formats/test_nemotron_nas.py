@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mqasearch.checkpoint import convert_checkpoint
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import ModelError
 from mqasearch.families import family_of
 from mqasearch.mask import KVHeads
+from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from tests.models.checkpoints import tokenizer
 from tests.tiny import logits, tiny_tokens

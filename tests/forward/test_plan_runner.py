@@ -8,8 +8,9 @@ import torch
 from tasks.small_tasks import load_small, small_tokenizer
 from tiny import tiny_model
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
+from mqasearch.merging import merge_of
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.scoring import SharedPrefixScorer
 from mqasearch.tasks import TaskLibrary

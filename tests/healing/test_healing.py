@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, Place, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.heal_recipe import AUTO_STEPS, Recipe, recipe_of
@@ -23,6 +23,7 @@ from mqasearch.healing.teacher import Lesson
 from mqasearch.healing.text import healing_text
 from mqasearch.healing.training import Healing
 from mqasearch.mask import KVHeads
+from mqasearch.merging import Place, merge_of
 from tests.conversion.calibrated import texts
 from tests.tiny import DEVICE, MODEL_TYPES, logits, tiny_model, tiny_tokens
 

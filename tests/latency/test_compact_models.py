@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.latency.compact_models import CompactModels
 from mqasearch.mask import KVHeads
+from mqasearch.merging import merge_of
 from tests.tiny import MODEL_TYPES, logits, tiny_model, tiny_tokens
 
 KV_HEADS: KVHeads = (1, 4, 2)

@@ -9,11 +9,12 @@ from scoring.stock import average_heads, stock_samples
 from tasks.small_tasks import load_small, small_task, small_tokenizer
 from tiny import tiny_model
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import MaskError, ScoreError
 from mqasearch.families import family_of
 from mqasearch.forward import Answer, TokenPair
 from mqasearch.mask import LayerMask
+from mqasearch.merging import merge_of
 from mqasearch.models import load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.scoring.harness import HarnessScorer, ResidentLM

@@ -16,8 +16,9 @@ from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
 import mqasearch
 from mqasearch import source_code
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
+from mqasearch.merging import merge_of
 from mqasearch.score import Documents, ScoreKey, TaskSpec
 from mqasearch.scoring import healers, identity
 from mqasearch.scoring.fake import FakeScorer
@@ -49,6 +50,7 @@ HARMLESS = {
     "files/__init__.py": "a list of names",
     "files/folders.py": "where files lie",
     "files/text_files.py": "where files lie",
+    "registry.py": "which parameters there are; those that are given are in the key",
     "score.py": "the key itself, and the type of a score",
     "source_code.py": "this digest",
     "spec/__init__.py": "a list of names",

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tasks.small_tasks import load_small, small_tokenizer
 from tiny import GROUPED, MODEL_TYPES, tiny_model
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.forward import PlanRunner, plan_of
 from mqasearch.forward.batch_size import FIRST_WAIT
 from mqasearch.mask import KVHeads
+from mqasearch.merging import merge_of
 from mqasearch.models import load_model
 from mqasearch.score import Documents, NoScore, Score, TaskSpec
 from mqasearch.scoring import shared_prefix

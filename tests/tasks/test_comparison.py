@@ -12,11 +12,12 @@ from tasks.small_tasks import load_small, small_tokenizer
 from tiny import DEVICE, GROUPED, MODEL_TYPES, tiny_model
 from transformers import PreTrainedModel
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UnknownNameError
 from mqasearch.families import family_of
 from mqasearch.forward import ReferenceStore
 from mqasearch.mask import KVHeads
+from mqasearch.merging import merge_of
 from mqasearch.score import Documents, Score, TaskSpec
 from mqasearch.scoring import SharedPrefixScorer
 from mqasearch.scoring.harness import HarnessScorer

@@ -7,9 +7,10 @@ from lm_eval.api.task import Task
 from tasks.small_tasks import SmallTask, load_small, small_tokenizer
 from tiny import tiny_model
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.errors import UnknownNameError, UserError
 from mqasearch.families import family_of
+from mqasearch.merging import merge_of
 from mqasearch.score import HIGHER_IS_BETTER, Documents, TaskSpec
 from mqasearch.scoring.harness import HarnessScorer
 from mqasearch.tasks import metrics

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mqasearch.conversion.aligned_subspace import Maps
 from mqasearch.families import RopeLayout
+from mqasearch.merging.aligned_subspace import Maps
 
 
 def hermitian(gram: Tensor, rope: RopeLayout) -> Tensor:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mqasearch.conversion import MERGES, merge_of
-from mqasearch.conversion.pooling import replacement_errors
 from mqasearch.errors import UnknownNameError
 from mqasearch.families import NO_ROPE, AttentionWeights, RopeLayout
+from mqasearch.merging.merges import MERGES, merge_of
+from mqasearch.merging.pooling import replacement_errors
 
 N_QUERY, N_KV, DIM, HIDDEN = 8, 4, 4, 12
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mqasearch.conversion.layer_statistics import LayerStatistics
-from mqasearch.conversion.merge import Merge
 from mqasearch.families import AttentionWeights
+from mqasearch.merging.layer_statistics import LayerStatistics
+from mqasearch.merging.merge import Merge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mqasearch.conversion import LayerStatistics, merge_of
-from mqasearch.conversion.aligned import Aligned, Alignment
-from mqasearch.conversion.aligned_keys import NormedKeys, RotaryKeys, hermitian, pair_energy
-from mqasearch.conversion.aligned_subspace import Subspace
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights, RopeLayout, family_of
+from mqasearch.merging.aligned import Aligned, Alignment
+from mqasearch.merging.aligned_keys import NormedKeys, RotaryKeys, hermitian, pair_energy
+from mqasearch.merging.aligned_subspace import Subspace
+from mqasearch.merging.layer_statistics import LayerStatistics
+from mqasearch.merging.merges import merge_of
 from tests.conversion.calibrated import (
     CLOSE,
     convertible_of,

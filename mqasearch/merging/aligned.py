@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mqasearch.conversion.aligned_keys import NormedKeys, RotaryKeys
-from mqasearch.conversion.aligned_subspace import Maps, Subspace
-from mqasearch.conversion.grouping import Groups, best_groups, permute_kv_heads
-from mqasearch.conversion.layer_statistics import LayerStatistics
-from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.pooling import augmented, grouped
 from mqasearch.errors import UserError
 from mqasearch.families import AttentionWeights
+from mqasearch.merging.aligned_keys import NormedKeys, RotaryKeys
+from mqasearch.merging.aligned_subspace import Maps, Subspace
+from mqasearch.merging.grouping import Groups, best_groups, permute_kv_heads
+from mqasearch.merging.layer_statistics import LayerStatistics
+from mqasearch.merging.merge import Merge
+from mqasearch.merging.pooling import augmented, grouped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The merges by their name in a study file."""
 
-from mqasearch.conversion.aligned import Aligned
-from mqasearch.conversion.merge import Merge
-from mqasearch.conversion.pooling import Best, First, Mean
+from mqasearch.merging.aligned import Aligned
+from mqasearch.merging.merge import Merge
+from mqasearch.merging.pooling import Best, First, Mean
 from mqasearch.registry import Registry
 
 MERGES: Registry[Merge] = Registry("merge", (Mean, First, Best, Aligned))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mqasearch.conversion.grouping import Group, best_groups, permute_kv_heads
+from mqasearch.merging.grouping import Group, best_groups, permute_kv_heads
 from tests.conversion.calibrated import CLOSE, rewritten
 from tests.tiny import GROUPED, MODEL_TYPES, N_HEADS, logits, tiny_model, tiny_tokens
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from mqasearch.conversion import ConvertibleModel, merge_of
+from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
+from mqasearch.merging.merges import merge_of
 from tests.tiny import GROUPED, MODEL_TYPES, N_HEADS, logits, tiny_model, tiny_tokens
 
 

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from mqasearch.conversion.layer_statistics import LayerStatistics
 from mqasearch.families import AttentionWeights
+from mqasearch.merging.layer_statistics import LayerStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Merge(ABC):
     order.
 
     Example:
-        >>> from mqasearch.conversion import merge_of
+        >>> from mqasearch.merging import merge_of
         >>> merge_of("mean").needs_calibration, merge_of("aligned").needs_calibration
         (False, True)
 
