@@ -110,4 +110,8 @@ def _mismatch(value: object, wanted: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is int:
         return None if is_number and isinstance(value, int) else "a whole number"
-    return None if is_number and math.isfinite(typing.cast(float, value)) else "a finite number"
+    try:
+        is_finite = is_number and math.isfinite(typing.cast(float, value))
+    except OverflowError:  # a whole number that no float can hold
+        is_finite = False
+    return None if is_finite else "a finite number"

@@ -70,6 +70,7 @@ def test_a_whole_number_stands_for_a_float_and_for_nothing_else() -> None:
         ("curve", {"steps": 1.0}, "expected a whole number, got 1.0"),
         ("curve", {"weight": True}, "expected a finite number, got True"),
         ("curve", {"weight": float("inf")}, "expected a finite number, got inf"),
+        ("curve", {"weight": 10**400}, "expected a finite number, got 1000"),
         ("curve", {"closed": 0}, "expected true or false, got 0"),
         ("curve", {"kind": ["cubic"]}, "expected cubic or linear, got ['cubic']"),
     ],

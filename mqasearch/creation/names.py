@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mqasearch.errors import SpecError, UserError
+from mqasearch.errors import SpecError, UserError, unknown_name
 from mqasearch.merging import merge_of
 from mqasearch.score import ZERO_ONE
 from mqasearch.scoring import check_model_name
@@ -123,6 +123,8 @@ def _faults_together(spec: StudySpec) -> Iterator[str]:
 
 def _never_shown(spec: StudySpec, entry: ToleranceEntry) -> str:
     """Why no search could ever show that a tolerance is kept; empty if one could."""
+    if entry.task is not None and entry.task not in spec.metrics:
+        return unknown_name("task", entry.task, spec.metrics)
     said = [_missing(task, entry.metric) for task in spec.metrics if entry.covers(task)]
     if all(said):
         return said[0]

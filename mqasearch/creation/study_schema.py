@@ -19,7 +19,8 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def study_schema() -> dict[str, Any]:
     """What a study file may say, with the selectors and merges that there are.
 
-    It accepts every study file that :func:`mqasearch.creation.load_study` accepts. The latter
+    It accepts every study file that :func:`mqasearch.creation.load_study` accepts, if each value
+    has the type that is meant (``load_study`` also reads ``"30"`` as a number). ``load_study``
     refuses more: names of tasks and metrics that do not exist, and what does not fit together.
     """
     schema = StudySpec.model_json_schema(mode="validation")

@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, inspect, text
 
 from mqasearch.database.insert import insert_if_absent
+from mqasearch.database.read_only import for_reading
 from mqasearch.database.tables import TaskRow, WorkerRow
 from mqasearch.errors import StorageError
 
@@ -91,7 +92,7 @@ def head() -> str:
 
 def current(engine: Engine) -> str | None:
     """The revision of a database; None if it has no tables of ours."""
-    with engine.connect() as connection:
+    with for_reading(engine).connect() as connection:
         return _context(connection).get_current_revision()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import uuid
@@ -156,7 +157,7 @@ def _not_writable(folder: Path, error: OSError) -> UserError:
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:
-    for partial in parent.glob(f"{prefix}*"):
+    for partial in parent.glob(f"{glob.escape(prefix)}*"):
         if not partial.is_dir():
             continue  # a lock
         try:
@@ -185,5 +186,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot do that with a folder
+            raise
     finally:
         os.close(descriptor)

@@ -1,22 +1,23 @@
 """Text files that are written whole or not at all."""
 
-import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a new file beside ``path`` and rename it; a failure leaves no new file behind.
+    """Write beside the file and rename; a failure leaves nothing beside it.
+
+    The file gets the rights of any new file. A link is followed.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = path.resolve()
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with beside.open("x", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        beside.replace(path)
     except BaseException:
-        os.unlink(name)
+        beside.unlink(missing_ok=True)
         raise

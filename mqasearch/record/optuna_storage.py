@@ -85,23 +85,17 @@ class SharedStorage(BaseStorage):
         self.patience = patience
         self._database = database
         self._reader = reader
-        self._writes = optuna.storages.get_storage(database)
-        self._reads = self._cached_reader()
+        self._reads = optuna.storages.get_storage(reader)
+        """Reads a finished trial once."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process has connections of its own."""
         database = self._database
         return opened, (database.url, database.engine_kwargs, self.patience)
 
-    def _cached_reader(self) -> BaseStorage:
-        """A storage for reading that keeps finished trials, so that each is read only once."""
-        if self._reader is self._database:
-            return self._writes
-        return optuna.storages.get_storage(self._reader)
-
     def remove_session(self) -> None:
         """Close this thread's sessions."""
-        self._writes.remove_session()
+        self._database.remove_session()
         self._reads.remove_session()
 
     def close(self) -> None:
@@ -109,6 +103,10 @@ class SharedStorage(BaseStorage):
         self.remove_session()
         self.engine.dispose()
         self._reader.engine.dispose()
+
+    def _forget(self) -> None:
+        """Drop the trials that were read: SQLite gives numbers of deleted ones to new ones."""
+        self._reads = optuna.storages.get_storage(self._reader)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         def once() -> T:
@@ -124,7 +122,9 @@ class SharedStorage(BaseStorage):
         self, directions: Sequence[StudyDirection], study_name: str | None = None
     ) -> int:
         """Same as Optuna's own."""
-        return self._patiently(lambda: self._writes.create_new_study(directions, study_name))
+        made = self._patiently(lambda: self._database.create_new_study(directions, study_name))
+        self._forget()
+        return made
 
     def delete_study(self, study_id: int) -> None:
         """Same as Optuna's own, but succeeds if an earlier attempt has deleted the study."""
@@ -134,21 +134,21 @@ class SharedStorage(BaseStorage):
             nonlocal attempts
             attempts += 1
             try:
-                self._writes.delete_study(study_id)
+                self._database.delete_study(study_id)
             except KeyError:
                 if attempts == 1:
                     raise
 
         self._patiently(once)
-        self._reads = self._cached_reader()  # SQLite gives a deleted trial's number to a new one
+        self._forget()
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """Same as Optuna's own."""
-        self._patiently(lambda: self._writes.set_study_user_attr(study_id, key, value))
+        self._patiently(lambda: self._database.set_study_user_attr(study_id, key, value))
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Same as Optuna's own."""
-        self._patiently(lambda: self._writes.set_study_system_attr(study_id, key, value))
+        self._patiently(lambda: self._database.set_study_system_attr(study_id, key, value))
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Same as Optuna's own."""
@@ -177,7 +177,7 @@ class SharedStorage(BaseStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Same as Optuna's own. It is not repeated: a second attempt could make a second trial."""
         try:
-            return self._writes.create_new_trial(study_id, template_trial)
+            return self._database.create_new_trial(study_id, template_trial)
         except Exception:
             self.remove_session()
             raise
@@ -191,7 +191,7 @@ class SharedStorage(BaseStorage):
     ) -> None:
         """Same as Optuna's own."""
         parameter = (param_name, param_value_internal, distribution)
-        self._patiently(lambda: self._writes.set_trial_param(trial_id, *parameter))
+        self._patiently(lambda: self._database.set_trial_param(trial_id, *parameter))
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -203,7 +203,7 @@ class SharedStorage(BaseStorage):
             nonlocal attempts
             attempts += 1
             try:
-                return self._writes.set_trial_state_values(trial_id, state, values)
+                return self._database.set_trial_state_values(trial_id, state, values)
             except UpdateFinishedTrialError:
                 if attempts > 1 and self._agrees(trial_id, state, values):
                     return True
@@ -220,15 +220,15 @@ class SharedStorage(BaseStorage):
     ) -> None:
         """Same as Optuna's own."""
         reported = (step, intermediate_value)
-        self._patiently(lambda: self._writes.set_trial_intermediate_value(trial_id, *reported))
+        self._patiently(lambda: self._database.set_trial_intermediate_value(trial_id, *reported))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Same as Optuna's own."""
-        self._patiently(lambda: self._writes.set_trial_user_attr(trial_id, key, value))
+        self._patiently(lambda: self._database.set_trial_user_attr(trial_id, key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Same as Optuna's own."""
-        self._patiently(lambda: self._writes.set_trial_system_attr(trial_id, key, value))
+        self._patiently(lambda: self._database.set_trial_system_attr(trial_id, key, value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Same as Optuna's own."""

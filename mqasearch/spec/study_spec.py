@@ -217,11 +217,6 @@ class StudySpec(_Strict):
             raise ValueError(f"tolerance: with documents.{key} nothing is held out to show it on")
         if self.tolerance and not self.selectors:
             raise ValueError("tolerance: masks enqueued by name are not confirmed; name a selector")
-        tasks = [*self.metrics]
-        unknown = [e.task for e in self.tolerance if e.task is not None and e.task not in tasks]
-        if unknown:
-            said = (unknown_name("task", name, tasks) for name in unknown)
-            raise ValueError(f"tolerance: {'; '.join(said)}")
         return self
 
     @field_serializer("budget", mode="wrap")
@@ -288,9 +283,11 @@ def parse_spec(data: object, where: str) -> StudySpec:
 
 Entry = ModelEntry | MergeEntry | SelectorEntry | TaskEntry
 
-_PARTS: Mapping[str, TypeAdapter[Any]] = {
+_ONE: Mapping[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(Annotated[ModelEntry, _named(ModelEntry)]),
     "merge": TypeAdapter(Annotated[MergeEntry, _named(MergeEntry)]),
+}
+_SEVERAL: Mapping[str, TypeAdapter[Any]] = {
     "tasks": TypeAdapter(OneTask),
     "selectors": TypeAdapter(OneSelector),
 }
@@ -299,25 +296,30 @@ _PARTS: Mapping[str, TypeAdapter[Any]] = {
 def named_entries(data: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
     """The parts of a study file that name something, each with its path in the file.
 
-    A part that cannot be read is left out, so that names can be checked in a file with other
-    faults.
+    Names can so be checked in a file with other faults: of an entry that cannot be read, the name
+    alone is taken, if it has one.
 
     Example:
-        >>> [(path, entry.name) for path, entry in named_entries({"tasks": ["piqa", 7]})]
-        [('tasks.0', 'piqa')]
+        >>> data = {"tasks": ["piqa", {"name": "arc", "limit": 0}, 7]}
+        >>> [(path, entry.name) for path, entry in named_entries(data)]
+        [('tasks.0', 'piqa'), ('tasks.1', 'arc')]
     """
-    for key, part in _PARTS.items():
-        given = data.get(key)
-        rows = enumerate(given) if isinstance(given, list) else [(None, given)]
-        for number, row in rows:
-            with suppress(ValidationError):
-                yield _path(key, number), part.validate_python(row)
+    for key, part in _ONE.items():
+        path = "model.name" if key == "model" else key
+        yield from ((path, entry) for entry in _read(part, data.get(key)))
+    for key, part in _SEVERAL.items():
+        rows = data.get(key)
+        for number, row in enumerate(rows if isinstance(rows, list) else ()):
+            yield from ((f"{key}.{number}", entry) for entry in _read(part, row))
 
 
-def _path(key: str, number: int | None) -> str:
-    if number is not None:
-        return f"{key}.{number}"
-    return "model.name" if key == "model" else key
+def _read(part: TypeAdapter[Any], given: object) -> Iterator[Entry]:
+    """The entry, or one with its name alone, or none."""
+    name = given.get("name") if isinstance(given, Mapping) else None
+    for attempt in (given, name):
+        with suppress(ValidationError):
+            yield part.validate_python(attempt)
+            return
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

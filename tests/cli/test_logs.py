@@ -217,10 +217,10 @@ import sys
 from mqasearch.cli.launch_commands import Database, work_together
 from mqasearch.cli.logs import start_logging
 from mqasearch.cli.options import LogFormat
-from mqasearch.launch import local
+from mqasearch import launch
 
 children = []
-local.run_children = children.extend
+launch.run_children = children.extend
 start_logging(LogFormat({log_format!r}), verbose={verbose})
 work_together(Database("postgresql://h/d"), "demo", "cpu", 1)
 print(*children[0].command, sep="\\n")

@@ -25,9 +25,10 @@ from command_line import run_here
 from launching import write_study
 from postgres import Postgres
 
+from mqasearch import record
 from mqasearch.cli.launch_commands import Database
 from mqasearch.launch import Child, Fleet
-from mqasearch.record import Storage, open_storage, storage
+from mqasearch.record import Storage, open_storage
 
 PASSWORD = "canary-5e1f/@:%"
 """With all that a URL has to encode: both spellings must not appear."""
@@ -207,7 +208,7 @@ def command(
         opened.append(open_storage(*args, **options))
         return opened[-1]
 
-    monkeypatch.setattr(storage, "open_storage", noted)
+    monkeypatch.setattr(record, "open_storage", noted)
 
     def run(line: str) -> tuple[int, str]:
         code = run_here(line, monkeypatch)

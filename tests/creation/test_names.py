@@ -70,6 +70,21 @@ def test_unknown_names_are_answered_with_the_nearest_one_beside_all_other_faults
         assert said in row
 
 
+def test_the_name_of_an_entry_with_another_fault_is_checked_too() -> None:
+    rows = faults(GOOD | {"model": {"name": "fake:x", "dtype": "int8"}})
+    assert [row.partition(":")[0] for row in rows] == ["model.dtype", "model.name"]
+
+
+def test_what_must_be_a_list_and_is_none_is_told_once() -> None:
+    for change in ({"tasks": "helaswag"}, {"selectors": "gready"}, {"merge": ["meen"]}):
+        assert len(faults(GOOD | change)) == 1
+
+
+def test_every_tolerance_with_a_fault_is_told() -> None:
+    given = [TOLERANCE | {"task": "nope"}, {"metric": "bcc", "points": 1}]
+    assert len(faults(GOOD | {"tolerance": given})) == 2
+
+
 def test_metrics_of_one_objective_have_one_direction() -> None:
     data = GOOD | {"tasks": ["piqa", {"name": "hellaswag", "metric": "acc"}]}
     (row,) = faults(data)
@@ -97,6 +112,7 @@ def test_what_is_no_mapping_is_told_what_was_expected() -> None:
     [
         ({"metric": "acc_nrm", "points": 1}, {}, "did you mean 'acc_norm'"),
         (TOLERANCE, {"confirmation": 200}, "200 held-out documents can never show acc_norm within"),
+        (TOLERANCE | {"task": "piqa"}, {}, "unknown task 'piqa': known: hellaswag"),
         ([TOLERANCE, {"metric": "kl", "points": 1}], {"confirmation": 2}, "tolerance: 2 held-out"),
     ],
 )

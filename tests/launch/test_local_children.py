@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mqasearch import launch
 from mqasearch.cli.launch_commands import Database, work_together
 from mqasearch.errors import MqasearchError, TransientError, UserError
 from mqasearch.forward import SHARERS_VARIABLE
@@ -258,6 +259,6 @@ def test_workers_are_told_how_many_share_their_memory(
     started: list[Child] = []
     monkeypatch.delenv(SHARERS_VARIABLE, raising=False)
     monkeypatch.setattr(local, "gpus", lambda: 0)
-    monkeypatch.setattr(local, "run_children", started.extend)
+    monkeypatch.setattr(launch, "run_children", started.extend)
     work_together(Database("sqlite://"), "demo", device, 3)
     assert [child.environment[SHARERS_VARIABLE] for child in started] == ["3"] * 3

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from launching import Mqasearch, write_study
 
+from mqasearch import launch
 from mqasearch.cli.launch_commands import Database, database, work_together
 from mqasearch.cli.options import DEFAULT_STORAGE
 from mqasearch.export import read_mask
@@ -193,9 +194,9 @@ def test_a_worker_gets_its_device_its_threads_and_no_url_on_its_command_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     children: list[Child] = []
-    monkeypatch.setattr(local, "run_children", children.extend)
+    monkeypatch.setattr(launch, "run_children", children.extend)
     monkeypatch.setattr(local, "gpus", lambda: 2)
-    monkeypatch.setattr(local, "threads_for", lambda n: 12 // n)
+    monkeypatch.setattr(launch, "threads_for", lambda n: 12 // n)
     monkeypatch.delenv("OMP_NUM_THREADS")
     work_together(Database("postgresql://u:canary@h/d", (7,)), "demo", "auto", 3)
     assert [child.label for child in children] == [f"worker {n} cuda:{n % 2}" for n in range(3)]

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from studies_on_fake import storage_in
 
 from mqasearch.database import Patience
 from mqasearch.errors import DatabaseAwayError
@@ -44,13 +46,13 @@ class Losing:
         self.lost = 0
         commit = type(storage.engine.dialect).do_commit
 
-        def lossy(connection: Any) -> None:
-            commit(storage.engine.dialect, connection)
+        def lossy(dialect: Any, connection: Any) -> None:  # of whichever engine
+            commit(dialect, connection)
             self.n_commits += 1
             if self.n_commits == self.lost:
                 raise sqlite3.OperationalError("database is locked (not really)")
 
-        monkeypatch.setattr(storage.engine.dialect, "do_commit", lossy)
+        monkeypatch.setattr(type(storage.engine.dialect), "do_commit", lossy)
 
     def begin(self, lost: int) -> None:
         self.n_commits, self.lost = 0, lost
@@ -123,8 +125,7 @@ def test_a_copy_in_another_process_has_connections_of_its_own(tmp_path: Path) ->
     copy: SharedStorage = pickle.loads(pickle.dumps(storage.optuna))
     assert [study.study_name for study in copy.get_all_studies()] == ["s"]
     assert copy.engine is not storage.engine
-    copy.remove_session()
-    copy.engine.dispose()
+    copy.close()
     storage.close()
 
 
@@ -166,3 +167,33 @@ def test_optunas_own_storage_reads_what_ours_wrote(tmp_path: Path) -> None:
     theirs.remove_session()
     theirs.engine.dispose()
     storage.close()
+
+
+def test_a_new_study_has_none_of_the_trials_of_a_deleted_one(tmp_path: Path) -> None:
+    """SQLite gives its number to the new one, whichever process deleted it."""
+    ours, other = (storage_in(tmp_path) for _ in range(2))
+    first = optuna.create_study(storage=ours.optuna, study_name="first")
+    first.add_trial(optuna.create_trial(value=1.0))
+    assert len(first.trials) == 1
+    optuna.delete_study(study_name="first", storage=other.optuna)
+    second = optuna.create_study(storage=ours.optuna, study_name="second")
+    second.add_trial(optuna.create_trial(value=2.0))
+    assert [trial.value for trial in second.trials] == [2.0]
+    for storage in (ours, other):
+        storage.close()
+
+
+def test_a_trial_that_another_process_enqueued_can_be_run(tmp_path: Path) -> None:
+    ours, other = (storage_in(tmp_path) for _ in range(2))
+    optuna.create_study(storage=ours.optuna, study_name="s").enqueue_trial({"x": 0.5})
+    study = optuna.load_study(storage=other.optuna, study_name="s")
+    assert study.ask().suggest_float("x", 0, 1) == 0.5
+    for storage in (ours, other):
+        storage.close()
+
+
+def test_a_reader_waits_for_no_writer(tmp_path: Path) -> None:
+    with closing(storage_in(tmp_path)) as storage, storage.engine.begin() as writing:
+        writing.exec_driver_sql("UPDATE mqasearch_worker SET device = device")
+        with closing(open_storage(f"sqlite:///{tmp_path}/studies.db", read_only=True)) as reader:
+            assert reader.optuna.get_all_studies() == []

@@ -102,13 +102,13 @@ class Lossy:
         self.fault: BaseException = DIES()
         commit = type(storage.engine.dialect).do_commit
 
-        def lossy(connection: Any) -> None:
+        def lossy(dialect: Any, connection: Any) -> None:  # of whichever engine
             self.counts["commits"] += 1
-            commit(storage.engine.dialect, connection)
+            commit(dialect, connection)
             if self.counts["commits"] == self.number:
                 raise self.fault
 
-        monkeypatch.setattr(storage.engine.dialect, "do_commit", lossy)
+        monkeypatch.setattr(type(storage.engine.dialect), "do_commit", lossy)
 
     def at(self, number: int, fault: BaseException) -> None:
         self.counts.clear()
