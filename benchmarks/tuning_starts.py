@@ -11,9 +11,9 @@ from gauss_newton import fitted_queries_and_keys
 from torch import Tensor
 
 from mqasearch.conversion import ConvertibleModel, calibrate, calibration_batches, refit_layers
-from mqasearch.conversion import aligned as aligned_module
 from mqasearch.families import AttentionWeights, family_of
 from mqasearch.merging import Statistics, grouped, merge_of
+from mqasearch.merging import aligned as aligned_module
 from mqasearch.models import LoadedModel
 
 Layers = Mapping[int, AttentionWeights]
