@@ -1,9 +1,10 @@
 """How much of the model is to be converted."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mqasearch.mask import KVHeads, ModelShape
+from mqasearch.search_space import SearchSpace, heads_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Budget:
         ...     n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, hidden_size=576,
         ...     bytes_per_element=2,
         ... )
-        >>> Budget(kv_bytes_fraction=0.5).n_converted(shape)
+        >>> Budget(kv_bytes_fraction=0.5).space(shape).least
         23
 
     Attributes:
@@ -35,13 +36,23 @@ class Budget:
             return f"{self.n_layers} layers"
         return f"{self.kv_bytes_fraction:.0%} of the KV cache"
 
-    def n_converted(self, shape: ModelShape, target: int = 1) -> int:
-        """The fewest converted layers that meet the budget; every selector ends at this number."""
+    def space(self, shape: ModelShape, numbers: Sequence[int] = (1,)) -> SearchSpace:
+        """The masks that a search with this budget may propose.
+
+        Args:
+            shape: the model's shape.
+            numbers: the numbers of KV heads that a converted layer may have; one number if the
+                budget is a number of layers.
+
+        Raises:
+            UserError: no mask meets the budget.
+        """
         if self.n_layers is not None:
-            return self.n_layers
+            (number,) = numbers
+            return heads_space(shape, numbers, self.n_layers * (shape.n_kv_heads - number))
         assert self.kv_bytes_fraction is not None
-        saved_per_layer = (1 - target / shape.n_kv_heads) / shape.n_layers
-        return math.ceil((1 - self.kv_bytes_fraction) / saved_per_layer - 1e-9)
+        n_heads = shape.n_layers * shape.n_kv_heads
+        return heads_space(shape, numbers, (1 - self.kv_bytes_fraction) * n_heads)
 
     def excess(self, kv_heads: KVHeads, shape: ModelShape) -> float:
         """How far a model is from the budget; feasible when ≤ 0 (Optuna's sign).

@@ -1,6 +1,6 @@
-"""Which layers are converted, and what that makes of the KV cache."""
+"""Which layers are converted, how far, and what that makes of the KV cache."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -51,19 +51,24 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerMask:
-    """One flag per layer, layer 0 first; True = the layer is converted.
+    """One level per layer, layer 0 first: 0 = the layer is not converted, 1 = it gets the next
+    smaller number of KV heads that the search allows, 2 = the one after that, and so on.
+
+    If the search allows one number, a level is a flag.
 
     Example:
         >>> mask = LayerMask.of([1, 3], n_layers=4)
         >>> str(mask), mask.layers, mask.n_converted
         ('0101', (1, 3), 2)
+        >>> str(mask.with_level(3, 2))
+        '0102'
     """
 
-    flags: tuple[bool, ...]
+    levels: tuple[int, ...]
 
     @classmethod
-    def of(cls, layers: Iterable[int], n_layers: int) -> "LayerMask":
-        """The mask that converts exactly ``layers`` (0-based).
+    def of(cls, layers: Iterable[int], n_layers: int, level: int = 1) -> "LayerMask":
+        """The mask that converts exactly ``layers`` (0-based), all to the same level.
 
         Raises:
             MaskError: a layer outside ``0 … n_layers - 1``.
@@ -71,60 +76,102 @@ class LayerMask:
         chosen = set(layers)
         if outside := sorted(layer for layer in chosen if not 0 <= layer < n_layers):
             raise MaskError(f"layers {outside} are outside the model's layers 0 to {n_layers - 1}")
-        return cls(tuple(layer in chosen for layer in range(n_layers)))
+        return cls(tuple(level if layer in chosen else 0 for layer in range(n_layers)))
 
     @classmethod
     def parse(cls, text: str) -> "LayerMask":
         """The inverse of ``str``.
 
         Raises:
-            MaskError: a character other than 0 and 1, or no character.
+            MaskError: a character other than a digit, or no character.
         """
-        if not text or set(text) - {"0", "1"}:
-            raise MaskError(f"mask {text!r} is not a row of 0 and 1, one per layer")
-        return cls(tuple(character == "1" for character in text))
+        if not is_mask(text):
+            raise MaskError(f"mask {text!r} is not a row of digits, one per layer")
+        return cls(tuple(map(int, text)))
 
     @classmethod
     def empty(cls, n_layers: int) -> "LayerMask":
         """The original model: nothing converted."""
-        return cls((False,) * n_layers)
+        return cls((0,) * n_layers)
 
     def __str__(self) -> str:
-        return "".join("1" if flag else "0" for flag in self.flags)
+        return "".join(str(int(level)) for level in self.levels)
 
     def __len__(self) -> int:
-        return len(self.flags)
+        return len(self.levels)
 
-    def __iter__(self) -> Iterator[bool]:
-        return iter(self.flags)
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.levels)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The converted layers, ascending, 0-based."""
-        return tuple(layer for layer, flag in enumerate(self.flags) if flag)
+        return tuple(layer for layer, level in enumerate(self.levels) if level)
 
     @property
     def n_converted(self) -> int:
         """Number of converted layers."""
-        return sum(self.flags)
+        return sum(map(bool, self.levels))
+
+    def with_level(self, layer: int, level: int) -> "LayerMask":
+        """This mask with another level of one layer."""
+        return LayerMask((*self.levels[:layer], level, *self.levels[layer + 1 :]))
 
     def with_layers(self, *layers: int) -> "LayerMask":
-        """This mask with further layers converted."""
-        return LayerMask.of({*self.layers, *layers}, len(self.flags))
+        """This mask with further layers converted to level 1."""
+        chosen = LayerMask.of(layers, len(self.levels))
+        return LayerMask(tuple(map(max, self.levels, chosen.levels)))
 
     def shared_prefix(self, other: "LayerMask") -> int:
         """Number of leading layers on which both masks agree."""
-        for layer, (mine, theirs) in enumerate(zip(self.flags, other.flags, strict=True)):
+        for layer, (mine, theirs) in enumerate(zip(self.levels, other.levels, strict=True)):
             if mine != theirs:
                 return layer
-        return len(self.flags)
+        return len(self.levels)
 
-    def kv_heads(self, shape: ModelShape, target: int = 1) -> KVHeads:
-        """KV heads per layer when every converted layer goes to ``target`` heads.
+    def kv_heads(self, shape: ModelShape, numbers: Sequence[int] = (1,)) -> KVHeads:
+        """KV heads per layer.
+
+        Args:
+            shape: the model's shape.
+            numbers: the numbers of KV heads that a converted layer may have, in any order; level 1
+                is the largest of them.
 
         Raises:
-            MaskError: the mask has another number of layers than the model.
+            MaskError: the mask has another number of layers than the model, or more levels than
+                there are numbers.
         """
-        if len(self.flags) != shape.n_layers:
-            raise MaskError(f"the mask has {len(self.flags)} layers, the model {shape.n_layers}")
-        return tuple(target if flag else shape.n_kv_heads for flag in self.flags)
+        if len(self.levels) != shape.n_layers:
+            raise MaskError(f"the mask has {len(self.levels)} layers, the model {shape.n_layers}")
+        choices = (shape.n_kv_heads, *sorted(numbers, reverse=True))
+        if max(self.levels) >= len(choices):
+            raise MaskError(
+                f"the mask has level {max(self.levels)}, and the search only {len(choices) - 1}"
+            )
+        return tuple(choices[level] for level in self.levels)
+
+
+def in_words(mask: LayerMask, numbers: Sequence[int]) -> str:
+    """The converted layers as people read them.
+
+    Args:
+        mask: a mask.
+        numbers: the numbers of KV heads that a converted layer may have.
+
+    Example:
+        >>> in_words(LayerMask.parse("0110"), [1]), in_words(LayerMask.parse("0120"), [1, 4])
+        ('1,2', '4 heads: 1; 1 head: 2')
+    """
+    if len(numbers) == 1:
+        return ",".join(map(str, mask.layers))
+    parts = []
+    for level, number in enumerate(sorted(numbers, reverse=True), start=1):
+        layers = [str(layer) for layer, each in enumerate(mask) if each == level]
+        if layers:
+            parts.append(f"{number} head{'s' if number > 1 else ''}: {','.join(layers)}")
+    return "; ".join(parts)
+
+
+def is_mask(text: str) -> bool:
+    """Whether ``text`` is what ``str`` makes of a mask."""
+    return text.isascii() and text.isdigit()

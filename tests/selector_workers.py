@@ -6,29 +6,31 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import strategies as st
 
-from mqasearch.mask import LayerMask
+from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.search_space import SearchSpace, heads_space
 from mqasearch.selectors import History, MaskTrial, Selector, Wants
 
 Loss = Callable[[LayerMask], float]
 Make = Callable[[], Selector]
 
 
-def additive_loss(n_layers: int, seed: int) -> Loss:
+def additive_loss(n_layers: int, seed: int, n_levels: int = 1) -> Loss:
     """Every layer has a harm of its own, and the harms add up."""
-    return pairwise_loss(n_layers, seed, strength=0.0)
+    return pairwise_loss(n_layers, seed, 0.0, n_levels)
 
 
-def pairwise_loss(n_layers: int, seed: int, strength: float = 0.7) -> Loss:
-    """Layers interact in pairs, for better or worse."""
+def pairwise_loss(n_layers: int, seed: int, strength: float = 0.7, n_levels: int = 1) -> Loss:
+    """Layers interact in pairs, for better or worse; harms grow with the level, ever faster."""
     rng = np.random.default_rng(seed)
     harm = rng.lognormal(size=n_layers)
     scale = strength * np.sqrt(np.outer(harm, harm))
     pairs = np.triu(rng.normal(size=(n_layers, n_layers)) * scale, 1)
 
     def loss(mask: LayerMask) -> float:
-        flags = np.array(mask.flags, dtype=float)
-        return float(1 + flags @ harm + flags @ pairs @ flags)
+        depths = (np.array(mask.levels, dtype=float) / n_levels) ** 2
+        return float(1 + depths @ harm + depths @ pairs @ depths)
 
     return loss
 
@@ -37,6 +39,22 @@ def all_masks(n_layers: int, n_converted: int) -> list[LayerMask]:
     """Every mask with exactly ``n_converted`` layers."""
     layers = itertools.combinations(range(n_layers), n_converted)
     return [LayerMask.of(chosen, n_layers) for chosen in layers]
+
+
+def spaces(draw: st.DrawFn, most: int) -> SearchSpace:
+    """A search space of one or several levels and at most ``most`` layers, fewer with levels."""
+    n_kv_heads, *numbers = draw(st.sampled_from([(2, 1), (4, 2, 1), (9, 3, 1), (8, 4, 2, 1)]))
+    n_layers = draw(st.integers(1, most if len(numbers) == 1 else most // len(numbers)))
+    shape = ModelShape(n_layers, n_kv_heads, n_kv_heads, 8, 8 * n_kv_heads, 2)
+    space = heads_space(shape, numbers, least_heads=1)
+    return space.with_least(draw(st.integers(1, space.most)))
+
+
+def masks_within(space: SearchSpace) -> list[LayerMask]:
+    """Every mask at the budget or below it, by brute force."""
+    levels = range(space.n_levels + 1)
+    every = (LayerMask(row) for row in itertools.product(levels, repeat=space.n_layers))
+    return [mask for mask in every if space.size(mask) <= space.least]
 
 
 @dataclass
@@ -141,5 +159,5 @@ class Simulation:
         elif mask in set(self.invalid):
             self._trials[number] = MaskTrial(number, mask, "invalid", math.inf)
         else:
-            state = "complete" if mask.n_converted == owner.n_converted else "pruned"
+            state = "complete" if owner.space.is_at_budget(mask) else "pruned"
             self._trials[number] = MaskTrial(number, mask, state, self.loss(mask))

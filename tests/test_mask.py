@@ -26,8 +26,8 @@ def test_shared_prefix_is_where_two_masks_first_differ(data: st.DataObject) -> N
         for _ in range(2)
     )
     shared = one.shared_prefix(two)
-    assert one.flags[:shared] == two.flags[:shared]
-    assert shared == n or one.flags[shared] != two.flags[shared]
+    assert one.levels[:shared] == two.levels[:shared]
+    assert shared == n or one.levels[shared] != two.levels[shared]
 
 
 @given(masks)
@@ -73,7 +73,7 @@ def test_a_budget_in_bytes_takes_the_fewest_layers_that_meet_it(
 ) -> None:
     shape = ModelShape(n_layers, 8, 8, 16, 128, 2)
     budget = Budget(kv_bytes_fraction=fraction)
-    n = budget.n_converted(shape)
+    n = budget.space(shape).least
     assert budget.excess(LayerMask.of(range(n), n_layers).kv_heads(shape), shape) <= 1e-9
     if n:
         fewer = LayerMask.of(range(n - 1), n_layers).kv_heads(shape)

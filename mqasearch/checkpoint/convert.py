@@ -226,7 +226,7 @@ def _document(
         changes["kv_bytes_per_token"] = _kv_bytes(convertible, tuple(mask["kv_heads"]))
         return without_evidence(mask) | changes
     shape = convertible.shape
-    flags = LayerMask(tuple(heads < shape.n_kv_heads for heads in mask))
+    flags = LayerMask(tuple(int(heads < shape.n_kv_heads) for heads in mask))
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {
@@ -239,7 +239,7 @@ def _document(
         "dtype": dtype,
         "merge": merge,
         "calibration": {"digest": digest} if digest else None,
-        "mask": [int(flag) for flag in flags],
+        "mask": list(flags.levels),
         "mqa_layers": list(flags.layers),
         "kv_heads": list(mask),
         "kv_bytes_per_token": _kv_bytes(convertible, mask),

@@ -92,7 +92,7 @@ def _names(rows: Sequence[ComparisonRow]) -> Iterator[Column]:
     if len({row.comparison for row in rows}) > 1:
         yield Column("comparison", [row.comparison for row in rows], is_number=False)
     yield Column("selector", [row.selector for row in rows], is_number=False)
-    layers = [NONE if row.mask is None else ",".join(map(str, row.layers)) for row in rows]
+    layers = [NONE if row.mask is None else row.words for row in rows]
     yield Column("layers", layers, is_number=False)
 
 

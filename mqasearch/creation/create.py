@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import optuna
 
+from mqasearch.budget import Budget
 from mqasearch.conversion import least_tokens
 from mqasearch.creation.names import maximizes
 from mqasearch.errors import MaskError, SpecError, UserError
@@ -30,9 +31,10 @@ from mqasearch.record import (
     tolerance_of,
 )
 from mqasearch.scoring import PACKAGES
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import SELECTORS, selector_of
 from mqasearch.source_code import versions_of
-from mqasearch.spec import SelectorEntry, StudySpec, changes
+from mqasearch.spec import NamedMask, SelectorEntry, StudySpec, changes
 from mqasearch.study import earlier, hold_out, known_studies, mark, refusal
 
 CREATOR_KEY = "mqasearch:creator"
@@ -90,38 +92,96 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
         SpecError: something does not fit; all faults at once.
     """
     faults = []
-    target = spec.target_kv_heads
-    if shape.n_kv_heads <= target:
-        faults.append(
-            f"target_kv_heads: the model has {shape.n_kv_heads} KV head(s) a layer already; "
-            f"nothing to merge to {target}"
-        )
-    elif shape.n_kv_heads % target:
-        faults.append(
-            f"target_kv_heads: {target} does not divide the model's {shape.n_kv_heads} KV heads"
-        )
-    else:
-        for entry in spec.budget:
-            if entry.budget.n_converted(shape, target) > shape.n_layers:
-                faults.append(
-                    f"budget: {entry.budget} cannot be met by a model of {shape.n_layers} layers; "
-                    f"choose at most {shape.n_layers} layers"
-                )
-                continue
-            faults += _selector_faults(spec, shape, entry.budget.n_converted(shape, target))
-    faults += _calibration_faults(spec, shape)
-    first: dict[frozenset[int], str] = {}
-    for name, layers in spec.enqueue.items():
-        if (other := first.setdefault(frozenset(layers), name)) != name:
-            faults.append(f"enqueue.{name}: the same layers as {other}; give one of them")
-        if not layers:
-            faults.append(f"enqueue.{name}: names no layer; the original is scored in every study")
+    levels = _level_faults(spec, shape)
+    faults += levels
+    for entry in spec.budget if not levels else ():
         try:
-            LayerMask.of(layers, shape.n_layers)
-        except MaskError as error:
-            faults.append(f"enqueue.{name}: {error}")
+            space = entry.budget.space(shape, spec.kv_heads)
+        except UserError:
+            faults.append(_budget_fault(spec, shape, entry.budget))
+        else:
+            faults += _selector_faults(spec, space)
+    faults += _calibration_faults(spec, shape)
+    if not levels:
+        faults += _enqueue_faults(spec, shape)
     if faults:
         raise SpecError(spec.name, faults)
+
+
+def _level_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
+    """Which numbers of KV heads a layer of the model cannot have."""
+    have = shape.n_kv_heads
+    smaller = [n for n in range(1, have) if have % n == 0]
+    return [
+        f"kv_heads: the model has {have} KV head(s) a layer already; nothing to merge to {number}"
+        + (f"; possible: {', '.join(map(str, smaller))}" if smaller else "")
+        if number >= have
+        else f"kv_heads: {number} does not divide the model's {have} KV heads; "
+        f"possible: {', '.join(map(str, smaller))}"
+        for number in spec.kv_heads
+        if number >= have or have % number
+    ]
+
+
+def _budget_fault(spec: StudySpec, shape: ModelShape, budget: Budget) -> str:
+    """Why no mask meets a budget."""
+    smallest = min(spec.kv_heads)
+    if len(spec.kv_heads) == 1:
+        return (
+            f"budget: {budget} cannot be met by a model of {shape.n_layers} layers; "
+            f"choose at most {shape.n_layers} layers"
+        )
+    return (
+        f"budget: {budget} cannot be met: with {smallest} KV head(s) in every layer, "
+        f"{smallest / shape.n_kv_heads:.3g} of the cache is left; choose that much or more"
+    )
+
+
+def _enqueue_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
+    """What is wrong with the masks that are enqueued by name."""
+    faults = []
+    first: dict[LayerMask, str] = {}
+    for name, layers in spec.enqueue.items():
+        try:
+            mask = named_mask(layers, spec, shape)
+        except MaskError as error:
+            faults.append(f"enqueue.{name}: {error}")
+            continue
+        if not mask.n_converted:
+            faults.append(f"enqueue.{name}: names no layer; the original is scored in every study")
+        elif (other := first.setdefault(mask, name)) != name:
+            faults.append(f"enqueue.{name}: the same layers as {other}; give one of them")
+    return faults
+
+
+def named_mask(layers: NamedMask, spec: StudySpec, shape: ModelShape) -> LayerMask:
+    """The mask that a study file enqueues by name.
+
+    Args:
+        layers: the layers that get the only number of KV heads, or number → layers.
+        spec: the study.
+        shape: the model's shape.
+
+    Raises:
+        MaskError: no such layer or number, or a layer that is named twice.
+    """
+    numbers = sorted(spec.kv_heads, reverse=True)
+    if not isinstance(layers, dict):
+        if len(numbers) > 1:
+            raise MaskError(f"say how many KV heads the layers get: {{{numbers[-1]}: {layers}}}")
+        layers = {numbers[0]: layers}
+    mask = LayerMask.empty(shape.n_layers)
+    for number, of_number in layers.items():
+        if number not in numbers:
+            raise MaskError(
+                f"{number} is not one of the study's kv_heads: {', '.join(map(str, spec.kv_heads))}"
+            )
+        if twice := sorted(set(of_number) & set(mask.layers)):
+            raise MaskError(f"layers {twice} get two numbers of KV heads; give one")
+        level = numbers.index(number) + 1
+        added = LayerMask.of(of_number, shape.n_layers, level)
+        mask = LayerMask(tuple(map(max, mask.levels, added.levels)))
+    return mask
 
 
 def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
@@ -140,23 +200,21 @@ def _calibration_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
     ]
 
 
-def _selector_faults(spec: StudySpec, shape: ModelShape, n_converted: int) -> list[str]:
-    """What the selectors object to in the number of layers, the budget or the number of trials."""
+def _selector_faults(spec: StudySpec, space: SearchSpace) -> list[str]:
+    """What the selectors object to in the search space, the budget or the number of trials."""
     faults = []
     for entry in spec.selectors:
         try:
-            selector = selector_of(
-                entry.name, shape.n_layers, n_converted, spec.seed, **entry.parameters
-            )
+            selector = selector_of(entry.name, space, spec.seed, **entry.parameters)
         except UserError as error:
             faults.append(f"selectors.{entry.name}: {error}")
             continue
         n_trials, least = _n_trials(spec, entry), selector.least_trials()
+        of = f"of {space.least} layers" if space.n_levels == 1 else "at the budget"
         if n_trials is not None and n_trials < least:
             faults.append(
                 f"selectors.{entry.name}: with n_trials {n_trials} it ends before its first "
-                f"mask of {n_converted} layers; give {least} or more"
-                + (", or none" if selector.ends else "")
+                f"mask {of}; give {least} or more" + (", or none" if selector.ends else "")
             )
     return faults
 
@@ -174,20 +232,19 @@ def versions() -> dict[str, str]:
 def _plan(
     study: str, comparison: str, spec: StudySpec, shape: ModelShape, direction: Direction
 ) -> list[StudyFacts]:
-    target = spec.target_kv_heads
-    budget = spec.budget[0].budget.n_converted(shape, target)
+    space = spec.budget[0].budget.space(shape, spec.kv_heads)
     rows: list[tuple[str, int, int | None]] = [
-        (selector.name, budget, _n_trials(spec, selector)) for selector in spec.selectors
+        (selector.name, space.least, _n_trials(spec, selector)) for selector in spec.selectors
     ]
     if spec.enqueue:
-        largest = max(len(set(layers)) for layers in spec.enqueue.values())
-        rows.append((ENQUEUED, largest, None))
+        masks = [named_mask(layers, spec, shape) for layers in spec.enqueue.values()]
+        rows.append((ENQUEUED, max(map(space.saved, masks)), None))
     return [
         StudyFacts(
             study=study,
             comparison=comparison,
             selector=selector,
-            n_converted=n_converted,
+            least=least,
             n_layers=shape.n_layers,
             shape=asdict(shape),
             n_trials=n_trials,
@@ -195,16 +252,15 @@ def _plan(
             spec=spec.model_dump(mode="json"),
             versions=versions(),
         )
-        for selector, n_converted, n_trials in rows
+        for selector, least, n_trials in rows
     ]
 
 
 def _masks(facts: StudyFacts, spec: StudySpec) -> dict[str, LayerMask]:
     masks = {"original": LayerMask.empty(facts.n_layers)}
     if facts.selector == ENQUEUED:
-        masks |= {
-            name: LayerMask.of(layers, facts.n_layers) for name, layers in spec.enqueue.items()
-        }
+        shape = ModelShape(**facts.shape)
+        masks |= {name: named_mask(layers, spec, shape) for name, layers in spec.enqueue.items()}
     return masks
 
 

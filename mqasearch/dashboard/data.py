@@ -8,9 +8,9 @@ from typing import Literal
 from scipy.stats import t
 
 from mqasearch.dashboard.confirmed import Confirmed, by_task
-from mqasearch.record import (
-    ENQUEUED,
-)
+from mqasearch.mask import LayerMask
+from mqasearch.record import ENQUEUED
+from mqasearch.search_space import SearchSpace
 from mqasearch.statistics import Estimate
 from mqasearch.study import HeldOut, Part, best, held_out, improvements
 
@@ -25,8 +25,8 @@ class TrialRow:
 
     Attributes:
         number: the trial's number in its study; a mask without one so far comes after all trials.
-        mask: a row of 0 and 1, layer 0 first.
-        n_converted: ones in the mask.
+        mask: a row of digits, one level per layer, layer 0 first.
+        n_converted: number of converted layers.
         value: the objective's value; None while unknown.
         state: see ``State``.
         delta: value − the original model's value.
@@ -43,6 +43,7 @@ class TrialRow:
         delta_stderr: standard error of ``delta``, paired by document; None if it is unknown.
         n_docs: number of documents of each task; empty if it is unknown.
         order: place in the order in which the study's masks were proposed.
+        words: the converted layers, with their numbers of KV heads if there are several.
     """
 
     number: int
@@ -62,11 +63,12 @@ class TrialRow:
     delta_stderr: float | None = None
     n_docs: tuple[int, ...] = ()
     order: int = 0
+    words: str = ""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The converted layers, ascending, 0-based."""
-        return tuple(layer for layer, flag in enumerate(self.mask) if flag == "1")
+        return LayerMask.parse(self.mask).layers
 
     @property
     def delta_margin(self) -> float | None:
@@ -90,8 +92,9 @@ class StudyRows:
         name: name of the Optuna study, ``<comparison>.<selector>``.
         comparison: the comparison that the study belongs to.
         selector: the selector that proposes its masks.
-        n_converted: layers that a mask at the budget converts.
-        n_layers: layers of the model.
+        space: the masks that the study may hold, and its budget.
+        numbers: the numbers of KV heads that a converted layer may have.
+        budget: the budget in words.
         maximize: whether a larger value is better.
         metric: what the value is, for axis titles.
         group: a key that is equal for comparisons that differ only in name and budget.
@@ -105,8 +108,9 @@ class StudyRows:
     name: str
     comparison: str
     selector: str
-    n_converted: int
-    n_layers: int
+    space: SearchSpace
+    numbers: tuple[int, ...]
+    budget: str
     maximize: bool
     metric: str
     group: str
@@ -122,8 +126,23 @@ class StudyRows:
         return -row.value if self.maximize else row.value
 
     def is_at_budget(self, row: TrialRow) -> bool:
-        """Whether the row's mask converts exactly as many layers as the budget asks for."""
-        return row.n_converted == self.n_converted
+        """Whether the row's mask saves what the budget asks for, and no more than it must."""
+        return self.space.is_at_budget(LayerMask.parse(row.mask))
+
+    @property
+    def n_layers(self) -> int:
+        """The number of the model's layers."""
+        return self.space.n_layers
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether a layer may have one of several smaller numbers of KV heads."""
+        return self.space.n_levels > 1
+
+    @property
+    def at_budget(self) -> tuple[TrialRow, ...]:
+        """The rows of ``scored`` whose masks are at the budget."""
+        return tuple(row for row in self.scored if self.is_at_budget(row))
 
     @property
     def scored(self) -> tuple[TrialRow, ...]:
@@ -139,7 +158,7 @@ class StudyRows:
     @property
     def best(self) -> TrialRow | None:
         """The best mask at the budget."""
-        return best(self.scored, maximize=self.maximize, n_converted=self.n_converted)
+        return best(self.at_budget, maximize=self.maximize)
 
     @property
     def best_confirmed(self) -> tuple[Confirmed, ...]:
@@ -172,7 +191,7 @@ class StudyRows:
     @property
     def improvements(self) -> list[TrialRow]:
         """The masks at the budget that were the best when they were scored."""
-        return improvements(self.scored, maximize=self.maximize, n_converted=self.n_converted)
+        return improvements(self.at_budget, maximize=self.maximize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from mqasearch.dashboard.style import (
     format_bytes,
     line_style,
 )
-from mqasearch.study import best
+from mqasearch.study import best, front
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
         comparisons: comparisons of one model and one set of tasks, one per budget; probes count
             too.
     """
+    if comparisons[0].studies[0].has_levels:
+        return bytes_front(comparisons)
     points = _best_of_each_size(comparisons)
     figure = go.Figure(
         go.Scatter(
@@ -102,6 +104,51 @@ def budget_front(comparisons: Sequence[Comparison]) -> go.Figure:
     )
     figure.update_yaxes(title_text=f"best {comparisons[0].studies[0].metric}")
     return finish(figure, height=400)
+
+
+def bytes_front(comparisons: Sequence[Comparison]) -> go.Figure:
+    """Value against KV bytes: the masks that no other one beats, and each selector's best mask.
+
+    Args:
+        comparisons: as for ``budget_front``; a layer has one of several numbers of KV heads.
+    """
+    first = comparisons[0].studies[0]
+    studies = [study for comparison in comparisons for study in comparison.studies]
+    rows = [row for study in studies for row in study.scored if row.kv_bytes is not None]
+    figure = go.Figure()
+    found = front(rows, lambda row: row.kv_bytes or 0, maximize=first.maximize)
+    _add_points(figure, found, "front", {"mode": "lines+markers", "line": {"color": COLOURS[0]}})
+    selectors = dict.fromkeys(study.selector for study in studies)
+    for place, selector in enumerate(selectors, start=1):
+        bests = [study.best for study in studies if study.selector == selector]
+        chosen = [row for row in bests if row is not None and row.kv_bytes is not None]
+        symbol = SYMBOLS[place % len(SYMBOLS)] + "-open"
+        look = {"size": 12, "symbol": symbol, "color": COLOURS[place % len(COLOURS)]}
+        _add_points(figure, chosen, selector, {"mode": "markers", "marker": look})
+    ticks = _spread(sorted(found, key=lambda row: row.kv_bytes or 0), 10)
+    figure.update_xaxes(
+        title_text="KV cache per token",
+        tickvals=[row.kv_bytes for row in ticks],
+        ticktext=[format_bytes(row.kv_bytes or 0) for row in ticks],
+    )
+    figure.update_yaxes(title_text=f"best {first.metric}")
+    return finish(figure, height=400)
+
+
+def _add_points(
+    figure: go.Figure, rows: Sequence[TrialRow], name: str, look: dict[str, object]
+) -> None:
+    figure.add_trace(
+        go.Scatter(
+            x=[row.kv_bytes for row in rows],
+            y=[row.value for row in rows],
+            error_y=error_bars([row.delta_margin for row in rows], FAINT),
+            text=[described(row) for row in rows],
+            name=name,
+            hovertemplate="%{y:.5g}<br>%{text}<extra></extra>",
+            **look,
+        )
+    )
 
 
 def comparison_figures(comparison: Comparison, related: Sequence[Comparison]) -> tuple[Titled, ...]:
@@ -134,12 +181,23 @@ def shared_figures(comparison: Comparison, related: Sequence[Comparison]) -> tup
         Titled(
             "mqasearch-front",
             "Value against budget",
-            "The best mask known for each number of converted layers, over all selectors and "
-            "budgets of this study file. Diamonds: the budgets themselves. Error bars: 95 % t "
+            f"{_front_words(comparison)} Error bars: 95 % t "
             "intervals of the difference to the original, paired by document. Values are on the "
             "documents that chose the masks, so chance favours them: judge by held-out ones.",
             budget_front(related),
         ),
+    )
+
+
+def _front_words(comparison: Comparison) -> str:
+    if comparison.studies[0].has_levels:
+        return (
+            "The masks that no other one beats in both value and KV bytes, over all selectors and "
+            "budgets of this study file. Open symbols: each selector's best mask at a budget."
+        )
+    return (
+        "The best mask known for each number of converted layers, over all selectors and budgets "
+        "of this study file. Diamonds: the budgets themselves."
     )
 
 
@@ -148,9 +206,14 @@ def masks_figure(study: StudyRows) -> Titled:
     return Titled(
         f"mqasearch-masks-{study.study_id}",
         f"Masks by trial: {study.selector}",
-        "Columns are trials, best first. Dark: converted, mask at the budget; pale: converted, "
-        "mask of another size, which is a probe, or one that was given up before its last "
-        "document; orange: being scored now.",
+        "Columns are trials, best first. "
+        + (
+            "The darker, the fewer KV heads; orange: being scored now."
+            if study.has_levels
+            else "Dark: converted, mask at the budget; pale: converted, mask of another size, "
+            "which is a probe, or one that was given up before its last document; orange: being "
+            "scored now."
+        ),
         masks_by_trial(study),
     )
 
@@ -201,7 +264,7 @@ def _best_of_each_size(comparisons: Sequence[Comparison]) -> list[tuple[StudyRow
 def _mark_budgets(
     figure: go.Figure, comparisons: Sequence[Comparison], points: Sequence[TrialRow]
 ) -> None:
-    budgets = {comparison.studies[0].n_converted for comparison in comparisons}
+    budgets = {comparison.studies[0].space.least for comparison in comparisons}
     marked = [row for row in points if row.n_converted in budgets]
     figure.add_trace(
         go.Scatter(

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from mqasearch.dashboard.data import StudyRows, TrialRow
 from mqasearch.dashboard.style import described, finish
+from mqasearch.mask import LayerMask
 from mqasearch.study import ranked
 
 MAX_COLUMNS = 150
@@ -14,12 +15,16 @@ MAX_COLUMNS = 150
 SHADES = KEPT, PALE, AT_BUDGET, RUNNING = "#f1f3f6", "#a6cbe3", "#0b5394", "#f0b429"
 """Colours of a cell, by the number that stands for them in the heatmap."""
 
+_BLUES = ("#d3e4f0", "#a6cbe3", "#74acd1", "#468cbd", "#246da6", AT_BUDGET)
+"""Colours of a cell of several levels; the deepest level has the last one."""
+
 
 def masks_by_trial(study: StudyRows, limit: int = MAX_COLUMNS) -> go.Figure:
     """Layer × trial: which layers each mask converts, best mask first, with its value above it.
 
     Masks at the budget are dark, probes and masks that were given up are pale, running ones orange.
-    A button orders the same columns by trial number.
+    If there are several levels, a cell is the darker the fewer KV heads its layer has. A button
+    orders the same columns by trial number.
 
     Args:
         study: one selector's rows.
@@ -59,7 +64,7 @@ def _best_first(study: StudyRows) -> list[TrialRow]:
     """
     shown = [row for row in study.trials if row.value is not None or row.state == "running"]
 
-    candidates = ranked(shown, maximize=study.maximize, n_converted=study.n_converted)
+    candidates = ranked((row for row in shown if study.is_at_budget(row)), maximize=study.maximize)
     places = {row.number: place for place, row in enumerate(candidates)}
 
     def rank(row: TrialRow) -> tuple[int, float, int]:
@@ -74,20 +79,15 @@ def _best_first(study: StudyRows) -> list[TrialRow]:
 
 
 def _heatmap(study: StudyRows, rows: Sequence[TrialRow]) -> go.Heatmap:
-    shades = [_shade(study, row) for row in rows]
+    shades = [_shades(study, row) for row in rows]
+    colours = _colours(study)
     return go.Heatmap(
         x=[str(row.number) for row in rows],
         y=[str(layer) for layer in range(study.n_layers)],
-        z=[
-            [
-                shade if row.mask[layer] == "1" else 0
-                for row, shade in zip(rows, shades, strict=True)
-            ]
-            for layer in range(study.n_layers)
-        ],
+        z=[[shade[layer] for shade in shades] for layer in range(study.n_layers)],
         zmin=0,
-        zmax=len(SHADES) - 1,
-        colorscale=[(place / (len(SHADES) - 1), colour) for place, colour in enumerate(SHADES)],
+        zmax=len(colours) - 1,
+        colorscale=[(place / (len(colours) - 1), colour) for place, colour in enumerate(colours)],
         showscale=False,
         xgap=1 if len(rows) <= 80 else 0,
         ygap=1,
@@ -95,11 +95,24 @@ def _heatmap(study: StudyRows, rows: Sequence[TrialRow]) -> go.Heatmap:
     )
 
 
-def _shade(study: StudyRows, row: TrialRow) -> int:
-    """The place in ``SHADES`` of the row's converted cells."""
+def _colours(study: StudyRows) -> tuple[str, ...]:
+    """The colours of the cells, by the number that stands for them."""
+    if not study.has_levels:
+        return SHADES
+    n = study.space.n_levels
+    blues = (_BLUES[round(level * (len(_BLUES) - 1) / n)] for level in range(1, n + 1))
+    return (KEPT, *blues, RUNNING)
+
+
+def _shades(study: StudyRows, row: TrialRow) -> list[int]:
+    """Each layer's place in ``_colours``."""
+    levels = LayerMask.parse(row.mask).levels
     if row.state == "running":
-        return 3
-    return 2 if study.is_at_budget(row) and row.given_up is None else 1
+        return [len(_colours(study)) - 1 if level else 0 for level in levels]
+    if study.has_levels:
+        return list(levels)
+    shade = 2 if study.is_at_budget(row) and row.given_up is None else 1
+    return [shade if level else 0 for level in levels]
 
 
 def _value_traces(study: StudyRows, rows: Sequence[TrialRow]) -> list[go.Scatter]:

@@ -36,7 +36,7 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
             (
                 _link(comparison_path(comparison.name), comparison.name),
                 ", ".join(one.selector for one in comparison.studies),
-                f"{study.n_converted} of {study.n_layers}",
+                study.budget,
                 _progress(comparison.studies),
                 _value(best),
                 _delta(study, best),
@@ -54,7 +54,7 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
 def comparison_page(comparison: Comparison, verdict: Verdict | None = None) -> bytes:
     """The verdict, selectors side by side, the figures (drawn by the browser), and the masks."""
     first = comparison.studies[0]
-    summary = f"{first.n_converted} of {first.n_layers} layers are converted; {first.metric}, "
+    summary = f"{_budget(first)}; {first.metric}, "
     summary += "higher is better." if first.maximize else "lower is better."
     summary += (
         " ± is one standard error over documents, of differences to the original paired by "
@@ -157,13 +157,14 @@ def _masks(comparison: Comparison) -> Mapping[str, Any]:
     first = comparison.studies[0]
     scored = [row for study in comparison.studies for row in study.scored]
     found: dict[str, tuple[TrialRow, list[str]]] = {}
-    for row in ranked(scored, maximize=first.maximize, n_converted=first.n_converted):
+    at_budget = (row for row in scored if first.is_at_budget(row))
+    for row in ranked(at_budget, maximize=first.maximize):
         found.setdefault(row.mask, (row, []))[1].append(f"{row.selector} {row.number}")
     picture = Markup('<code title="{}">{}</code>')
     rows = [
         (
             str(place),
-            picture.format(row.mask, row.mask.replace("0", "·").replace("1", "■")),
+            picture.format(row.mask, _picture(row.mask)),
             _layers(row),
             _value(row),
             _delta(first, row),
@@ -210,7 +211,19 @@ def _delta(study: StudyRows, row: TrialRow | None) -> str:
 
 
 def _layers(row: TrialRow | None) -> str:
-    return "" if row is None else ", ".join(map(str, row.layers)) or "none"
+    return "" if row is None else row.words or "none"
+
+
+def _budget(study: StudyRows) -> str:
+    if not study.has_levels:
+        return f"{study.budget} layers are converted"
+    numbers = ", ".join(map(str, study.numbers))
+    return f"{study.budget} cache is left, with {numbers} KV heads in a converted layer"
+
+
+def _picture(mask: str) -> str:
+    """A mask as people see it at a glance: kept layers are dots."""
+    return mask.replace("0", "·").replace("1", "■") if not set(mask) - {"0", "1"} else mask
 
 
 def _held_out(found: HeldOut | None) -> str:

@@ -11,6 +11,9 @@ from scipy.stats import t
 from mqasearch.dashboard.data import Comparison, StudyRows, TrialRow
 from mqasearch.dashboard.style import COLOURS, FAINT, error_bars, finish
 
+BAR_COLOURS = (COLOURS[0], COLOURS[5], COLOURS[2], COLOURS[4], COLOURS[6])
+"""Of the levels, the first one first."""
+
 LEAST_MASKS = 3
 """Fewest masks on either side of a comparison that gets an interval: with two, it is too wide to
 draw."""
@@ -49,20 +52,7 @@ def layer_sensitivity(comparison: Comparison) -> go.Figure:
     """
     first = comparison.studies[0]
     layers = [str(layer) for layer in range(first.n_layers)]
-    alone = _losses_alone(comparison)
-    losses = [alone.get(layer, (None, None)) for layer in range(first.n_layers)]
-    figure = go.Figure(
-        go.Bar(
-            x=layers,
-            y=[loss for loss, _ in losses],
-            error_y=error_bars([margin for _, margin in losses], COLOURS[7]),
-            text=[_interval(*loss) for loss in losses],
-            textposition="none",
-            name="this layer alone",
-            marker={"color": COLOURS[0]},
-            hovertemplate="layer %{x} alone: %{text}<extra></extra>",
-        )
-    )
+    figure = go.Figure([_bars(comparison, level) for level in range(1, first.space.n_levels + 1)])
     contrasts = _with_against_without(comparison)
     figure.add_trace(
         go.Scatter(
@@ -70,7 +60,7 @@ def layer_sensitivity(comparison: Comparison) -> go.Figure:
             y=[contrast.difference for contrast in contrasts.values()],
             error_y=error_bars([each.margin for each in contrasts.values()], COLOURS[1]),
             text=[contrast.counts for contrast in contrasts.values()],
-            name=f"with − without, masks of {first.n_converted} layers",
+            name=f"with − without, masks of {first.budget}",
             mode="markers",
             marker={"color": COLOURS[1], "size": 7, "symbol": "diamond"},
             hovertemplate="layer %{x}, with − without: %{y:+.5g}<br>%{text}<extra></extra>",
@@ -85,6 +75,24 @@ def layer_sensitivity(comparison: Comparison) -> go.Figure:
     )
     figure.update_yaxes(title_text=f"loss added ({first.metric})", zerolinecolor=FAINT)
     return finish(figure, height=400)
+
+
+def _bars(comparison: Comparison, level: int) -> go.Bar:
+    """The loss that each layer adds alone at one level."""
+    first = comparison.studies[0]
+    alone = _losses_alone(comparison, level)
+    losses = [alone.get(layer, (None, None)) for layer in range(first.n_layers)]
+    number = sorted(first.numbers, reverse=True)[level - 1]
+    return go.Bar(
+        x=[str(layer) for layer in range(first.n_layers)],
+        y=[loss for loss, _ in losses],
+        error_y=error_bars([margin for _, margin in losses], COLOURS[7]),
+        text=[_interval(*loss) for loss in losses],
+        textposition="none",
+        name=f"this layer alone, {number} KV heads" if first.has_levels else "this layer alone",
+        marker={"color": BAR_COLOURS[(level - 1) % len(BAR_COLOURS)]},
+        hovertemplate="layer %{x} alone: %{text}<extra></extra>",
+    )
 
 
 def welch_margin(a: Sequence[float], b: Sequence[float]) -> float:
@@ -118,12 +126,14 @@ def _distinct(comparison: Comparison) -> dict[str, tuple[StudyRows, TrialRow]]:
     return {row.mask: (study, row) for study, row in rows}
 
 
-def _losses_alone(comparison: Comparison) -> dict[int, tuple[float | None, float | None]]:
+def _losses_alone(
+    comparison: Comparison, level: int
+) -> dict[int, tuple[float | None, float | None]]:
     """Layer → loss of the mask with that layer alone − the original's, and half its interval."""
     return {
         row.layers[0]: (-row.delta if study.maximize else row.delta, row.delta_margin)
         for study, row in _distinct(comparison).values()
-        if row.n_converted == 1 and row.delta is not None
+        if row.n_converted == 1 and str(level) in row.mask and row.delta is not None
     }
 
 
@@ -136,7 +146,9 @@ def _with_against_without(comparison: Comparison) -> dict[int, Contrast]:
     ]
     found = {}
     for layer in range(comparison.studies[0].n_layers):
-        converted, kept = ([loss for mask, loss in masks if mask[layer] == flag] for flag in "10")
+        converted, kept = (
+            [loss for mask, loss in masks if (mask[layer] != "0") == flag] for flag in (True, False)
+        )
         least = min(len(converted), len(kept))
         if least < 2:
             continue

@@ -17,19 +17,33 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.dashboard.confirmed import Confirmed, read_confirmed
 from mqasearch.dashboard.data import Comparison, State, StudyRows, TrialRow
+from mqasearch.errors import UserError
+from mqasearch.mask import LayerMask, in_words, is_mask
 from mqasearch.queue import Queue, Task
 from mqasearch.record import (
     CONFIRMATION_KEY,
     ENQUEUED,
     STUDY_KEY,
     SharedStorage,
+    StudyFacts,
+    facts_of,
     mapping,
     number,
     order_of,
     trial_facts,
 )
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import INVALID_KEY, MASK_KEY
 from mqasearch.study import parts_of
+
+_UNKNOWN: Mapping[str, Any] = {
+    "study": "",
+    "shape": {},
+    "n_trials": None,
+    "direction": "minimize",
+    "versions": {},
+}
+"""What the facts of a study may lack and still be shown."""
 
 
 def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
@@ -40,15 +54,15 @@ def read_comparisons(storage: BaseStorage) -> tuple[Comparison, ...]:
     """
     by_name: dict[str, list[StudyRows]] = {}
     for frozen in storage.get_all_studies():
-        attributes = _ours(frozen.user_attrs.get(STUDY_KEY))
-        if attributes is None:
+        facts = _ours(frozen.user_attrs.get(STUDY_KEY))
+        if facts is None:
             continue
         study_id = storage.get_study_id_from_name(frozen.study_name)
         study = _study(
             study_id,
             frozen.study_name,
             frozen.directions[0] == StudyDirection.MAXIMIZE,
-            attributes,
+            facts,
             read_confirmed(frozen.user_attrs.get(CONFIRMATION_KEY)),
             storage.get_all_trials(study_id, deepcopy=False),
             _in_hand(storage, study_id),
@@ -68,51 +82,57 @@ def _in_hand(storage: BaseStorage, study_id: int) -> Sequence[Task]:
 
 def _at_one_budget(studies: Sequence[StudyRows]) -> tuple[StudyRows, ...]:
     """Give the study of masks enqueued by name, which have any size, the selectors' budget."""
-    budgets = [study.n_converted for study in studies if study.selector != ENQUEUED]
+    budgets = [(study.space, study.budget) for study in studies if study.selector != ENQUEUED]
     return tuple(
-        replace(study, n_converted=budgets[0]) if budgets and study.selector == ENQUEUED else study
+        replace(study, space=budgets[0][0], budget=budgets[0][1])
+        if budgets and study.selector == ENQUEUED
+        else study
         for study in studies
     )
 
 
-def _ours(attributes: object) -> Mapping[str, Any] | None:
-    """The study's attributes if mqasearch wrote them."""
-    wanted = {"comparison": str, "selector": str, "n_converted": int, "n_layers": int}
+def _ours(attributes: object) -> StudyFacts | None:
+    """The study's facts if mqasearch wrote them, as far as they can be shown."""
     if not isinstance(attributes, Mapping):
         return None
-    sound = all(isinstance(attributes.get(key), kind) for key, kind in wanted.items())
-    return attributes if sound else None
+    wanted = {"comparison": str, "selector": str, "n_layers": int}
+    if not all(isinstance(attributes.get(key), kind) for key, kind in wanted.items()):
+        return None
+    try:
+        facts = facts_of({**_UNKNOWN, **attributes, "spec": {**mapping(attributes.get("spec"))}})
+        facts.space  # noqa: B018 (it raises if the facts make none)
+    except (TypeError, ValueError, UserError):
+        return None
+    return facts
 
 
 def _study(
     study_id: int,
     name: str,
     maximize: bool,
-    attributes: Mapping[str, Any],
+    facts: StudyFacts,
     confirmed: tuple[Confirmed, ...],
     trials: Sequence[FrozenTrial],
     in_hand: Sequence[Task],
 ) -> StudyRows:
-    spec = mapping(attributes.get("spec"))
+    spec = facts.spec
     return StudyRows(
         study_id=study_id,
         name=name,
-        comparison=attributes["comparison"],
-        selector=attributes["selector"],
-        n_converted=attributes["n_converted"],
-        n_layers=attributes["n_layers"],
+        comparison=facts.comparison,
+        selector=facts.selector,
+        space=facts.space,
+        numbers=tuple(facts.numbers),
+        budget=facts.budget_words,
         maximize=maximize,
         metric=_metric(spec),
-        group=_group(spec, attributes["comparison"]),
-        n_trials=attributes.get("n_trials"),
+        group=_group(spec, facts.comparison),
+        n_trials=facts.n_trials,
         parts=parts_of(spec),
         confirmed=confirmed,
         trials=(
-            *_rows(trials, attributes["selector"], attributes["n_layers"]),
-            *(
-                _row_in_hand(task, len(trials) + place, attributes["selector"])
-                for place, task in enumerate(in_hand)
-            ),
+            *_rows(trials, facts),
+            *(_row_in_hand(task, len(trials) + place, facts) for place, task in enumerate(in_hand)),
         ),
     )
 
@@ -136,35 +156,37 @@ def _group(spec: Mapping[str, Any], comparison: str) -> str:
     return json.dumps(rest, sort_keys=True, default=str)
 
 
-def _rows(trials: Sequence[FrozenTrial], selector: str, n_layers: int) -> tuple[TrialRow, ...]:
-    ours = [trial for trial in trials if _has_mask(trial, n_layers)]
+def _rows(trials: Sequence[FrozenTrial], facts: StudyFacts) -> tuple[TrialRow, ...]:
+    space = facts.space
+    ours = [trial for trial in trials if _has_mask(trial, space)]
     ended = sorted(
         (trial for trial in ours if trial.state.is_finished() and _value(trial) is not None),
         key=lambda trial: (trial.datetime_complete or datetime.max, trial.number),
     )
     order = {trial.number: place for place, trial in enumerate(ended, start=1)}
-    rows = [_row(trial, selector, order.get(trial.number)) for trial in ours]
+    rows = [_row(trial, facts, order.get(trial.number)) for trial in ours]
     reference = next((row.value for row in rows if row.n_converted == 0), None)
     return tuple(_with_delta(row, reference) for row in rows)
 
 
-def _has_mask(trial: FrozenTrial, n_layers: int) -> bool:
+def _has_mask(trial: FrozenTrial, space: SearchSpace) -> bool:
     mask = trial.user_attrs.get(MASK_KEY)
-    return isinstance(mask, str) and len(mask) == n_layers and not set(mask) - {"0", "1"}
+    return isinstance(mask, str) and is_mask(mask) and space.holds(LayerMask.parse(mask))
 
 
-def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow:
+def _row(trial: FrozenTrial, of: StudyFacts, evaluations: int | None) -> TrialRow:
     mask = trial.user_attrs[MASK_KEY]
     row = TrialRow(
         number=trial.number,
         mask=mask,
-        n_converted=mask.count("1"),
+        n_converted=LayerMask.parse(mask).n_converted,
         value=_value(trial),
         state=_state(trial),
         delta=None,
-        selector=selector,
+        selector=of.selector,
         evaluations=evaluations,
         order=order_of(trial),
+        words=_words(mask, of),
     )
     facts = trial_facts(trial)
     if facts is None:
@@ -183,7 +205,7 @@ def _row(trial: FrozenTrial, selector: str, evaluations: int | None) -> TrialRow
     )
 
 
-def _row_in_hand(task: Task, number: int, selector: str) -> TrialRow:
+def _row_in_hand(task: Task, number: int, of: StudyFacts) -> TrialRow:
     return TrialRow(
         number=number,
         mask=task.mask,
@@ -191,11 +213,16 @@ def _row_in_hand(task: Task, number: int, selector: str) -> TrialRow:
         value=None,
         state="running" if task.state == "leased" else "waiting",
         delta=None,
-        selector=selector,
+        selector=of.selector,
         evaluations=None,
         label=task.name or "",
         order=task.order,
+        words=_words(task.mask, of),
     )
+
+
+def _words(mask: str, of: StudyFacts) -> str:
+    return in_words(LayerMask.parse(mask), of.numbers).replace(",", ", ")
 
 
 def _with_delta(row: TrialRow, reference: float | None) -> TrialRow:

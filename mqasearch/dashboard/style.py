@@ -43,8 +43,7 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
 
 def described(row: TrialRow) -> str:
     """``greedy, trial 7, layers 3, 11``, and if it is known ``: 0.1053 ± 0.0042 (n=16)``."""
-    layers = ", ".join(map(str, row.layers)) or "none"
-    text = f"{row.selector}, trial {row.number}, layers {layers}"
+    text = f"{row.selector}, trial {row.number}, layers {row.words or 'none'}"
     if row.estimate is None or row.stderr is None:
         return text
     return f"{text}: {row.estimate}" + (f" (n={sum(row.n_docs)})" if row.n_docs else "")

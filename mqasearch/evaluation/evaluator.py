@@ -76,7 +76,7 @@ class Evaluator:
         claims: Claims,
         tasks: Sequence[TaskSpec],
         *,
-        target_kv_heads: int = 1,
+        numbers: Sequence[int] = (1,),
         search_split: Split = "search",
         seed: int = 0,
         maximize: bool = False,
@@ -87,7 +87,7 @@ class Evaluator:
             scorer: computes scores that are not in the database.
             claims: claims the scores that this worker computes.
             tasks: the tasks of the objective.
-            target_kv_heads: number of KV heads of a converted layer.
+            numbers: the numbers of KV heads that a converted layer may have.
             search_split: the split of the documents that the search scores.
             seed: the seed of the documents' order.
             maximize: whether a larger objective is better.
@@ -96,7 +96,7 @@ class Evaluator:
         self.scorer = scorer
         self.claims = claims
         self.tasks = tuple(tasks)
-        self.target_kv_heads = target_kv_heads
+        self.numbers = tuple(numbers)
         self.search_split = search_split
         self.seed = seed
         self.maximize = maximize
@@ -348,7 +348,7 @@ class Evaluator:
         return {self._key(mask, t, self.search_documents(t)).digest() for t in self.tasks}
 
     def _kv_heads(self, mask: LayerMask) -> KVHeads:
-        return mask.kv_heads(self.scorer.shape, self.target_kv_heads)
+        return mask.kv_heads(self.scorer.shape, self.numbers)
 
 
 def _checked(mask: LayerMask, task: TaskSpec, score: Score) -> Score:

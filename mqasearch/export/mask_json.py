@@ -23,7 +23,10 @@ from mqasearch.mask import LayerMask, ModelShape
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 has ``levels``; files of version 1 are read too."""
+
+READ_VERSIONS = (1, SCHEMA_VERSION)
 MAX_MASK_BYTES = 10_000_000
 
 
@@ -183,9 +186,10 @@ def _number(text: str) -> float:
 
 
 def _check(document: dict[str, Any], kind: str, path: Path) -> None:
-    if (found := document.get("schema_version")) != SCHEMA_VERSION:
+    if (found := document.get("schema_version")) not in READ_VERSIONS or isinstance(found, bool):
+        known = " and ".join(map(str, READ_VERSIONS))
         raise MaskError(
-            f"{path}: schema_version {found!r:.80}; this mqasearch reads version {SCHEMA_VERSION}"
+            f"{path}: schema_version {found!r:.80}; this mqasearch reads versions {known}"
         )
     fault = best_match(validator(kind).iter_errors(document))
     if fault is not None:
@@ -198,7 +202,7 @@ def check_consistent(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         MaskError: they do not agree; the message begins with ``path``.
     """
-    mask = LayerMask(tuple(flag == 1 for flag in document["mask"]))
+    mask = LayerMask(tuple(document["mask"]))
     n_layers, n_kv_heads = document["model"]["n_layers"], document["model"]["n_kv_heads"]
     if len(mask) != n_layers or len(document["kv_heads"]) != n_layers:
         raise MaskError(
@@ -207,6 +211,12 @@ def check_consistent(document: Mapping[str, Any], path: Path) -> None:
         )
     if list(mask.layers) != document["mqa_layers"]:
         raise MaskError(f"{path}: mask and mqa_layers name different layers")
-    reduced = tuple(heads < n_kv_heads for heads in document["kv_heads"])
-    if reduced != mask.flags or any(n_kv_heads % heads for heads in document["kv_heads"]):
+    reduced = tuple(int(heads < n_kv_heads) for heads in document["kv_heads"])
+    if reduced != mask.levels or any(n_kv_heads % heads for heads in document["kv_heads"]):
         raise MaskError(f"{path}: kv_heads does not fit the mask and {n_kv_heads} KV heads a layer")
+    levels = document.get("levels")
+    if levels is not None and (others := {*document["kv_heads"]} - {n_kv_heads, *levels}):
+        raise MaskError(
+            f"{path}: kv_heads has {', '.join(map(str, sorted(others)))}, which its levels "
+            f"{levels} do not have"
+        )

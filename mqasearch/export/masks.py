@@ -125,7 +125,8 @@ def mask_document(best: FinishedTrial, facts: StudyFacts, study: optuna.Study) -
         "merge": spec.merge.model_dump(mode="json"),
         "calibration": _calibration(model.calibration if model else "", spec),
         **healed,
-        **_layers(best.facts, shape, spec.target_kv_heads),
+        **_layers(best.facts, facts),
+        "levels": sorted(facts.numbers),
         "budget": _budget(best, facts, spec),
         "kv_bytes_per_token": {
             "original": facts.original_kv_bytes(best.facts),
@@ -158,12 +159,12 @@ def _calibration(digest: str, spec: StudySpec) -> dict[str, Any] | None:
     }
 
 
-def _layers(facts: TrialFacts, shape: ModelShape, target: int) -> dict[str, Any]:
+def _layers(facts: TrialFacts, of: StudyFacts) -> dict[str, Any]:
     mask = LayerMask.parse(facts.mask)
     return {
-        "mask": [int(flag) for flag in mask],
+        "mask": [int(level > 0) for level in mask],
         "mqa_layers": list(mask.layers),
-        "kv_heads": list(mask.kv_heads(shape, target)),
+        "kv_heads": list(of.kv_heads(facts.mask)),
     }
 
 
@@ -215,7 +216,6 @@ def _healed(
 
 def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, Any]]:
     """Masks that no other beats in both KV bytes and objective, largest cache first."""
-    shape, target = ModelShape(**facts.shape), facts.study_spec.target_kv_heads
     cheapest_first = front(
         every,
         lambda row: row.facts.kv_bytes_per_token,
@@ -223,7 +223,7 @@ def _front(every: Iterable[FinishedTrial], facts: StudyFacts) -> list[dict[str, 
     )
     return [
         {
-            **_layers(row.facts, shape, target),
+            **_layers(row.facts, facts),
             "kv_bytes_per_token": row.facts.kv_bytes_per_token,
             "value": row.value,
             "stderr": row.facts.stderr,

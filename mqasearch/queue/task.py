@@ -18,7 +18,7 @@ class Task:
         task_id: number of the row in the table.
         study_id: Optuna's number of the study.
         number: place in the order in which the study's masks were proposed, from 0.
-        mask: the mask as a string of 0 and 1.
+        mask: the mask as a string of digits, one level per layer.
         state: see ``TaskState``.
         name: name of a mask that was enqueued by name, else None.
         value: the objective; None without a result.
@@ -43,7 +43,7 @@ class Task:
     @property
     def n_converted(self) -> int:
         """The number of layers that the mask converts."""
-        return self.mask.count("1")
+        return len(self.mask) - self.mask.count("0")
 
     @property
     def order(self) -> int:

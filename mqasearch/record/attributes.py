@@ -13,10 +13,11 @@ from optuna.storages import BaseStorage
 
 from mqasearch import __version__
 from mqasearch.errors import ModelError
-from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.mask import KVHeads, LayerMask, ModelShape
 from mqasearch.record.agreement import differences, remedies
 from mqasearch.record.attributes_table import record_once
 from mqasearch.record.trial_facts import TrialFacts
+from mqasearch.search_space import SearchSpace, heads_space
 from mqasearch.selectors import SELECTORS
 from mqasearch.spec import StudySpec, parse_spec
 from mqasearch.tolerance import ToleranceEntry
@@ -39,6 +40,9 @@ Direction = Literal["minimize", "maximize"]
 ENQUEUED = "enqueued"
 """The selector's name in a study that holds only masks enqueued by name."""
 
+_OLDER_LEAST, _OLDER_NUMBER = "n_converted", "target_kv_heads"
+"""Names of ``least`` and of the only number of ``kv_heads`` in older studies."""
+
 _OURS = "mqasearch"
 """This package's name among ``versions``."""
 
@@ -59,7 +63,8 @@ class StudyFacts:
         study: name in the study file.
         comparison: name that the selectors of one budget share.
         selector: this study's selector.
-        n_converted: number of layers that a mask at the budget converts.
+        least: what a mask at the budget saves at least, in the unit of ``space``. With one number
+            of ``kv_heads``, this is the number of layers that it converts.
         n_layers: number of the model's layers.
         shape: the model's shape, as plain data. With ``dtype: auto`` its bytes are those of the
             machine that created the study. Workers may compute in another dtype; then the bytes
@@ -75,7 +80,7 @@ class StudyFacts:
     study: str
     comparison: str
     selector: str
-    n_converted: int
+    least: int
     n_layers: int
     shape: dict[str, int]
     n_trials: int | None
@@ -118,10 +123,38 @@ class StudyFacts:
         n_trials = None if self.n_trials is None else self.n_trials + n_more
         return replace(self, n_trials=n_trials, n_more=self.n_more + n_more, extension=call)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of KV heads that a converted layer may have."""
+        numbers: list[int] = self.spec.get("kv_heads") or [self.spec.get(_OLDER_NUMBER, 1)]
+        return numbers
+
+    @property
+    def space(self) -> SearchSpace:
+        """The masks that the study may hold, and its budget."""
+        if len(self.numbers) == 1:
+            return SearchSpace(self.n_layers, self.least)
+        shape = ModelShape(**self.shape)
+        return heads_space(shape, self.numbers, least_heads=1).with_least(self.least)
+
+    @property
+    def budget_words(self) -> str:
+        """The budget as people say it: a number of layers, or a share of the KV cache."""
+        if len(self.numbers) == 1:
+            return f"{self.least} of {self.n_layers}"
+        n_kv_heads = self.shape["n_kv_heads"]
+        heads_per_unit = (n_kv_heads - max(self.numbers)) / self.space.savings[0]
+        left = 1 - self.least * heads_per_unit / (self.n_layers * n_kv_heads)
+        return f"{left:.0%} of the KV"
+
+    def kv_heads(self, mask: str) -> KVHeads:
+        """KV heads per layer of a mask of the study."""
+        return LayerMask.parse(mask).kv_heads(ModelShape(**self.shape), self.numbers)
+
     def original_kv_bytes(self, trial: TrialFacts) -> int:
         """Bytes of KV cache per token of the original model, in the dtype of the trial."""
         shape = ModelShape(**self.shape)
-        kv_heads = LayerMask.parse(trial.mask).kv_heads(shape, self.study_spec.target_kv_heads)
+        kv_heads = self.kv_heads(trial.mask)
         original, converted = map(shape.kv_bytes_per_token, (shape.original, kv_heads))
         return trial.kv_bytes_per_token * original // converted
 
@@ -157,6 +190,8 @@ def study_facts(user_attrs: dict[str, Any]) -> StudyFacts | None:
 
 def facts_of(row: dict[str, Any]) -> StudyFacts:
     """A study's facts from plain data."""
+    if "least" not in row and _OLDER_LEAST in row:
+        row = {**row, "least": row[_OLDER_LEAST]}
     return StudyFacts(**_known(StudyFacts, row))
 
 

@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.record.attributes import STUDY_KEY
 from mqasearch.record.trial_facts import FACTS_KEY, NAME_KEY, TASK_KEY
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import INVALID_KEY, mask_of
 
 _SCORED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
@@ -41,11 +42,12 @@ def _of_study(storage: BaseStorage, study: Any) -> Iterator[dict[str, Any]]:
     facts = study.user_attrs.get(STUDY_KEY)
     if not isinstance(facts, dict):
         return
+    space = SearchSpace(facts["n_layers"], least=1)  # there was one level then
     study_id = storage.get_study_id_from_name(study.study_name)
     trials = storage.get_all_trials(study_id, deepcopy=False)
     rows: dict[str, dict[str, Any]] = {}
     for trial in _finished_first(trials):
-        row = _row(trial, facts["n_layers"])
+        row = _row(trial, space)
         if row is not None:
             rows.setdefault(row["mask"], row)
     for number, row in enumerate(rows.values()):
@@ -56,9 +58,9 @@ def _finished_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(trials, key=lambda trial: (not trial.state.is_finished(), trial.number))
 
 
-def _row(trial: FrozenTrial, n_layers: int) -> dict[str, Any] | None:
+def _row(trial: FrozenTrial, space: SearchSpace) -> dict[str, Any] | None:
     """The row of a trial's mask; None if the trial has no mask or says nothing about it."""
-    mask = mask_of(trial, n_layers)
+    mask = mask_of(trial, space)
     if mask is None:
         return None
     facts = trial.user_attrs.get(FACTS_KEY)

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from mqasearch.mask import is_mask
 from mqasearch.record.stored import count, mapping, number
 
 FACTS_KEY = "mqasearch:facts"
@@ -24,7 +25,7 @@ class TrialFacts:
     """What a finished trial found.
 
     Attributes:
-        mask: the mask as a string of 0 and 1.
+        mask: the mask as a string of digits, one level per layer.
         n_converted: number of converted layers.
         kv_bytes_per_token: bytes of the converted model's KV cache per token.
         value: the objective.
@@ -76,12 +77,12 @@ def facts_of_trial(row: object) -> TrialFacts | None:
     """A trial's facts from plain data; None without a mask, a finite value and its difference."""
     found = mapping(row)
     mask, value, delta = found.get("mask"), number(found.get("value")), number(found.get("delta"))
-    if not isinstance(mask, str) or set(mask) - {"0", "1"} or value is None or delta is None:
+    if not isinstance(mask, str) or not is_mask(mask) or value is None or delta is None:
         return None
     name = found.get("name")
     return TrialFacts(
         mask=mask,
-        n_converted=mask.count("1"),
+        n_converted=len(mask) - mask.count("0"),
         kv_bytes_per_token=count(found.get("kv_bytes_per_token")) or 0,
         value=value,
         delta=delta,

@@ -130,7 +130,7 @@ def open_scoring(spec: StudySpec, device: str = "auto") -> Scoring:
             )
         text = calibration_text(spec, spec.documents.calibration_tokens)
         sequences = _sequences(loaded, text, library)
-        statistics = _calibrated(loaded, merge, sequences, (spec.target_kv_heads,))
+        statistics = _calibrated(loaded, merge, sequences, spec.kv_heads)
     healer = None
     if spec.heal is not None:
         recipe = recipe_of(spec.heal.steps)

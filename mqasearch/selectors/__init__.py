@@ -13,6 +13,7 @@ from mqasearch.selectors.optuna_history import (
     read_history,
 )
 from mqasearch.selectors.optuna_sampler import SelectorSampler
+from mqasearch.selectors.parameters import distributions, levels_of, mask_params, param_name
 from mqasearch.selectors.planned import Plan, PlannedSelector
 from mqasearch.selectors.selector import Selector, Wants
 from mqasearch.selectors.selectors import (
@@ -22,7 +23,6 @@ from mqasearch.selectors.selectors import (
     check_parameters,
     selector_of,
 )
-from mqasearch.selectors.space import mask_params, param_name, search_space
 
 __all__ = [
     "INVALID_KEY",
@@ -39,11 +39,12 @@ __all__ = [
     "SelectorSampler",
     "Wants",
     "check_parameters",
+    "distributions",
+    "levels_of",
     "mask_of",
     "mask_params",
     "param_name",
     "read_history",
     "repaired",
-    "search_space",
     "selector_of",
 ]

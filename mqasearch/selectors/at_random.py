@@ -21,5 +21,5 @@ class RandomSelector(Selector):
         """A random unseen mask at the budget, or a single layer that may be at fault."""
         if (ended := self.none_left(history)) is not None:
             return ended
-        alone = suspect(history, self.n_layers, self.n_converted)
+        alone = suspect(history, self.space)
         return Wants((alone or self.random_mask(history, self.generator(history)),))

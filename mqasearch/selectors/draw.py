@@ -1,133 +1,204 @@
-"""Random masks with a given number of converted layers, and masks brought to that number."""
+"""Random masks of a given size, and masks brought to the budget."""
 
 import itertools
-import math
 from collections.abc import Collection, Mapping, Set
 
 import numpy as np
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
+from mqasearch.selectors.masks_of_size import NOTHING, Level, masks_of_size
 from mqasearch.selectors.taken import MaskSet
 
 _TRIES = 100
-_NONE: frozenset[int] = frozenset()
 
 
 def random_mask(
-    n_layers: int, n_converted: int, rng: np.random.Generator, without: Set[int] = _NONE
+    space: SearchSpace, size: int, rng: np.random.Generator, without: Set[Level] = NOTHING
 ) -> LayerMask:
-    """A mask with exactly ``n_converted`` layers, each such mask equally likely.
+    """A mask of that size, each equally likely; there must be one.
 
     Args:
-        without: layers that are not converted.
+        space: the search space.
+        size: as ``space.size`` gives it.
+        rng: draws the mask.
+        without: levels that no layer has.
     """
-    layers = _others(n_layers, without)
-    places = rng.choice(len(layers), size=n_converted, replace=False)
-    return LayerMask.of((layers[place] for place in places), n_layers)
-
-
-def _others(n_layers: int, without: Set[int]) -> list[int]:
-    return [layer for layer in range(n_layers) if layer not in without]
+    if space.n_levels > 1:
+        return masks_of_size(space, size, frozenset(without)).draw(rng)
+    layers = [layer for layer in range(space.n_layers) if (layer, 1) not in without]
+    places = rng.choice(len(layers), size=size, replace=False)
+    return LayerMask.of((layers[place] for place in places), space.n_layers)
 
 
 def random_unseen(
-    n_layers: int,
-    n_converted: int,
+    space: SearchSpace,
+    size: int,
     taken: Collection[LayerMask],
     rng: np.random.Generator,
-    without: Set[int] = _NONE,
+    without: Set[Level] = NOTHING,
 ) -> LayerMask | None:
-    """A random mask with exactly ``n_converted`` layers outside ``taken``; None if there is none.
+    """A random mask of that size outside ``taken``; None if there is none.
 
     All masks that are left are equally likely. Masks are drawn and rejected if taken; if that fails
     often, which means that few are left, these are listed and one is chosen.
 
     Args:
-        without: layers that are not converted.
+        space: the search space.
+        size: as ``space.size`` gives it.
+        taken: the masks that are not drawn.
+        rng: draws the mask.
+        without: levels that no layer has.
     """
+    masks = masks_of_size(space, size, frozenset(without))
+    if not masks.n:
+        return None
     for _ in range(_TRIES):
-        mask = random_mask(n_layers, n_converted, rng, without)
+        mask = random_mask(space, size, rng, without)
         if mask not in taken:
             return mask
-    if not n_left(n_layers, n_converted, taken, without):
+    if not n_left(space, size, taken, without):
         return None
-    chosen = itertools.combinations(_others(n_layers, without), n_converted)
-    masks = (LayerMask.of(layers, n_layers) for layers in chosen)
     left = [mask for mask in masks if mask not in taken]
     return left[rng.integers(len(left))]
 
 
 def n_left(
-    n_layers: int, n_converted: int, taken: Collection[LayerMask], without: Set[int] = _NONE
+    space: SearchSpace, size: int, taken: Collection[LayerMask], without: Set[Level] = NOTHING
 ) -> int:
-    """How many masks with exactly ``n_converted`` layers are outside ``taken``.
-
-    Counts only; nothing is listed.
+    """How many masks of that size are outside ``taken``; they are counted, not listed.
 
     Args:
-        without: layers that are not converted.
+        space: the search space.
+        size: as ``space.size`` gives it.
+        taken: the masks that do not count.
+        without: levels that no layer has.
     """
     if without:
-        taken = [mask for mask in taken if without.isdisjoint(mask.layers)]
-    masks = taken if isinstance(taken, MaskSet) else MaskSet(taken)
-    return math.comb(n_layers - len(without), n_converted) - masks.n_of_size(n_converted)
+        taken = [mask for mask in taken if without.isdisjoint(enumerate(mask))]
+    seen = taken if isinstance(taken, MaskSet) else MaskSet(taken)
+    return masks_of_size(space, size, frozenset(without)).n - seen.n_of_size(space, size)
 
 
 def random_neighbour(
+    space: SearchSpace,
     mask: LayerMask,
     taken: Collection[LayerMask],
     rng: np.random.Generator,
-    without: Set[int] = _NONE,
+    without: Set[Level] = NOTHING,
 ) -> LayerMask | None:
-    """A random mask outside ``taken`` that differs by one swap; None if all of them are taken.
+    """A random mask at the budget outside ``taken`` that is one switch away; None without one.
 
-    A swap takes one layer out and another one in, so the number of converted layers stays the same.
+    A switch gives one layer a lower level and another one a higher level.
 
     Args:
-        without: layers that are not taken in.
+        space: the search space.
+        mask: a mask at the budget.
+        taken: the masks that are not chosen.
+        rng: chooses the switch.
+        without: levels that no layer gets.
     """
-    inside = rng.permutation(mask.layers)
-    outside = rng.permutation(_others(len(mask), {*mask.layers, *without}))
-    pairs = list(itertools.product(inside, outside))
+    lower = rng.permutation(mask.layers)
+    higher = rng.permutation(
+        [
+            layer
+            for layer, level in enumerate(mask)
+            if any((layer, new) not in without for new in range(level + 1, space.n_levels + 1))
+        ]
+    )
+    pairs = [*itertools.product(lower, higher)]
     for index in rng.permutation(len(pairs)):
-        removed, added = pairs[index]
-        neighbour = swapped(mask, int(removed), int(added))
-        if neighbour not in taken:
-            return neighbour
+        down, up = map(int, pairs[index])
+        found = [
+            neighbour
+            for neighbour in _switched(space, mask, down, up, without)
+            if neighbour not in taken
+        ]
+        if found:
+            return found[rng.integers(len(found)) if len(found) > 1 else 0]
     return None
 
 
-def swapped(mask: LayerMask, removed: int, added: int) -> LayerMask:
-    """The mask with one layer taken out and another one put in."""
-    return LayerMask.of({*mask.layers, added} - {removed}, len(mask))
+def _switched(
+    space: SearchSpace, mask: LayerMask, down: int, up: int, without: Set[Level]
+) -> list[LayerMask]:
+    """The masks at the budget with a lower level of one layer and a higher one of another."""
+    if down == up:
+        return []
+    rows = (
+        mask.with_level(down, lower).with_level(up, higher)
+        for lower in range(mask.levels[down])
+        for higher in range(mask.levels[up] + 1, space.n_levels + 1)
+        if (up, higher) not in without and (lower == 0 or (down, lower) not in without)
+    )
+    return [row for row in rows if space.is_at_budget(row)]
 
 
 def repaired(
+    space: SearchSpace,
     mask: LayerMask,
-    n_converted: int,
     rng: np.random.Generator,
     weights: np.ndarray | None = None,
-    fixed: Mapping[int, bool] | None = None,
+    fixed: Mapping[int, int] | None = None,
+    without: Set[Level] = NOTHING,
 ) -> LayerMask:
-    """The mask brought to exactly ``n_converted`` layers by dropping or adding layers.
+    """The mask brought to the budget by steps of one level.
 
     Args:
-        mask: a mask with any number of converted layers.
-        n_converted: number of layers that the result converts.
-        rng: decides which layers are dropped or added.
-        weights: ``[n_layers]`` log-odds of each layer being converted. A layer is added with a
-            probability proportional to ``exp(weight)`` and dropped with one proportional to
-            ``exp(-weight)``, without replacement (the Gumbel-top-k trick). None = all equal.
-        fixed: layers whose flag is given and must not change. If these alone exceed the budget, or
-            leave too few layers to reach it, the result is as close to it as they allow.
+        space: the search space.
+        mask: any mask of the space.
+        rng: decides which layers take a step.
+        weights: ``[n_layers, n_levels]`` log-odds of each layer having at least each level. A step
+            up is taken with a probability proportional to ``exp(weight)`` and a step down with one
+            proportional to ``exp(-weight)``, without replacement (the Gumbel-top-k trick). None =
+            all equal.
+        fixed: layer → level, for layers whose level is given and must not change. If these alone
+            exceed the budget, or leave too few layers to reach it, the result is as close to it as
+            they allow.
+        without: levels that no layer gets.
     """
     fixed = fixed or {}
-    flags = np.array([fixed.get(layer, flag) for layer, flag in enumerate(mask)])
-    surplus = int(flags.sum()) - n_converted
-    log_odds = np.zeros(len(mask)) if weights is None else weights
-    keys = rng.gumbel(size=len(mask)) + np.where(flags, -log_odds, log_odds)
-    free = [layer for layer in range(len(mask)) if layer not in fixed]
-    candidates = [layer for layer in free if flags[layer] == (surplus > 0)]
-    for layer in sorted(candidates, key=lambda layer: -keys[layer])[: abs(surplus)]:
-        flags[layer] = not flags[layer]
-    return LayerMask(tuple(bool(flag) for flag in flags))
+    levels = [fixed.get(layer, level) for layer, level in enumerate(mask)]
+    levels = [
+        _level_before(layer, level, without) if (layer, level) in without else level
+        for layer, level in enumerate(levels)
+    ]
+    odds = np.zeros((space.n_layers, space.n_levels)) if weights is None else weights
+    noise = rng.gumbel(size=odds.shape)
+    each = (0, *space.savings)
+    saved = sum(each[level] for level in levels)
+    free = [layer for layer in range(space.n_layers) if layer not in fixed]
+
+    def steps_up() -> list[Level]:
+        above = ((layer, _next_level(space, layer, levels[layer], without)) for layer in free)
+        return [(layer, level) for layer, level in above if level]
+
+    def steps_down() -> list[Level]:
+        below = ((layer, _level_before(layer, levels[layer], without)) for layer in free)
+        return [
+            (layer, level)
+            for layer, level in below
+            if level < levels[layer] and saved - each[levels[layer]] + each[level] >= space.least
+        ]
+
+    while saved < space.least and (up := steps_up()):
+        layer, level = max(up, key=lambda s: (noise + odds)[s[0], s[1] - 1])
+        saved += each[level] - each[levels[layer]]
+        levels[layer] = level
+    while down := steps_down():
+        layer, level = max(down, key=lambda s: (noise - odds)[s[0], levels[s[0]] - 1])
+        saved += each[level] - each[levels[layer]]
+        levels[layer] = level
+    return LayerMask(tuple(levels))
+
+
+def _next_level(space: SearchSpace, layer: int, level: int, without: Set[Level]) -> int:
+    """The next higher level that the layer may get; 0 if there is none."""
+    higher = range(level + 1, space.n_levels + 1)
+    return next((new for new in higher if (layer, new) not in without), 0)
+
+
+def _level_before(layer: int, level: int, without: Set[Level]) -> int:
+    """The next lower level that the layer may get; its own level if it is not converted."""
+    lower = range(level - 1, 0, -1)
+    return next((new for new in lower if (layer, new) not in without), 0)

@@ -14,52 +14,53 @@ import math
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mqasearch.mask import LayerMask
+from mqasearch.mask import LayerMask, is_mask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.history import History, MaskState, MaskTrial
-from mqasearch.selectors.space import param_name
+from mqasearch.selectors.parameters import levels_of
 
 MASK_KEY = "mqasearch:mask"
 INVALID_KEY = "mqasearch:invalid"
 
 
-def read_history(study: Study, n_layers: int, *, without: int | None = None) -> History:
+def read_history(study: Study, space: SearchSpace, *, without: int | None = None) -> History:
     """Every trial of the study whose mask is known and counts, by number.
 
-    Left out: failed trials that are not marked invalid, trials of another search space or number of
-    layers, and the trial numbered ``without`` (the one that asks).
+    Left out: failed trials that are not marked invalid, trials of another search space, and the
+    trial numbered ``without`` (the one that asks).
 
     Args:
         study: the study to read.
-        n_layers: number of layers of its masks.
+        space: the search space of its masks.
         without: the number of an unfinished trial, which is the next one to get a mask.
     """
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
     trials = study.get_trials(deepcopy=False)
-    found = (_mask_trial(trial, n_layers, sign) for trial in trials if trial.number != without)
+    found = (_mask_trial(trial, space, sign) for trial in trials if trial.number != without)
     number = len(trials) if without is None else without
     return History((trial for trial in found if trial is not None), number)
 
 
-def _mask_trial(trial: FrozenTrial, n_layers: int, sign: float) -> MaskTrial | None:
+def _mask_trial(trial: FrozenTrial, space: SearchSpace, sign: float) -> MaskTrial | None:
     """The trial as a selector sees it; None if it does not count."""
     found = _state_and_loss(trial, sign)
-    mask = mask_of(trial, n_layers)
+    mask = mask_of(trial, space)
     if found is None or mask is None:
         return None
     return MaskTrial(trial.number, mask, *found)
 
 
-def mask_of(trial: FrozenTrial, n_layers: int) -> LayerMask | None:
+def mask_of(trial: FrozenTrial, space: SearchSpace) -> LayerMask | None:
     """The trial's mask: from its attribute, else its parameters, else what it was enqueued with.
 
-    None if none of these gives all ``n_layers`` flags.
+    None if none of these gives a level of every layer.
     """
     text = trial.user_attrs.get(MASK_KEY)
     if isinstance(text, str):
-        return LayerMask.parse(text) if len(text) == n_layers else None
-    params = trial.params or trial.system_attrs.get("fixed_params", {})
-    flags = [params.get(param_name(layer)) for layer in range(n_layers)]
-    return None if None in flags else LayerMask(tuple(map(bool, flags)))
+        mask = LayerMask.parse(text) if is_mask(text) else None
+        return mask if mask is not None and space.holds(mask) else None
+    levels = levels_of(trial.params or trial.system_attrs.get("fixed_params", {}), space)
+    return LayerMask(tuple(levels.values())) if len(levels) == space.n_layers else None
 
 
 def _state_and_loss(trial: FrozenTrial, sign: float) -> tuple[MaskState, float] | None:

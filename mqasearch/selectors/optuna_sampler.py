@@ -1,7 +1,6 @@
 """Any selector as an Optuna sampler."""
 
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,18 @@ from mqasearch.mask import LayerMask
 from mqasearch.selectors.draw import repaired
 from mqasearch.selectors.history import History, MaskTrial
 from mqasearch.selectors.optuna_history import mask_of, read_history
+from mqasearch.selectors.parameters import distributions, levels_of, mask_params, param_name
 from mqasearch.selectors.selector import Selector
-from mqasearch.selectors.space import param_name, search_space
 
 
 class SelectorSampler(BaseSampler):
     """Makes a selector propose the masks of an Optuna study.
 
     The objective suggests each layer's flag as the categorical parameter ``layer_00``, ``layer_01``
-    … of the choices ``(False, True)``. Any other parameter that it suggests is drawn at random. An
-    enqueued mask is run as it is, even if it does not meet the budget. If only some flags are
-    enqueued, the others are chosen so that the mask meets the budget.
+    … of the choices ``(False, True)``; if the space has several levels, the choices are the numbers
+    of KV heads, ascending. Any other parameter that it suggests is drawn at random. An
+    enqueued mask is run as it is, even if it does not meet the budget. If only some layers
+    are enqueued, the others are chosen so that the mask meets the budget.
 
     The trial of a mask below the budget may report its value and be pruned, so that the study's
     best trial is a mask at the budget. A trial that fails says nothing about its mask, which is
@@ -33,7 +33,8 @@ class SelectorSampler(BaseSampler):
 
     Example::
 
-        sampler = SelectorSampler(selector_of("greedy", n_layers=30, n_converted=5))
+        space = SearchSpace(n_layers=30, least=5)
+        sampler = SelectorSampler(selector_of("greedy", space))
         study = optuna.create_study(sampler=sampler)
         study.optimize(objective, callbacks=[sampler.stop_when_done])
 
@@ -60,13 +61,13 @@ class SelectorSampler(BaseSampler):
             study: a study that uses this sampler.
             without: the number of an unfinished trial, which is the next one to get a mask.
         """
-        return read_history(study, self.selector.n_layers, without=without)
+        return read_history(study, self.selector.space, without=without)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The layers' parameters, always."""
-        return search_space(self.selector.n_layers)
+        return distributions(self.selector.space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -83,9 +84,10 @@ class SelectorSampler(BaseSampler):
                 name: self._foreign.sample_independent(study, trial, name, distribution)
                 for name, distribution in search_space.items()
             }
-        mask = mask_of(trial, self.selector.n_layers) or self.propose(study, trial)
-        flags = dict(zip(names, mask, strict=True))
-        return {name: flags[name] for name in search_space}
+        space = self.selector.space
+        mask = mask_of(trial, space) or self.propose(study, trial)
+        params = mask_params(mask, space)
+        return {name: params[name] for name in search_space}
 
     def sample_independent(
         self,
@@ -120,12 +122,12 @@ class SelectorSampler(BaseSampler):
         return wanted[0] if wanted else self.selector.spare(history)
 
     def _within_fixed(self, trial: FrozenTrial, mask: LayerMask) -> LayerMask:
-        """The mask with the flags that an enqueued trial gives, brought to the budget again."""
-        fixed = _fixed_flags(trial, len(mask))
+        """The mask with the levels that an enqueued trial gives, brought to the budget again."""
+        fixed = levels_of(trial.system_attrs.get("fixed_params", {}), self.selector.space)
         if not fixed:
             return mask
         rng = np.random.default_rng((self.selector.seed, trial.number))
-        return repaired(mask, self.selector.n_converted, rng, fixed=fixed)
+        return repaired(self.selector.space, mask, rng, fixed=fixed)
 
     def _with_proposed(self, history: History, study: Study) -> History:
         """The history with the masks that this process proposed and that are not written yet."""
@@ -142,10 +144,3 @@ class SelectorSampler(BaseSampler):
         ]
         together = sorted([*history, *unwritten], key=lambda trial: trial.number)
         return History(together, history.number)
-
-
-def _fixed_flags(trial: FrozenTrial, n_layers: int) -> Mapping[int, bool]:
-    """Layer → flag, for the layers whose flag an enqueued trial gives."""
-    params = trial.system_attrs.get("fixed_params", {})
-    names = {param_name(layer): layer for layer in range(n_layers)}
-    return {names[name]: bool(value) for name, value in params.items() if name in names}

@@ -4,7 +4,9 @@ import abc
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.history import History, MaskTrial
 from mqasearch.selectors.selector import Selector, Wants
 
@@ -58,7 +60,7 @@ class PlannedSelector(Selector):
             if certain is None:
                 certain = wanted
             else:
-                wanted = [mask for mask in wanted if mask.n_converted != self.n_converted][:1]
+                wanted = [mask for mask in wanted if not self.space.is_at_budget(mask)][:1]
             if wanted:
                 return Wants(wanted, certain)
         if certain is not None:
@@ -75,8 +77,7 @@ class PlannedSelector(Selector):
     def _has_ended(self, history: Sequence[MaskTrial]) -> bool:
         """Whether a plan that asks for nothing more has come to a mask at the budget."""
         return any(
-            trial.state != "invalid" and trial.mask.n_converted == self.n_converted
-            for trial in history
+            trial.state != "invalid" and self.space.is_at_budget(trial.mask) for trial in history
         )
 
     def least_trials(self) -> int:
@@ -87,9 +88,9 @@ class PlannedSelector(Selector):
         while request:
             for mask in request:
                 seen.add(mask)
-                if mask.n_converted == self.n_converted:
+                if self.space.is_at_budget(mask):
                     return len(seen)
-            request = plan.send({mask: float(sum(mask.layers)) for mask in request})
+            request = _sent(plan, {mask: _independent(mask) for mask in request})
         return len(seen)
 
     def _missing(self, known: Mapping[LayerMask, float]) -> Iterator[list[LayerMask]]:
@@ -104,10 +105,33 @@ class PlannedSelector(Selector):
             if missing:
                 yield missing
             losses = {mask: known.get(mask, expected) for mask, expected in request.items()}
-            try:
-                request = plan.send(losses)
-            except StopIteration:
-                return
+            request = _sent(plan, losses)
+
+
+def check_one_level(name: str, space: SearchSpace) -> None:
+    """Check the space of a selector that only decides whether a layer is converted.
+
+    Raises:
+        UserError: a layer may have one of several numbers of KV heads.
+    """
+    if space.n_levels > 1:
+        raise UserError(
+            f"{name!r} does not choose among several kv_heads; give one number, or choose "
+            "'sensitivity', 'greedy' or 'gp'"
+        )
+
+
+def _sent(plan: Plan, losses: Losses) -> Losses | None:
+    """The plan's next request; None if it has ended."""
+    try:
+        return plan.send(losses)
+    except StopIteration:
+        return None
+
+
+def _independent(mask: LayerMask) -> float:
+    """A loss of masks whose layers do harm independently of each other."""
+    return float(sum(layer * level for layer, level in enumerate(mask)))
 
 
 def _split(history: Sequence[MaskTrial]) -> tuple[dict[LayerMask, float], set[LayerMask]]:

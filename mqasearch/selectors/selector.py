@@ -9,9 +9,11 @@ import numpy as np
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.diverging import diverging
 from mqasearch.selectors.draw import n_left, random_unseen
 from mqasearch.selectors.history import History
+from mqasearch.selectors.masks_of_size import NOTHING, Level, masks_of_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,14 @@ class Selector(abc.ABC):
     of strings; the study file and the command line find them there.
 
     Example:
+        >>> from mqasearch.search_space import SearchSpace
         >>> from mqasearch.selectors import History, MaskTrial, selector_of
-        >>> selector = selector_of("sensitivity", n_layers=3, n_converted=2)
+        >>> selector = selector_of("sensitivity", SearchSpace(n_layers=3, least=2))
         >>> [str(mask) for mask in selector.wants(History()).masks]
         ['100', '010', '001']
 
     Args:
-        n_layers: layers of the model.
-        n_converted: layers that a mask at the budget converts, 1 to ``n_layers``.
+        space: the masks that may be proposed, and the budget.
         seed: ≥ 0.
 
     Raises:
@@ -71,23 +73,18 @@ class Selector(abc.ABC):
     counted: ClassVar[str | None] = None
     """If the plan ends after a number of masks: the parameter that says how many; else None."""
 
-    def __init__(self, n_layers: int, n_converted: int, seed: int = 0) -> None:
-        if not 1 <= n_converted <= n_layers:
-            raise UserError(
-                f"a budget of {n_converted} layers does not fit a model of {n_layers}; "
-                f"choose 1 to {n_layers}"
-            )
+    def __init__(self, space: SearchSpace, seed: int = 0) -> None:
         if seed < 0:
             raise UserError(f"seed {seed} is negative; choose 0 or more")
-        self.n_layers = n_layers
-        self.n_converted = n_converted
+        self.space = space
+        self.n_layers = space.n_layers
         self.seed = seed
 
     @abc.abstractmethod
     def wants(self, history: History) -> Wants:
         """What is to be scored next.
 
-        Masks that are wanted convert at most ``n_converted`` layers.
+        Masks that are wanted are at the budget or save less.
 
         Args:
             history: every trial of the study that counts, running ones included, by number.
@@ -111,21 +108,21 @@ class Selector(abc.ABC):
         The study is done only when the last mask is finished, since its worker may still die.
         """
         shunned = self.shunned(history)
-        if n_left(self.n_layers, self.n_converted, history.taken, shunned):
+        if n_left(self.space, self.space.least, history.taken, shunned):
             return None
         return Wants(done=all(trial.finished for trial in history))
 
-    def shunned(self, history: History) -> frozenset[int]:
-        """Layers that have no score alone, and hence presumably none in any mask.
+    def shunned(self, history: History) -> frozenset[Level]:
+        """Levels of layers that have no score alone, and hence presumably none in any mask.
 
-        Empty if too few other layers are left for a mask at the budget, or if no mask at the budget
-        without these layers has a score either.
+        Empty if no mask at the budget is without them, or if none of these masks has a score
+        either.
         """
         found = diverging(history)
-        if self.n_layers - len(found) < self.n_converted:
+        if not found or not masks_of_size(self.space, self.space.least, found).n:
             return frozenset()
-        if found and not n_left(self.n_layers, self.n_converted, history.taken, found):
-            at_budget = [t for t in history if t.mask.n_converted == self.n_converted]
+        if not n_left(self.space, self.space.least, history.taken, found):
+            at_budget = [trial for trial in history if self.space.is_at_budget(trial.mask)]
             if all(trial.state == "invalid" for trial in at_budget):
                 return frozenset()
         return found
@@ -139,10 +136,10 @@ class Selector(abc.ABC):
         """How many masks in a row may lack a score because of one layer, or of single layers.
 
         If a layer has no score when it is converted, no mask that converts it has one. Selectors
-        that begin with single layers score ``n_layers`` masks before the first pair. Some of these
-        layers may well have a score; if none has one, no larger mask will have one.
+        that begin with single layers score one mask for each layer and level before the first pair.
+        Some of these may well have a score; if none has one, no larger mask will have one.
         """
-        return max(10, self.n_layers + 1)
+        return max(10, self.n_layers * self.space.n_levels + 1)
 
     def least_trials(self) -> int:
         """The fewest trials up to the first mask at the budget, including the original model's."""
@@ -152,25 +149,26 @@ class Selector(abc.ABC):
         """A random mask at the budget, an unseen one if any is left.
 
         If all are taken, it is an unseen mask below the budget, of the largest size that is left;
-        then the same with layers that are shunned; if nothing at all is left, a mask is repeated.
+        then the same with levels that are shunned; if nothing at all is left, a mask is repeated.
         """
-        return self._random_unseen(range(self.n_converted, -1, -1), history, rng)
+        return self._random_unseen(range(self.space.least, -1, -1), history, rng)
 
     def random_probe(self, history: History, rng: np.random.Generator) -> LayerMask:
         """Like :meth:`random_mask`, but below the budget if an unseen mask is left there."""
-        sizes = [*range(self.n_converted - 1, -1, -1), self.n_converted]
+        sizes = [*range(self.space.least - 1, -1, -1), self.space.least]
         return self._random_unseen(sizes, history, rng)
 
     def _random_unseen(
         self, sizes: Sequence[int], history: History, rng: np.random.Generator
     ) -> LayerMask:
-        for without in dict.fromkeys((self.shunned(history), frozenset[int]())):
+        for without in dict.fromkeys((self.shunned(history), NOTHING)):
             for size in sizes:
-                mask = random_unseen(self.n_layers, size, history.taken, rng, without)
+                mask = random_unseen(self.space, size, history.taken, rng, without)
                 if mask is not None:
                     return mask
         valid = {t.mask for t in history if t.state != "invalid"}
-        repeated = sorted((m for m in valid if m.n_converted <= self.n_converted), key=str)
-        at_budget = [mask for mask in repeated if mask.n_converted == self.n_converted]
+        space = self.space
+        repeated = sorted((mask for mask in valid if space.size(mask) <= space.least), key=str)
+        at_budget = [mask for mask in repeated if space.is_at_budget(mask)]
         choice = at_budget or repeated or [LayerMask.empty(self.n_layers)]
         return choice[rng.integers(len(choice))]

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mqasearch.registry import Registry
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.alternating import AlternatingSelector
 from mqasearch.selectors.at_random import RandomSelector
 from mqasearch.selectors.consecutive import ConsecutiveSelector
 from mqasearch.selectors.enqueued import EnqueuedSelector
+from mqasearch.selectors.evolution import EvolutionSelector
 from mqasearch.selectors.exhaustive import ExhaustiveSelector
 from mqasearch.selectors.gp import GPSelector
 from mqasearch.selectors.greedy import GreedySelector
@@ -23,6 +25,7 @@ SELECTORS: Registry[Selector] = Registry(
         SensitivitySelector,
         GreedySelector,
         GPSelector,
+        EvolutionSelector,
         TPESelector,
         RandomSelector,
         ExhaustiveSelector,
@@ -42,15 +45,12 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 """Selector → its parameters: the default of a study file without ``selectors``."""
 
 
-def selector_of(
-    name: str, n_layers: int, n_converted: int, seed: int = 0, **parameters: Any
-) -> Selector:
+def selector_of(name: str, space: SearchSpace, seed: int = 0, **parameters: Any) -> Selector:
     """Make a selector.
 
     Args:
         name: a key of ``SELECTORS``, or ``enqueued`` for a study of enqueued masks alone.
-        n_layers: layers of the model.
-        n_converted: layers that a mask at the budget converts.
+        space: the masks that may be proposed, and the budget.
         seed: ≥ 0.
         parameters: the selector's parameters, as in the study file.
 
@@ -59,9 +59,9 @@ def selector_of(
         UserError: a parameter of a wrong type or out of range, a budget that does not fit.
     """
     if name == EnqueuedSelector.name:
-        return EnqueuedSelector(n_layers, n_converted, seed)
+        return EnqueuedSelector(space, seed)
     checked = SELECTORS.checked(name, parameters)
-    return SELECTORS[name](n_layers, n_converted, seed, **checked)
+    return SELECTORS[name](space, seed, **checked)
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
@@ -73,4 +73,4 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     """
     checked = SELECTORS.checked(name, parameters)
     # The constructor checks the ranges, which do not depend on the model.
-    SELECTORS[name](1, 1, 0, **checked)
+    SELECTORS[name](SearchSpace(n_layers=1, least=1), 0, **checked)

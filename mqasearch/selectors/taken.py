@@ -4,26 +4,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 
 
 class MaskSet(Set[LayerMask]):
-    """A set of masks that counts its masks by the number of converted layers."""
+    """A set of masks that counts its masks by size."""
 
     def __init__(self, masks: Iterable[LayerMask] = ()) -> None:
-        self._masks: set[LayerMask] = set()
-        self._sizes: Counter[int] = Counter()
-        self.update(masks)
+        self._masks = set(masks)
+        self._sizes: dict[SearchSpace, Counter[int]] = {}
 
-    def update(self, masks: Iterable[LayerMask]) -> None:
-        """Add masks."""
-        for mask in masks:
-            if mask not in self._masks:
-                self._masks.add(mask)
-                self._sizes[mask.n_converted] += 1
-
-    def n_of_size(self, n_converted: int) -> int:
-        """Number of masks that convert exactly ``n_converted`` layers."""
-        return self._sizes[n_converted]
+    def n_of_size(self, space: SearchSpace, size: int) -> int:
+        """Number of masks whose size in ``space`` is ``size``."""
+        if space not in self._sizes:
+            self._sizes[space] = Counter(map(space.size, self._masks))
+        return self._sizes[space][size]
 
     def __contains__(self, mask: object) -> bool:
         return mask in self._masks

@@ -15,11 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.diverging import suspect
 from mqasearch.selectors.draw import random_neighbour, repaired
 from mqasearch.selectors.history import History, MaskTrial
+from mqasearch.selectors.parameters import distributions, levels_of, mask_params
 from mqasearch.selectors.selector import Selector, Wants
-from mqasearch.selectors.space import mask_params, search_space
 
 
 class TPESelector(Selector):
@@ -40,8 +41,7 @@ class TPESelector(Selector):
     then tried alone, and those that have no score alone are left out.
 
     Args:
-        n_layers: layers of the model.
-        n_converted: layers that a mask at the budget converts.
+        space: the masks that may be proposed, and the budget.
         seed: ≥ 0.
         n_startup_trials: random masks before the estimator is asked, ≥ 1.
 
@@ -52,10 +52,8 @@ class TPESelector(Selector):
     name: ClassVar[str] = "tpe"
     summary: ClassVar[str] = "Bayesian search (Optuna's TPE), every mask repaired to the budget"
 
-    def __init__(
-        self, n_layers: int, n_converted: int, seed: int = 0, *, n_startup_trials: int = 10
-    ) -> None:
-        super().__init__(n_layers, n_converted, seed)
+    def __init__(self, space: SearchSpace, seed: int = 0, *, n_startup_trials: int = 10) -> None:
+        super().__init__(space, seed)
         if n_startup_trials < 1:
             raise UserError(f"n_startup_trials {n_startup_trials} is too few; choose 1 or more")
         self.n_startup_trials = n_startup_trials
@@ -64,7 +62,7 @@ class TPESelector(Selector):
         """The estimator's proposal, brought to the budget and replaced if it was seen before."""
         if (ended := self.none_left(history)) is not None:
             return ended
-        alone = suspect(history, self.n_layers, self.n_converted)
+        alone = suspect(history, self.space)
         return Wants((alone or self._proposed(history),))
 
     def _proposed(self, history: History) -> LayerMask:
@@ -72,13 +70,14 @@ class TPESelector(Selector):
         liked = self._liked(history, int(rng.spawn(1)[0].integers(2**32)))
         if liked is None:
             return self.random_mask(history, rng)
-        log_odds = layer_log_odds(history, self.n_layers, self.n_converted)
+        log_odds = level_log_odds(history, self.space)
         shunned = self.shunned(history)
-        fixed = dict.fromkeys(shunned, False)
-        mask = repaired(liked, self.n_converted, rng, log_odds, fixed)
+        mask = repaired(self.space, liked, rng, log_odds, without=shunned)
+        if not self.space.is_at_budget(mask):  # only levels that have no score would bring it there
+            return self.random_mask(history, rng)
         if mask not in history.taken:
             return mask
-        neighbour = random_neighbour(mask, history.taken, rng, shunned)
+        neighbour = random_neighbour(self.space, mask, history.taken, rng, shunned)
         return neighbour or self.random_mask(history, rng)
 
     def _liked(self, history: History, seed: int) -> LayerMask | None:
@@ -90,12 +89,24 @@ class TPESelector(Selector):
             n_startup_trials=self.n_startup_trials,
             seed=seed,
         )
-        space = search_space(self.n_layers)
-        trials = [_frozen(trial, space) for trial in history if trial.state != "invalid"]
+        space = distributions(self.space)
+        trials = [self._frozen(trial, space) for trial in history if trial.state != "invalid"]
         study = optuna.load_study(study_name="masks", storage=_GivenTrials(trials))
         asking = FrozenTrial(history.number, TrialState.RUNNING, **_NOTHING, trial_id=-1)
         params = tpe.sample_relative(study, asking, space)
-        return LayerMask(tuple(params.values())) if params else None
+        return LayerMask(tuple(levels_of(params, self.space).values())) if params else None
+
+    def _frozen(self, trial: MaskTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
+        """The trial in Optuna's form."""
+        told = {} if trial.state == "running" else {self.space.saved(trial.mask): trial.loss}
+        facts = {
+            **_NOTHING,
+            "value": trial.loss if trial.state == "complete" else None,
+            "params": mask_params(trial.mask, self.space),
+            "distributions": space,
+            "intermediate_values": told,
+        }
+        return FrozenTrial(trial.number, _STATES[trial.state], **facts, trial_id=trial.number)
 
 
 _NOTHING: Mapping[str, Any] = {
@@ -113,20 +124,6 @@ _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
 }
-
-
-def _frozen(trial: MaskTrial, space: dict[str, BaseDistribution]) -> FrozenTrial:
-    """The trial in Optuna's form."""
-    told = {} if trial.state == "running" else {trial.mask.n_converted: trial.loss}
-    has_value = trial.state == "complete"
-    facts = {
-        **_NOTHING,
-        "value": trial.loss if has_value else None,
-        "params": mask_params(trial.mask),
-        "distributions": space,
-        "intermediate_values": told,
-    }
-    return FrozenTrial(trial.number, _STATES[trial.state], **facts, trial_id=trial.number)
 
 
 class _GivenTrials(InMemoryStorage):
@@ -157,22 +154,21 @@ class _GivenTrials(InMemoryStorage):
         """Ignored: TPE notes what it proposed, for a trial that is not among those given."""
 
 
-def layer_log_odds(
-    history: Sequence[MaskTrial], n_layers: int, n_converted: int
-) -> npt.NDArray[np.float64]:
-    """How much better each layer's odds are among the best masks at the budget than in the rest.
+def level_log_odds(history: Sequence[MaskTrial], space: SearchSpace) -> npt.NDArray[np.float64]:
+    """How much likelier a layer has at least a level in the best masks than in the others.
 
     The best masks are as many as Optuna's TPE takes: a tenth, at most 25. Each of the two
     frequencies has a prior with the weight of one mask and a value a little below
-    ``n_converted / n_layers``, so that no odds are infinite.
+    ``least / most``, so that no odds are infinite.
 
     Returns:
-        ``[n_layers]`` log odds ratios; zeros without a mask at the budget.
+        ``[n_layers, n_levels]`` log odds ratios; zeros without a mask at the budget.
     """
     scored = sorted((t for t in history if t.state == "complete"), key=lambda t: t.loss)
-    flags = np.array([t.mask.flags for t in scored], dtype=float).reshape(-1, n_layers)
+    levels = np.array([t.mask.levels for t in scored], dtype=int).reshape(-1, space.n_layers, 1)
+    flags = levels >= np.arange(1, space.n_levels + 1)
     n_best = min(math.ceil(len(scored) / 10), 25)
-    prior = n_converted / (n_layers + 1)
+    prior = space.least / (space.most + space.savings[-1])
     best = (flags[:n_best].sum(axis=0) + prior) / (n_best + 1)
     rest = (flags[n_best:].sum(axis=0) + prior) / (len(scored) - n_best + 1)
     odds: npt.NDArray[np.float64] = np.log(best / (1 - best)) - np.log(rest / (1 - rest))

@@ -1,10 +1,12 @@
 """The budget of a study file: how many layers are converted."""
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mqasearch.budget import Budget
+from mqasearch.mask import ModelShape
 
 
 class BudgetEntry(BaseModel):
@@ -56,7 +58,22 @@ BudgetGiven = BudgetEntry | Annotated[int, Field(ge=1)]
 OneBudget = Annotated[BudgetEntry, BeforeValidator(_budget_door, BudgetGiven)]
 
 
-def auto_budgets(n_layers: int) -> list[BudgetEntry]:
-    """The sizes that ``budget: auto`` means for a model of ``n_layers`` layers."""
-    sizes = dict.fromkeys(max(1, round(share * n_layers)) for share in AUTO_SHARES)
-    return [BudgetEntry(n_layers=n) for n in sizes]
+AUTO_FRACTIONS = (3 / 4, 1 / 2, 3 / 8, 1 / 4)
+"""The shares of the KV cache that ``budget: auto`` leaves if there are several ``kv_heads``."""
+
+
+def auto_budgets(shape: ModelShape, numbers: Sequence[int]) -> list[BudgetEntry]:
+    """The budgets that ``budget: auto`` means for a model.
+
+    Args:
+        shape: the model's shape.
+        numbers: the numbers of KV heads that a converted layer may have.
+    """
+    if len(numbers) == 1:
+        sizes = dict.fromkeys(max(1, round(share * shape.n_layers)) for share in AUTO_SHARES)
+        return [BudgetEntry(n_layers=n) for n in sizes]
+    smallest = min(numbers) / shape.n_kv_heads
+    fractions = [fraction for fraction in AUTO_FRACTIONS if fraction > smallest] or [
+        (1 + smallest) / 2  # halfway to the smallest cache
+    ]
+    return [BudgetEntry(kv_bytes_fraction=fraction) for fraction in fractions]

@@ -9,7 +9,7 @@ from mqasearch.spec.study_spec import StudySpec
 
 _WORDS: Mapping[str, str] = {
     "merge": "how the KV heads of a layer become fewer: mqasearch merges",
-    "target_kv_heads": "KV heads of a converted layer",
+    "kv_heads": "KV heads of a converted layer; several: each layer gets one of them",
     "budget": "layers to convert, or {kv_bytes_fraction: 0.6} of the KV cache; a list; auto",
     "tolerance": "what may be lost on held-out documents, in hundredths of the metric's unit",
     "tasks": "benchmarks; the metric is what the search optimises",

@@ -164,6 +164,15 @@ BudgetsGiven = BudgetGiven | list[BudgetGiven] | Literal["auto"]
 TolerancesGiven = ToleranceEntry | list[ToleranceEntry] | None
 HealGiven = HealEntry | bool | int | Literal["auto"] | None
 
+KVNumber = Annotated[int, Field(ge=1)]
+KVNumbersGiven = KVNumber | list[KVNumber]
+
+MAX_LEVELS = 9
+"""The most numbers of KV heads among which a layer may choose: a mask has one digit per layer."""
+
+NamedMask = list[int] | dict[int, list[int]]
+"""The converted layers; if there are several ``kv_heads``, number of KV heads → layers."""
+
 OneSelector = Annotated[SelectorEntry, _named(SelectorEntry)]
 OneTask = Annotated[TaskEntry, _named(TaskEntry)]
 
@@ -174,20 +183,43 @@ class StudySpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     model: Annotated[ModelEntry, _named(ModelEntry)]
     merge: Annotated[MergeEntry, _named(MergeEntry)] = DEFAULT_MERGE
-    target_kv_heads: int = Field(default=1, ge=1)
+    kv_heads: Annotated[list[KVNumber], BeforeValidator(as_list, KVNumbersGiven)] = Field(
+        default=[1], min_length=1, max_length=MAX_LEVELS
+    )
     budget: Annotated[list[OneBudget], BeforeValidator(budgets_door, BudgetsGiven)]
     tasks: list[OneTask] = Field(min_length=1)
     documents: DocumentsEntry = DocumentsEntry()
     selectors: list[OneSelector] = Field(default=[])
-    enqueue: dict[str, list[int]] = Field(default={})
+    enqueue: dict[str, NamedMask] = Field(default={})
     tolerance: Annotated[list[ToleranceEntry], BeforeValidator(as_list, TolerancesGiven)] = []
     pruner: Annotated[PrunerEntry, _named(PrunerEntry)] | None = None
     heal: Annotated[HealEntry | None, BeforeValidator(_heal_door, HealGiven)] = None
     n_trials: int = Field(default=30, ge=1)
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, data: Any) -> Any:
+        """Read ``target_kv_heads: 2``, which study files had before, as ``kv_heads: [2]``."""
+        if not isinstance(data, Mapping) or "target_kv_heads" not in data or "kv_heads" in data:
+            return data
+        others = {key: value for key, value in data.items() if key != "target_kv_heads"}
+        return {**others, "kv_heads": data["target_kv_heads"]}
+
+    @field_validator("kv_heads")
+    @classmethod
+    def _ascending(cls, numbers: list[int]) -> list[int]:
+        if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+            raise ValueError(f"{', '.join(map(str, twice))} given twice")
+        return sorted(numbers)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(self.kv_heads) > 1 and any(entry.n_layers is not None for entry in self.budget):
+            raise ValueError(
+                "budget: with several kv_heads a number of layers says little; give "
+                "{kv_bytes_fraction: 0.5}, the share of the KV cache that is left"
+            )
         if "original" in self.enqueue:
             raise ValueError("enqueue: the original is scored under that name; choose another")
         if not self.selectors and not self.enqueue:
@@ -242,7 +274,7 @@ class StudySpec(_Strict):
         """The spec with the sizes of ``budget: auto`` for this shape; other budgets stay."""
         if self.budget:
             return self
-        return self.model_copy(update={"budget": auto_budgets(shape.n_layers)})
+        return self.model_copy(update={"budget": auto_budgets(shape, self.kv_heads)})
 
     def comparisons(self) -> dict[str, "StudySpec"]:
         """One comparison per budget: its name → the spec with that budget alone.

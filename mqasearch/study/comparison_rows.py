@@ -8,7 +8,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from mqasearch.mask import LayerMask
+from mqasearch.mask import KVHeads, LayerMask, in_words
 from mqasearch.record import (
     ENQUEUED,
     StudyFacts,
@@ -62,11 +62,14 @@ class ComparisonRow:
 
     Attributes:
         comparison: name of the comparison that the row is part of.
-        budget: number of layers that a mask at the budget converts; for an enqueued mask, the
-            number that the mask converts.
+        budget: what a mask at the budget saves at least, in the unit of the study's search space:
+            with one number of ``kv_heads``, this is the number of layers that it converts; for an
+            enqueued mask, the number of layers that the mask converts.
         selector: the selector's name, or the enqueued mask's name.
         mask: the best mask at the budget; None before there is one.
         layers: the layers that ``mask`` converts.
+        kv_heads: KV heads of each layer with ``mask``; empty before there is one.
+        words: ``layers``, with their numbers of KV heads if there are several.
         value: the search objective of ``mask``.
         delta: ``value`` − the original model's value.
         trial_number: number of the trial of ``mask``.
@@ -107,6 +110,8 @@ class ComparisonRow:
     held_out: HeldOut | None = None
     healed: dict[str, dict[str, Any]] = field(default_factory=dict)
     healed_held_out: HeldOut | None = None
+    kv_heads: KVHeads = ()
+    words: str = ""
 
 
 def best_trial(study: optuna.Study) -> FinishedTrial | None:
@@ -161,6 +166,8 @@ def _named_row(of: StudyFacts, trial: FinishedTrial) -> ComparisonRow:
         stderr=facts.stderr,
         delta_stderr=facts.delta_stderr,
         n_docs=facts.n_docs,
+        kv_heads=of.kv_heads(facts.mask),
+        words=in_words(LayerMask.parse(facts.mask), of.numbers),
     )
 
 
@@ -171,7 +178,7 @@ def _row(study: optuna.Study) -> ComparisonRow:
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     row = ComparisonRow(
         comparison=facts.comparison,
-        budget=facts.n_converted,
+        budget=facts.least,
         selector=facts.selector,
         mask=None,
         layers=(),
@@ -195,7 +202,7 @@ def _row(study: optuna.Study) -> ComparisonRow:
     healed = confirmed.get("healed", {}).get("tasks", {}) if confirmed and is_current else {}
     parts = parts_of(facts.spec)
     return replace(
-        _with_best(row, chosen),
+        _with_best(row, chosen, facts),
         confirmed=tasks,
         held_out=held_out(parts, tasks),
         healed=healed,
@@ -203,7 +210,7 @@ def _row(study: optuna.Study) -> ComparisonRow:
     )
 
 
-def _with_best(row: ComparisonRow, chosen: FinishedTrial) -> ComparisonRow:
+def _with_best(row: ComparisonRow, chosen: FinishedTrial, of: StudyFacts) -> ComparisonRow:
     return replace(
         row,
         mask=chosen.facts.mask,
@@ -215,6 +222,8 @@ def _with_best(row: ComparisonRow, chosen: FinishedTrial) -> ComparisonRow:
         stderr=chosen.facts.stderr,
         delta_stderr=chosen.facts.delta_stderr,
         n_docs=chosen.facts.n_docs,
+        kv_heads=of.kv_heads(chosen.facts.mask),
+        words=in_words(LayerMask.parse(chosen.facts.mask), of.numbers),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import takewhile
 
+from mqasearch.mask import LayerMask
 from mqasearch.queue import Task
 from mqasearch.record import ENQUEUED, StudyFacts
 from mqasearch.study.held_out_values import parts_of
@@ -36,8 +37,9 @@ def fault_of_all(facts: StudyFacts, tasks: Sequence[Task]) -> str | None:
     Masks at the budget are wanted, smaller probes are not. In a study of masks that were enqueued
     by name, all masks but the original are wanted.
     """
-    least = 1 if facts.selector == ENQUEUED else facts.n_converted
-    if any(task.is_scored and task.n_converted >= least for task in tasks):
+    space = facts.space
+    least = 1 if facts.selector == ENQUEUED else facts.least
+    if any(task.is_scored and space.size(LayerMask.parse(task.mask)) >= least for task in tasks):
         return None
     return next((task.fault for task in reversed(tasks) if task.state == "invalid"), None)
 

@@ -20,10 +20,6 @@ class Scored(Protocol):
         """Place in the order in which the study's masks were proposed."""
 
     @property
-    def n_converted(self) -> int:
-        """The number of layers that its mask converts."""
-
-    @property
     def value(self) -> float | None:
         """The objective; None if it is not known."""
 
@@ -35,28 +31,25 @@ class Scored(Protocol):
 Row = TypeVar("Row", bound=Scored)
 
 
-def ranked(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> list[Row]:
+def ranked(rows: Iterable[Row], *, maximize: bool) -> list[Row]:
     """The rows that can be the best, sorted, the best one first.
 
     Args:
         rows: finished trials of one study, or of several studies with the same objective.
         maximize: whether a larger value is better.
-        n_converted: number of layers that the masks must convert; None = any number.
     """
-    return sorted(_rivals(rows, n_converted), key=_order(maximize))
+    return sorted(_rivals(rows), key=_order(maximize))
 
 
-def best(rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None) -> Row | None:
+def best(rows: Iterable[Row], *, maximize: bool) -> Row | None:
     """The first row of ``ranked``; None if there is none."""
-    return min(_rivals(rows, n_converted), key=_order(maximize), default=None)
+    return min(_rivals(rows), key=_order(maximize), default=None)
 
 
-def improvements(
-    rows: Iterable[Row], *, maximize: bool, n_converted: int | None = None
-) -> list[Row]:
+def improvements(rows: Iterable[Row], *, maximize: bool) -> list[Row]:
     """The rows that are better than all rows before them, in the given order."""
     found: list[Row] = []
-    for row in _rivals(rows, n_converted):
+    for row in _rivals(rows):
         if not found or _loss(row, maximize) < _loss(found[-1], maximize):
             found.append(row)
     return found
@@ -74,14 +67,11 @@ def front(rows: Iterable[Row], cost: Callable[[Row], float], *, maximize: bool) 
     return improvements(cheapest_first, maximize=maximize)
 
 
-def _rivals(rows: Iterable[Row], n_converted: int | None) -> Sequence[Row]:
+def _rivals(rows: Iterable[Row]) -> Sequence[Row]:
     return [
         row
         for row in rows
-        if row.given_up is None
-        and row.value is not None
-        and math.isfinite(row.value)
-        and n_converted in (None, row.n_converted)
+        if row.given_up is None and row.value is not None and math.isfinite(row.value)
     ]
 
 

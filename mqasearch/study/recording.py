@@ -29,7 +29,8 @@ from mqasearch.mask import LayerMask
 from mqasearch.queue import Queue, Task
 from mqasearch.record import FACTS_KEY, NAME_KEY, QUEUED_KEY, TASK_KEY, SharedStorage
 from mqasearch.scores import Claims, ScoreStore
-from mqasearch.selectors import INVALID_KEY, MASK_KEY, mask_params, param_name, search_space
+from mqasearch.search_space import SearchSpace
+from mqasearch.selectors import INVALID_KEY, MASK_KEY, distributions, levels_of, mask_params
 from mqasearch.study.selection import Selection, facts_of_file, open_selections
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class Record:
         with suppress(UpdateFinishedTrialError):  # somebody ran it
             mask = trial.user_attrs.get(QUEUED_KEY)
             if mask is None:  # written first, so that a repetition makes the same task
-                mask = str(selection.completed(_fixed_flags(trial, selection.facts.n_layers)))
+                mask = str(selection.completed(_fixed(trial, selection.space)))
                 self._storage.set_trial_user_attr(trial_id, QUEUED_KEY, mask)
             name = str(trial.user_attrs.get(NAME_KEY, f"trial {trial.number}"))
             self._queue.enqueue(selection.study_id, name, mask)
@@ -241,7 +242,9 @@ class Record:
             self._adopt(study_id)
         for task, facts, trial_id in self._queue.unrecorded(study_id):
             if trial_id is None:
-                trial_id = self._storage.create_new_trial(study_id, _begun_trial(task, facts))
+                trial_id = self._storage.create_new_trial(
+                    study_id, _begun_trial(task, facts, self._space(study_id))
+                )
                 if not self._queue.set_trial(task, trial_id):
                     self._end(trial_id, TrialState.FAIL)
                     continue
@@ -252,6 +255,9 @@ class Record:
             self._queue.set_recorded(task)
             if not self._claims.claim(_lease(study_id), LEASE_SECONDS):
                 return  # this process was silent for too long; another one has the lease now
+
+    def _space(self, study_id: int) -> SearchSpace:
+        return next(each.space for each in self._selections if each.study_id == study_id)
 
     def _adopt(self, study_id: int) -> None:
         """Adopt trials that were begun and have not ended.
@@ -296,7 +302,7 @@ def _of(selection: Selection) -> Iterator[None]:
         raise
 
 
-def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
+def _begun_trial(task: Task, facts: Mapping[str, Any], space: SearchSpace) -> FrozenTrial:
     """A running trial for a task, which is ended later."""
     mask = LayerMask.parse(task.mask)
     user_attrs: dict[str, Any] = {TASK_KEY: task.number, MASK_KEY: task.mask}
@@ -304,11 +310,11 @@ def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
         user_attrs[NAME_KEY] = task.name
     if facts:
         user_attrs[FACTS_KEY] = dict(facts)
-    reported = {mask.n_converted: task.value} if task.state == "pruned" else {}
+    reported = {space.saved(mask): task.value} if task.state == "pruned" else {}
     trial = optuna.create_trial(
         state=TrialState.RUNNING,
-        params=mask_params(mask),
-        distributions=search_space(len(mask)),
+        params=mask_params(mask, space),
+        distributions=distributions(space),
         user_attrs=user_attrs,
         intermediate_values={step: value for step, value in reported.items() if value is not None},
     )
@@ -316,8 +322,6 @@ def _begun_trial(task: Task, facts: Mapping[str, Any]) -> FrozenTrial:
     return trial
 
 
-def _fixed_flags(trial: FrozenTrial, n_layers: int) -> dict[int, bool]:
-    """Layer → whether it is converted, for the layers that the trial was enqueued with."""
-    fixed = trial.system_attrs.get("fixed_params", {})
-    names = {param_name(layer): layer for layer in range(n_layers)}
-    return {names[name]: bool(value) for name, value in fixed.items() if name in names}
+def _fixed(trial: FrozenTrial, space: SearchSpace) -> dict[int, int]:
+    """Layer → level, for the layers that the trial was enqueued with."""
+    return levels_of(trial.system_attrs.get("fixed_params", {}), space)

@@ -13,6 +13,7 @@ from mqasearch.errors import StorageError, unknown_name
 from mqasearch.mask import LayerMask
 from mqasearch.queue import Queue, Task
 from mqasearch.record import ENQUEUED, SharedStorage, StudyFacts, model_facts, study_facts
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import History, MaskTrial, Selector, repaired, selector_of
 from mqasearch.study.ending import (
     fault_of_all,
@@ -124,11 +125,16 @@ class Selection:
         tasks = self.tasks() if tasks is None else tasks
         return History([_mask_trial(task, sign) for task in tasks], len(tasks))
 
-    def completed(self, fixed: Mapping[int, bool]) -> LayerMask:
-        """A mask with the given flags. If some layers are missing, the mask is at the budget.
+    @property
+    def space(self) -> SearchSpace:
+        """The masks that the study may hold, and its budget."""
+        return self.selector.space
+
+    def completed(self, fixed: Mapping[int, int]) -> LayerMask:
+        """A mask with the given levels. If some layers are missing, the mask is at the budget.
 
         Args:
-            fixed: layer → whether it is converted.
+            fixed: layer → level.
         """
         if len(fixed) == self.facts.n_layers:
             return LayerMask(tuple(fixed[layer] for layer in range(len(fixed))))
@@ -136,7 +142,7 @@ class Selection:
         wanted = self.selector.wants(history).masks
         mask = wanted[0] if wanted else self.selector.spare(history)
         rng = self.selector.generator(history)
-        return repaired(mask, self.facts.n_converted, rng, fixed=fixed)
+        return repaired(self.space, mask, rng, fixed=fixed)
 
     def has_more(self) -> bool:
         """Read the facts again; True if somebody has added trials since they were last read.
@@ -300,10 +306,4 @@ def _open_selection(
 
 
 def _selector(facts: StudyFacts) -> Selector:
-    return selector_of(
-        facts.selector,
-        facts.n_layers,
-        facts.n_converted,
-        facts.study_spec.seed,
-        **facts.parameters,
-    )
+    return selector_of(facts.selector, facts.space, facts.study_spec.seed, **facts.parameters)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mqasearch.mask import LayerMask
+from mqasearch.mask import LayerMask, in_words
 from mqasearch.queue import list_workers
 from mqasearch.record import SharedStorage, Storage
 from mqasearch.study.ranking import best
@@ -54,7 +54,7 @@ def study_row(selection: Selection) -> tuple[Any, ...]:
     )
     layers = value = error = None
     if chosen is not None and chosen.value is not None:
-        layers = ",".join(map(str, LayerMask.parse(chosen.mask).layers))
+        layers = in_words(LayerMask.parse(chosen.mask), selection.facts.numbers)
         value = round(chosen.value, 6)
         stderr = selection.queue.facts(chosen).get("stderr")
         error = stderr and float(f"{stderr:.2g}")

@@ -67,7 +67,7 @@ class Size:
         comparison: name of the comparison that the mask is from.
         selector: name of the selector that found the mask.
         trial_number: number of the mask's trial.
-        mask: the mask as a string of 0 and 1.
+        mask: the mask as a string of digits, one level per layer.
         n_converted: number of converted layers.
         n_layers: number of the model's layers.
         kv_bytes_saved: share of the KV cache that the mask saves.
@@ -148,7 +148,7 @@ def verdict(studies: Iterable[optuna.Study]) -> Verdict | None:
         for name in comparisons
     ]
     sizes = [size for of in of_each if (size := _size(of, tolerance)) is not None]
-    sizes.sort(key=lambda size: size.n_converted)
+    sizes.sort(key=lambda size: (size.kv_bytes_saved, size.n_converted))
     if len(sizes) == len(comparisons):
         sizes = _in_order(sizes)
     return Verdict(tuple(tolerance), late, tuple(sizes), len(comparisons))

@@ -151,7 +151,7 @@ def work_with(
         scoring.scorer,
         claims,
         spec.task_specs,
-        target_kv_heads=spec.target_kv_heads,
+        numbers=spec.kv_heads,
         search_split=search_split(spec),
         seed=spec.documents.seed,
         maximize=selections[0].facts.maximize,

@@ -8,6 +8,7 @@ from mqasearch.evaluation import Evaluation, Evaluator, stderrs
 from mqasearch.mask import LayerMask
 from mqasearch.queue import Result, Task
 from mqasearch.record import TrialFacts
+from mqasearch.search_space import SearchSpace
 from mqasearch.statistics import Estimate
 from mqasearch.study import Selection, best
 
@@ -29,7 +30,7 @@ def score_task(selection: Selection, evaluator: Evaluator, task: Task) -> Result
         delta = evaluator.against_original(evaluation)
     except ScoreError as error:
         return Result("invalid", fault=str(error))
-    is_probe = task.n_converted != selection.facts.n_converted
+    is_probe = not selection.space.is_at_budget(mask)
     return Result(
         state="pruned" if is_probe or evaluation.given_up is not None else "complete",
         value=evaluation.value,
@@ -47,22 +48,27 @@ def _rival(selection: Selection, evaluator: Evaluator, task: Task) -> LayerMask 
     """The mask to race against; None if the task's mask is to be scored in full."""
     if evaluator.rule is None or task.name is not None:
         return None
-    return incumbent(selection.tasks(), task.n_converted, maximize=evaluator.maximize)
+    size = selection.space.size(LayerMask.parse(task.mask))
+    return incumbent(selection.tasks(), selection.space, size, maximize=evaluator.maximize)
 
 
-def incumbent(tasks: Sequence[Task], n_converted: int, *, maximize: bool) -> LayerMask | None:
-    """The best mask of ``n_converted`` layers that was scored in full; None if there is none.
+def incumbent(
+    tasks: Sequence[Task], space: SearchSpace, size: int, *, maximize: bool
+) -> LayerMask | None:
+    """The best mask of a size (``space.size``) that was scored in full; None if there is none.
 
     If several are equal, it is the earliest one.
     """
-    scored = [task for task in tasks if task.is_scored]
-    found = best(scored, maximize=maximize, n_converted=n_converted)
+    scored = [
+        task for task in tasks if task.is_scored and space.size(LayerMask.parse(task.mask)) == size
+    ]
+    found = best(scored, maximize=maximize)
     return None if found is None else LayerMask.parse(found.mask)
 
 
 def _facts(evaluator: Evaluator, task: Task, evaluation: Evaluation, delta: Estimate) -> TrialFacts:
     shape = evaluator.scorer.shape
-    kv_heads = LayerMask.parse(task.mask).kv_heads(shape, evaluator.target_kv_heads)
+    kv_heads = LayerMask.parse(task.mask).kv_heads(shape, evaluator.numbers)
     return TrialFacts(
         mask=task.mask,
         n_converted=task.n_converted,

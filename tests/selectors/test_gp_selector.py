@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selector_workers import Simulation, all_masks, pairwise_loss
 
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import selector_of
 from mqasearch.selectors.interactions import InteractionModel
 
@@ -18,7 +19,10 @@ sizes = st.integers(2, N_LAYERS - 1)
 def run(name: str, n_converted: int, seed: int, n_workers: int = 1, **parameters) -> Simulation:
     loss = pairwise_loss(N_LAYERS, seed, strength=0.3)
     return Simulation(
-        lambda: selector_of(name, N_LAYERS, n_converted, **parameters), loss, n_workers, seed
+        lambda: selector_of(name, SearchSpace(N_LAYERS, n_converted), **parameters),
+        loss,
+        n_workers,
+        seed,
     ).run()
 
 
@@ -53,7 +57,7 @@ def test_layers_that_cannot_be_scored_are_soon_left_alone() -> None:
     masks = [mask for size in range(4) for mask in all_masks(N_LAYERS, size)]
     invalid = [mask for mask in masks if broken & set(mask.layers)]
     gp = Simulation(
-        lambda: selector_of("gp", N_LAYERS, 3, n_masks=8),
+        lambda: selector_of("gp", SearchSpace(N_LAYERS, 3), n_masks=8),
         pairwise_loss(N_LAYERS, 4),
         invalid=invalid,
     ).run()

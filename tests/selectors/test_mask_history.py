@@ -15,10 +15,10 @@ from mqasearch.selectors import (
     INVALID_KEY,
     MASK_KEY,
     SelectorSampler,
+    distributions,
     mask_params,
     param_name,
     read_history,
-    search_space,
     selector_of,
 )
 
@@ -26,7 +26,7 @@ N_LAYERS = 5
 
 
 def at_random(seed: int = 0) -> SelectorSampler:
-    return SelectorSampler(selector_of("random", N_LAYERS, 2, seed))
+    return SelectorSampler(selector_of("random", SPACE, seed))
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -53,7 +53,7 @@ def test_each_state_is_told_apart(storage: BaseStorage) -> None:
     fail(study, trials[2], invalid=True)
     fail(study, trials[3])
     fail(study, trials[5])
-    history = read_history(study, N_LAYERS)
+    history = read_history(study, SPACE)
     assert [(t.number, t.mask, t.state) for t in history] == [
         (0, masks[0], "complete"),
         (1, masks[1], "pruned"),
@@ -63,7 +63,7 @@ def test_each_state_is_told_apart(storage: BaseStorage) -> None:
     assert [t.loss for t in history[:3]] == [-0.75, -0.5, math.inf]
     assert math.isnan(history[3].loss)
     assert [t.finished for t in history] == [True, True, True, False]
-    assert [t.number for t in read_history(study, N_LAYERS, without=4)] == [0, 1, 2]
+    assert [t.number for t in read_history(study, SPACE, without=4)] == [0, 1, 2]
 
 
 def test_masks_are_read_from_parameters_where_the_attribute_is_missing(
@@ -73,18 +73,18 @@ def test_masks_are_read_from_parameters_where_the_attribute_is_missing(
     mask = LayerMask.parse("01010")
     study.add_trial(
         optuna.create_trial(
-            params=mask_params(mask), distributions=search_space(N_LAYERS), value=1.0
+            params=mask_params(mask, SPACE), distributions=distributions(SPACE), value=1.0
         )
     )
     study.add_trial(
         optuna.create_trial(
             state=TrialState.PRUNED,
-            params=mask_params(mask),
-            distributions=search_space(N_LAYERS),
+            params=mask_params(mask, SPACE),
+            distributions=distributions(SPACE),
             intermediate_values={1: 3.0, 2: 4.0},
         )
     )
-    assert [(t.mask, t.loss) for t in read_history(study, N_LAYERS)] == [
+    assert [(t.mask, t.loss) for t in read_history(study, SPACE)] == [
         (mask, 1.0),
         (mask, 4.0),
     ]
@@ -96,8 +96,8 @@ def test_trials_that_say_nothing_about_masks_are_left_out(storage: BaseStorage) 
     study.enqueue_trial({param_name(0): True})
     study.enqueue_trial({})
     other = LayerMask.parse("0101010101")
-    study.enqueue_trial(mask_params(other), user_attrs={MASK_KEY: str(other)})
-    assert read_history(study, N_LAYERS) == []
+    study.enqueue_trial(mask_params(other, SPACE), user_attrs={MASK_KEY: str(other)})
+    assert read_history(study, SPACE) == []
 
 
 def test_an_invalid_mark_on_a_trial_that_was_scored_changes_nothing() -> None:
@@ -106,4 +106,4 @@ def test_an_invalid_mark_on_a_trial_that_was_scored_changes_nothing() -> None:
     suggest(trial, N_LAYERS)
     trial.set_user_attr(INVALID_KEY, "by mistake")
     study.tell(trial, 1.0)
-    assert [t.state for t in read_history(study, N_LAYERS)] == ["complete"]
+    assert [t.state for t in read_history(study, SPACE)] == ["complete"]

@@ -14,6 +14,7 @@ import pytest
 from selector_workers import Simulation, pairwise_loss
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import selector_of
 
 FILE = Path(__file__).with_name("proposals.json")
@@ -42,7 +43,7 @@ def proposed(name: str, case: str) -> list[str]:
     if name == "exhaustive" and n_layers == 30:
         n_converted = 3
     simulation = Simulation(
-        lambda: selector_of(name, n_layers, n_converted, told["seed"]),
+        lambda: selector_of(name, SearchSpace(n_layers, n_converted), told["seed"]),
         pairwise_loss(n_layers, told["seed"]),
         told.get("n_workers", 1),
         told["seed"],

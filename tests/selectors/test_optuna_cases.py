@@ -10,6 +10,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import SELECTORS, SelectorSampler, selector_of
 
 
@@ -19,4 +20,4 @@ class TestOptunaCases(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlyS
 
     @pytest.fixture
     def sampler(self, name: str) -> Callable[[], BaseSampler]:
-        return lambda: SelectorSampler(selector_of(name, 6, 2, seed=1))
+        return lambda: SelectorSampler(selector_of(name, SearchSpace(6, 2), seed=1))

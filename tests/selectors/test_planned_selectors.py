@@ -14,6 +14,7 @@ from selector_workers import (
 )
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import History, MaskTrial, Selector, selector_of
 
 N_LAYERS = 8
@@ -23,7 +24,9 @@ sizes = st.integers(1, N_LAYERS)
 
 
 def run(name: str, n_converted: int, loss: Loss, **parameters: object) -> Simulation:
-    return Simulation(lambda: selector_of(name, N_LAYERS, n_converted, 0, **parameters), loss).run()
+    return Simulation(
+        lambda: selector_of(name, SearchSpace(N_LAYERS, n_converted), 0, **parameters), loss
+    ).run()
 
 
 def plain_greedy(n_converted: int, loss: Loss) -> LayerMask:
@@ -140,7 +143,9 @@ def test_consecutive_finds_the_longest_run_within_the_tolerance(
 @given(seeds, st.integers(1, 4))
 def test_exhaustive_finds_the_optimum_and_scores_nothing_else(seed: int, n_workers: int) -> None:
     loss = pairwise_loss(6, seed)
-    simulation = Simulation(lambda: selector_of("exhaustive", 6, 3), loss, n_workers, seed).run()
+    simulation = Simulation(
+        lambda: selector_of("exhaustive", SearchSpace(6, 3)), loss, n_workers, seed
+    ).run()
     assert simulation.masks == all_masks(6, 3)
     assert simulation.best == min(all_masks(6, 3), key=loss)
 
@@ -151,7 +156,7 @@ def start(selector: Selector, loss: Loss, until: int) -> list[LayerMask]:
     while wanted := selector.wants(History(trials)).masks:
         mask, number = wanted[0], len(trials)
         if number < until:
-            state = "complete" if mask.n_converted == selector.n_converted else "pruned"
+            state = "complete" if selector.space.is_at_budget(mask) else "pruned"
             trials.append(MaskTrial(number, mask, state, loss(mask)))
         else:
             trials.append(MaskTrial(number, mask, "running", math.nan))
@@ -162,7 +167,7 @@ def start(selector: Selector, loss: Loss, until: int) -> list[LayerMask]:
 def test_greedy_works_ahead_along_the_queue_below_the_budget() -> None:
     loss = additive_loss(N_LAYERS, 1)
     ranking = sorted(range(N_LAYERS), key=lambda layer: loss(LayerMask.of([layer], N_LAYERS)))
-    ahead = start(selector_of("greedy", N_LAYERS, 5), loss, until=1 + N_LAYERS)
+    ahead = start(selector_of("greedy", SearchSpace(N_LAYERS, 5)), loss, until=1 + N_LAYERS)
     assert [set(mask.layers) for mask in ahead] == [set(ranking[:n]) for n in (2, 3, 4)]
 
 
@@ -170,14 +175,14 @@ def test_sensitivity_works_ahead_while_the_last_layers_run() -> None:
     loss = additive_loss(N_LAYERS, 1)
     first = range(N_LAYERS - 2)
     ranking = sorted(first, key=lambda layer: loss(LayerMask.of([layer], N_LAYERS)))
-    ahead = start(selector_of("sensitivity", N_LAYERS, 4), loss, until=len(first))
+    ahead = start(selector_of("sensitivity", SearchSpace(N_LAYERS, 4)), loss, until=len(first))
     assert [mask.layers for mask in ahead[:2]] == [(6,), (7,)]
     assert [set(mask.layers) for mask in ahead[2:]] == [set(ranking[:3]), set(ranking[:2])]
 
 
 def test_a_mask_that_nobody_wants_stays_below_the_budget() -> None:
     for n_converted, left in ((2, 2), (4, 3)):  # below a budget of two layers nothing is left
-        selector = selector_of("greedy", N_LAYERS, n_converted)
+        selector = selector_of("greedy", SearchSpace(N_LAYERS, n_converted))
         started = start(selector, additive_loss(N_LAYERS, 0), until=0)
         running = [MaskTrial(n, mask, "running", math.nan) for n, mask in enumerate(started)]
         for _ in range(20):
@@ -190,7 +195,9 @@ def test_a_layer_that_cannot_be_scored_is_never_chosen() -> None:
     loss = additive_loss(N_LAYERS, 2)
     best = LayerMask.of([min(range(N_LAYERS), key=lambda n: loss(LayerMask.of([n], 8)))], 8)
     for name in ("greedy", "sensitivity"):
-        simulation = Simulation(lambda name=name: selector_of(name, 8, 3), loss, invalid=[best])
+        simulation = Simulation(
+            lambda name=name: selector_of(name, SearchSpace(8, 3)), loss, invalid=[best]
+        )
         simulation.run()
         assert not set(best.layers) & set(simulation.best.layers)
 
@@ -198,13 +205,15 @@ def test_a_layer_that_cannot_be_scored_is_never_chosen() -> None:
 def test_a_plan_that_leads_nowhere_goes_on_at_random() -> None:
     singles = all_masks(N_LAYERS, 1)
     simulation = Simulation(
-        lambda: selector_of("greedy", N_LAYERS, 2), pairwise_loss(N_LAYERS, 0), invalid=singles
+        lambda: selector_of("greedy", SearchSpace(N_LAYERS, 2)),
+        pairwise_loss(N_LAYERS, 0),
+        invalid=singles,
     ).run()
     assert len(simulation.at_budget) == 1
 
 
 def test_a_dead_workers_mask_is_the_next_one_wanted() -> None:
-    selector = selector_of("greedy", N_LAYERS, 3)
+    selector = selector_of("greedy", SearchSpace(N_LAYERS, 3))
     masks = start(selector, additive_loss(N_LAYERS, 0), until=0)[:4]
     left = [MaskTrial(n, mask, "running", math.nan) for n, mask in enumerate(masks) if n != 2]
     assert selector.wants(History(left, 4)).masks[0] == masks[2]

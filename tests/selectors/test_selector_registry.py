@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from mqasearch.errors import UnknownNameError, UserError
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import (
     PLANNED,
     RECOMMENDED,
@@ -16,7 +17,7 @@ from mqasearch.selectors import (
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_is_made_by_its_name_and_tells_what_it_is(name: str) -> None:
-    sampler = selector_of(name, 6, 2, seed=3)
+    sampler = selector_of(name, SearchSpace(6, 2), seed=3)
     assert type(sampler) is SELECTORS[name]
     assert (sampler.n_layers, sampler.n_converted, sampler.seed) == (6, 2, 3)
     assert sampler.summary
@@ -65,7 +66,7 @@ def test_bad_parameters_are_answered_in_one_line(
     assert "\n" not in str(checked.value)
     if "seed" not in parameters:
         with pytest.raises(UserError, match=r".") as made:
-            selector_of(name, 6, 2, 0, **parameters)
+            selector_of(name, SearchSpace(6, 2), 0, **parameters)
         assert str(made.value) == str(checked.value)
 
 
@@ -78,14 +79,14 @@ def test_unknown_names_are_unknown_name_errors() -> None:
 @pytest.mark.parametrize("n_converted", [0, 7, -1])
 def test_a_budget_that_does_not_fit_is_refused(n_converted: int) -> None:
     with pytest.raises(UserError, match="choose 1 to 6"):
-        selector_of("random", 6, n_converted)
+        selector_of("random", SearchSpace(6, n_converted))
 
 
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(UserError, match="negative"):
-        selector_of("random", 6, 2, seed=-1)
+        selector_of("random", SearchSpace(6, 2), seed=-1)
 
 
 def test_exhaustive_refuses_what_would_never_end() -> None:
     with pytest.raises(UserError, match=r"142,506 masks.*choose 'greedy'"):
-        selector_of("exhaustive", 30, 5)
+        selector_of("exhaustive", SearchSpace(30, 5))

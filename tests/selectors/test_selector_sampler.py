@@ -11,16 +11,18 @@ from optuna_trials import suggest
 from selector_workers import Simulation, pairwise_loss
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import PLANNED, SELECTORS, SelectorSampler, mask_params, param_name
 from mqasearch.selectors import selector_of as of
 
 N_LAYERS, N_CONVERTED = 7, 3
+SPACE = SearchSpace(N_LAYERS, N_CONVERTED)
 every_selector = pytest.mark.parametrize("name", SELECTORS)
 loss = pairwise_loss(N_LAYERS, 5)
 
 
 def sampler_of(name: str, seed: int = 5) -> SelectorSampler:
-    return SelectorSampler(of(name, N_LAYERS, N_CONVERTED, seed))
+    return SelectorSampler(of(name, SPACE, seed))
 
 
 def objective(sign: float = 1.0) -> Callable[[optuna.Trial], float]:
@@ -50,7 +52,7 @@ def test_a_study_gets_the_masks_of_its_selector_and_ends_with_its_plan(
     study = optuna.create_study(sampler=sampler, direction=direction)
     n_trials = None if name in PLANNED else 25
     study.optimize(objective(sign), n_trials=n_trials, callbacks=[sampler.stop_when_done])
-    alone = Simulation(lambda: of(name, N_LAYERS, N_CONVERTED, 5), loss).run(n_trials)
+    alone = Simulation(lambda: of(name, SPACE, 5), loss).run(n_trials)
     assert masks_of(study) == alone.masks
     assert sign * study.best_value == loss(alone.best)
 
@@ -83,7 +85,7 @@ def test_layers_fixed_by_the_user_stay_and_the_rest_keeps_to_the_budget(
     study = optuna.create_study(sampler=sampler_of(name))
     study.enqueue_trial({param_name(layer): flag for layer, flag in fixed.items()})
     mask = suggest(study.ask(), N_LAYERS)
-    assert all(mask.flags[layer] == flag for layer, flag in fixed.items())
+    assert all(mask.levels[layer] == flag for layer, flag in fixed.items())
     assert mask.n_converted <= max(N_CONVERTED, sum(fixed.values()))
 
 
@@ -92,7 +94,7 @@ def test_what_is_enqueued_runs_as_it_is_and_is_not_proposed_again(name: str) -> 
     larger, smaller = LayerMask.parse("1111000"), LayerMask.parse("0100000")
     study = optuna.create_study(sampler=sampler_of(name))
     for mask in (larger, smaller):
-        study.enqueue_trial(mask_params(mask))
+        study.enqueue_trial(mask_params(mask, SPACE))
     study.optimize(objective(), n_trials=20)
     assert masks_of(study)[:2] == [larger, smaller]
     assert not {larger, smaller} & set(masks_of(study)[2:])

@@ -6,14 +6,15 @@ from scipy.stats import wilcoxon
 from selector_workers import Simulation, all_masks, pairwise_loss
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import MaskTrial, selector_of
-from mqasearch.selectors.tpe import layer_log_odds
+from mqasearch.selectors.tpe import level_log_odds
 
 
 def regret(name: str, seed: int, n_trials: int = 50) -> float:
     """How far the best of ``n_trials`` masks is from the optimum of 12 layers, 4 converted."""
     loss = pairwise_loss(12, seed)
-    simulation = Simulation(lambda: selector_of(name, 12, 4, seed), loss).run(n_trials)
+    simulation = Simulation(lambda: selector_of(name, SearchSpace(12, 4), seed), loss).run(n_trials)
     return loss(simulation.best) - min(map(loss, all_masks(12, 4)))
 
 
@@ -26,7 +27,7 @@ def test_tpe_beats_as_many_random_masks() -> None:
 
 def test_tpe_proposes_masks_at_the_budget_alone() -> None:
     simulation = Simulation(
-        lambda: selector_of("tpe", 12, 4), pairwise_loss(12, 0), n_workers=3
+        lambda: selector_of("tpe", SearchSpace(12, 4)), pairwise_loss(12, 0), n_workers=3
     ).run(60)
     assert {mask.n_converted for mask in simulation.masks} == {4}
     assert len(set(simulation.masks)) == 60
@@ -34,7 +35,9 @@ def test_tpe_proposes_masks_at_the_budget_alone() -> None:
 
 def test_tpe_starts_as_random_search_does() -> None:
     first = [
-        Simulation(lambda name=name: selector_of(name, 12, 4, seed=5), pairwise_loss(12, 0)).run(10)
+        Simulation(
+            lambda name=name: selector_of(name, SearchSpace(12, 4), seed=5), pairwise_loss(12, 0)
+        ).run(10)
         for name in ("tpe", "random")
     ]
     assert first[0].masks == first[1].masks
@@ -46,13 +49,13 @@ def test_log_odds_favour_the_layers_of_good_masks() -> None:
         MaskTrial(number, mask, "complete", float(sum(mask.layers)))
         for number, mask in enumerate(masks)
     ]
-    odds = layer_log_odds(history, 6, 2)
+    odds = level_log_odds(history, SearchSpace(6, 2))[:, 0]
     assert odds[0] > 0 > odds[5]
     assert np.isfinite(odds).all()
 
 
 def test_log_odds_are_even_without_a_mask_at_the_budget_and_finite_at_the_extremes() -> None:
     probe = MaskTrial(0, LayerMask.parse("1000"), "pruned", 1.0)
-    assert not layer_log_odds([probe], 4, 2).any()
+    assert not level_log_odds([probe], SearchSpace(4, 2)).any()
     full = [MaskTrial(0, LayerMask.parse("1111"), "complete", 1.0)]
-    assert np.isfinite(layer_log_odds(full, 4, 4)).all()
+    assert np.isfinite(level_log_odds(full, SearchSpace(4, 4))).all()

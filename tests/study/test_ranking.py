@@ -34,6 +34,7 @@ from mqasearch.record import (
     set_study_facts,
     study_facts,
 )
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import MASK_KEY, selector_of
 from mqasearch.study.comparison_rows import FinishedTrial, best_trial, compare, finished
 from mqasearch.study.ranking import best, front, improvements, ranked
@@ -43,7 +44,7 @@ from mqasearch.worker.trial import incumbent
 
 N_LAYERS, BUDGET = 4, 2
 SHAPE = ModelShape(N_LAYERS, 8, 4, 16, 128, 2)
-MASKS = [LayerMask(flags) for flags in itertools.product((False, True), repeat=N_LAYERS)]
+MASKS = [LayerMask(levels) for levels in itertools.product((0, 1), repeat=N_LAYERS)]
 VALUES = st.integers(-3, 3).map(float)
 """Few, so that many masks are equal."""
 
@@ -144,7 +145,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 def selection_of(study: optuna.Study) -> Selection:
     facts = study_facts(study.user_attrs)
     assert facts is not None
-    selector = selector_of(facts.selector, N_LAYERS, BUDGET)
+    selector = selector_of(facts.selector, SearchSpace(N_LAYERS, BUDGET))
     return Selection(facts, study, 0, selector, GivenTasks(study))
 
 
@@ -304,19 +305,19 @@ ROWS = st.lists(
 )
 
 
-@given(ROWS, st.booleans(), st.one_of(st.none(), st.integers(0, 3)))
+@given(ROWS, st.booleans())
 def test_the_best_is_the_first_of_the_ranked_and_the_last_improvement(
-    rows: list[FinishedTrial], maximize: bool, n_converted: int | None
+    rows: list[FinishedTrial], maximize: bool
 ) -> None:
-    order = ranked(rows, maximize=maximize, n_converted=n_converted)
-    first = best(rows, maximize=maximize, n_converted=n_converted)
+    order = ranked(rows, maximize=maximize)
+    first = best(rows, maximize=maximize)
     assert first is (order[0] if order else None)
     assert all(math.isfinite(row.value) and row.given_up is None for row in order)
     values = [row.value for row in order]
     assert values == sorted(values, reverse=maximize)
     for one, other in itertools.pairwise(order):
         assert one.value != other.value or one.order <= other.order
-    steps = improvements(rows, maximize=maximize, n_converted=n_converted)
+    steps = improvements(rows, maximize=maximize)
     assert [row.value for row in steps] == sorted(
         {row.value for row in steps}, reverse=not maximize
     )
