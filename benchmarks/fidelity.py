@@ -30,6 +30,7 @@ from selection import Truth, search
 from mqasearch.mask import LayerMask
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.scoring import ResidentLM, Scorer, SharedPrefixScorer
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import selector_of
 from mqasearch.tasks import higher_is_better
 
@@ -174,8 +175,8 @@ def _search(
 
     n_layers = scorer.shape.n_layers
     selector, parameters = SELECTORS[name]
-    chooser = selector_of(selector, n_layers, arguments.budget, 0, **parameters)
-    search(chooser, Truth(n_layers, loss, 0.0, 1.0), arguments.tpe_trials)
+    chooser = selector_of(selector, SearchSpace(n_layers, arguments.budget), 0, **parameters)
+    search(chooser, Truth(chooser.space, loss, 0.0, 1.0), arguments.tpe_trials)
     at_budget = {m: v for m, v in losses.items() if m.n_converted == arguments.budget}
     best = min(at_budget, key=at_budget.__getitem__)
     return {
@@ -242,8 +243,8 @@ def price(arguments: argparse.Namespace, scorer: SharedPrefixScorer) -> dict[str
     theirs = [_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True))]
     n_layers = scorer.shape.n_layers
     selector, parameters = SELECTORS["gp"]
-    chooser = selector_of(selector, n_layers, arguments.budget, 0, **parameters)
-    ours = _seconds(lambda: search(chooser, Truth(n_layers, loss, 0.0, 1.0), 0))
+    chooser = selector_of(selector, SearchSpace(n_layers, arguments.budget), 0, **parameters)
+    ours = _seconds(lambda: search(chooser, Truth(chooser.space, loss, 0.0, 1.0), 0))
     theirs.append(_seconds(lambda: stock.loglikelihood(instances.instances, disable_tqdm=True)))
     return {
         "search_seconds": ours,

@@ -25,6 +25,6 @@ def trials_of(
     waiting = [*enqueued]
     while masks := waiting[:1] or selector.wants(History(known)).masks:
         mask = waiting.pop(0) if waiting else pick(masks)
-        state: MaskState = "complete" if mask.n_converted == selector.n_converted else "pruned"
+        state: MaskState = "complete" if selector.space.is_at_budget(mask) else "pruned"
         known.append(MaskTrial(len(known), mask, state, loss(mask)))
         yield known[-1]

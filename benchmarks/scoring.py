@@ -40,6 +40,7 @@ from mqasearch.merging import merge_of
 from mqasearch.models import LoadedModel, load_model
 from mqasearch.score import Documents, TaskSpec
 from mqasearch.scoring import SharedPrefixScorer
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import SELECTORS, selector_of
 from mqasearch.tasks import PreparedTask, TaskLibrary
 
@@ -212,7 +213,7 @@ def search(
         return score.values[bench.task.metric]
 
     trials = trials_of(
-        selector_of(selector, bench.n_layers, n_converted, 0),
+        selector_of(selector, SearchSpace(bench.n_layers, n_converted), 0),
         loss,
         enqueued=[LayerMask.empty(bench.n_layers)],
     )

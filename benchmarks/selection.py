@@ -7,18 +7,18 @@ Selectors that do not end by themselves get ``--n-trials`` evaluations.
 
     python benchmarks/selection.py                     the fake scorer's losses, without noise
     python benchmarks/selection.py --pairs 0           losses that add up
+    python benchmarks/selection.py --kv-heads 1,2,4 --kv-bytes-fraction 0.5 --n-trials 120
+                                                       several numbers of KV heads, of 8
     python benchmarks/selection.py --table FILE        real losses, from a table
     python benchmarks/selection.py --table FILE --score    score a real model for that table first
 
-A table holds the loss of every mask of up to ``--n-converted`` layers, chosen from some layers of a
-real model, so that the optimum is known by brute force.
+A table holds the loss of every mask of some layers of a real model, so that the optimum is known by
+brute force: of up to ``--n-converted`` layers, or of all levels with ``--kv-heads``.
 """
 
 import argparse
 import itertools
 import json
-import math
-import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,13 +29,22 @@ from typing import Any
 import numpy as np
 from one_worker import trials_of
 
-from mqasearch.mask import LayerMask
+from mqasearch.budget import Budget
+from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.score import Documents
 from mqasearch.scoring import FakeScorer, open_scoring
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import Selector, selector_of
+from mqasearch.selectors.draw import random_mask
+from mqasearch.selectors.knapsack import cheapest
+from mqasearch.selectors.masks_of_size import masks_of_size
+from mqasearch.selectors.switches import best_switches
 from mqasearch.spec import parse_spec
 
 Loss = Callable[[LayerMask], float]
+
+ONE_LEVEL = ("alternating", "consecutive")
+"""Selectors that refuse several levels."""
 
 COMPETITORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("alternating", {}),
@@ -45,6 +54,8 @@ COMPETITORS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("greedy", {"lazy": False}),
     ("gp", {"n_masks": 10}),
     ("gp", {"n_masks": 20}),
+    ("gp", {"n_masks": 29}),
+    ("evolution", {}),
     ("tpe", {}),
     ("random", {}),
 )
@@ -55,13 +66,13 @@ class Truth:
     """A search whose best mask is known, or nearly so.
 
     Attributes:
-        n_layers: number of layers that may be converted.
+        space: the masks that may be proposed, and the budget.
         loss: returns the loss of a mask.
         best: the lowest known loss at the budget.
         typical: the median loss of random masks at the budget.
     """
 
-    n_layers: int
+    space: SearchSpace
     loss: Loss
     best: float
     typical: float
@@ -98,76 +109,97 @@ def search(selector: Selector, truth: Truth, limit: int) -> tuple[float, int]:
     return min(t.loss for t in trials if t.state == "complete"), len(trials)
 
 
-def fake_truths(n_layers: int, n_converted: int, n: int, pairs: float) -> list[Truth]:
-    """Made-up models of the fake scorer, with ``pairs`` times its strength of interactions."""
-    return [
-        _truth(n_layers, n_converted, _fake_loss(n_layers, seed, pairs), seed) for seed in range(n)
-    ]
+@dataclass(frozen=True)
+class FakeLoss:
+    """A made-up loss: layers do harm alone and in pairs, more and more with each level.
+
+    Attributes:
+        linear: ``[n_layers, 1 + n_levels]`` harm of each level of each layer alone.
+        roots: ``[n_layers, 1 + n_levels]`` how deep each level is, from 0 to 1.
+        pairs: ``[n_layers, n_layers]`` harm of two layers together, symmetric.
+    """
+
+    linear: np.ndarray
+    roots: np.ndarray
+    pairs: np.ndarray
+
+    def __call__(self, mask: LayerMask) -> float:
+        places, levels = np.arange(len(mask)), np.array(mask.levels)
+        depths = self.roots[places, levels]
+        together = depths @ self.pairs @ depths / 2
+        return float(1 + self.linear[places, levels].sum() + together)
 
 
-def _fake_loss(n_layers: int, seed: int, pairs: float) -> Loss:
+def fake_loss(space: SearchSpace, seed: int, pairs: float) -> FakeLoss:
+    """The losses of the fake scorer without noise, with ``pairs`` times its interactions.
+
+    With several levels, the depth of a level is the share of heads that it saves to a power from 1
+    to 4, which each layer draws: half the heads cost some layers next to nothing.
+    """
+    n_layers = space.n_layers
     scorer = FakeScorer(n_layers, n_kv_heads=2, seed=seed)
     alone = np.array([scorer.loss(_heads([layer], n_layers)) for layer in range(n_layers)])
+    both = np.zeros((n_layers, n_layers))
+    for one, two in itertools.combinations(range(n_layers), 2):
+        loss = scorer.loss(_heads([one, two], n_layers)) - alone[one] - alone[two]
+        both[one, two] = both[two, one] = pairs * loss
+    powers = np.random.default_rng(seed).uniform(1, 4, size=(n_layers, 1))
+    depths = (np.array((0, *space.savings)) / space.savings[-1]) ** powers
+    return FakeLoss(alone[:, None] * depths, depths, both)
 
-    def loss(mask: LayerMask) -> float:
-        together = scorer.loss(_heads(mask.layers, n_layers))
-        added = float(alone[list(mask.layers)].sum())
-        return 1 + added + pairs * (together - added)
 
-    return loss
-
-
-def _heads(layers: Any, n_layers: int) -> tuple[int, ...]:
+def _heads(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
     return tuple(1 if layer in layers else 2 for layer in range(n_layers))
 
 
-def _truth(n_layers: int, n_converted: int, loss: Loss, seed: int) -> Truth:
-    """A truth whose best mask is found by descent over swaps from many random masks.
+def fake_truth(space: SearchSpace, seed: int, pairs: float) -> Truth:
+    """A truth whose best mask is found by descent over switches from many masks.
 
     It is not always the optimum.
     """
-    rng = random.Random(seed)
-    starts = [LayerMask.of(rng.sample(range(n_layers), n_converted), n_layers) for _ in range(200)]
-    best = min(_descend(loss, mask) for mask in starts[:20])
-    return Truth(n_layers, loss, best, float(np.median([loss(mask) for mask in starts])))
+    loss = fake_loss(space, seed, pairs)
+    rng = np.random.default_rng(seed)
+    drawn = [random_mask(space, space.least, rng) for _ in range(200)]
+    starts = [cheapest(space, loss.linear[:, 1:]), *drawn[:50]]
+    best = min(loss(_descended(space, loss, mask)) for mask in starts if mask is not None)
+    return Truth(space, loss, best, float(np.median([loss(mask) for mask in drawn])))
 
 
-def _descend(loss: Loss, mask: LayerMask) -> float:
+def _descended(space: SearchSpace, loss: FakeLoss, mask: LayerMask) -> LayerMask:
+    allowed = np.full((space.n_layers, 1 + space.n_levels), True)
     while True:
-        others = set(range(len(mask))) - set(mask.layers)
-        swaps = (
-            LayerMask.of({*mask.layers, added} - {removed}, len(mask))
-            for removed, added in itertools.product(mask.layers, others)
-        )
-        better = min(swaps, key=loss, default=mask)
-        if loss(better) >= loss(mask):
-            return loss(mask)
-        mask = better
+        rows, added = best_switches(space, loss, np.array(mask.levels), allowed, 1)
+        if not len(rows) or added[0] > -1e-12:
+            return mask
+        mask = LayerMask(tuple(map(int, rows[0])))
 
 
-def table_truths(table: dict[str, Any], n_converted: int) -> list[Truth]:
+def table_truth(table: dict[str, Any], space: SearchSpace) -> Truth:
     """The only truth of a table, by brute force.
 
     Raises:
-        SystemExit: the table has no masks of ``n_converted`` layers.
+        SystemExit: the table lacks masks at the budget.
     """
-    losses = table["losses"]
-    n_layers = len(next(iter(losses)))
-    at_budget = [loss for mask, loss in losses.items() if mask.count("1") == n_converted]
-    if len(at_budget) != math.comb(n_layers, n_converted):
-        raise SystemExit(f"the table holds no full set of masks with {n_converted} layers")
-    best, typical = min(at_budget), float(np.median(at_budget))
-    return [Truth(n_layers, lambda mask: float(losses[str(mask)]), best, typical)]
+    losses = {LayerMask.parse(mask): float(loss) for mask, loss in table["losses"].items()}
+    at_budget = [mask for mask in losses if space.is_at_budget(mask)]
+    if len(at_budget) != masks_of_size(space, space.least).n:
+        raise SystemExit(f"the table holds {len(at_budget)} of the masks at this budget")
+    found = [losses[mask] for mask in at_budget]
+    return Truth(space, lambda mask: losses[mask], min(found), float(np.median(found)))
 
 
 def score_table(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Score every mask of up to ``n_converted`` of ``n_layers`` evenly spaced layers of a model."""
+    """Score every mask of ``n_layers`` evenly spaced layers of a model.
+
+    With one number of KV heads, these are masks of up to ``n_converted`` layers.
+    """
     spec = parse_spec(
         {
             "name": "benchmark",
             "model": arguments.model,
             "merge": arguments.merge,
-            "budget": arguments.n_converted,
+            "kv_heads": arguments.kv_heads,
+            "budget": {"kv_bytes_fraction": 0.9},
             "tasks": [{"name": arguments.task, "limit": arguments.documents}],
             "selectors": ["exhaustive"],
         },
@@ -178,14 +210,18 @@ def score_table(arguments: argparse.Namespace) -> dict[str, Any]:
     documents = Documents("search", task.limit, spec.documents.seed)
     depth = scorer.shape.n_layers
     layers = [round(n) for n in np.linspace(0, depth - 1, arguments.n_layers)]
-    sizes = range(arguments.n_converted + 1)
-    chosen = [c for size in sizes for c in itertools.combinations(range(len(layers)), size)]
+    levels = range(len(arguments.kv_heads) + 1)
+    most = arguments.n_converted if len(levels) == 2 else len(layers)
+    every = (LayerMask(row) for row in itertools.product(levels, repeat=len(layers)))
+    chosen = [mask for mask in every if mask.n_converted <= most]
     losses = {}
     started = time.monotonic()
-    for number, places in enumerate(chosen, 1):
-        mask = LayerMask.of((layers[place] for place in places), depth)
-        score = scorer.score(mask.kv_heads(scorer.shape), task, documents)
-        losses[str(LayerMask.of(places, len(layers)))] = score.values[task.metric]
+    for number, few in enumerate(chosen, 1):
+        mask = LayerMask.empty(depth)
+        for place, level in enumerate(few):
+            mask = mask.with_level(layers[place], level)
+        kv_heads = mask.kv_heads(scorer.shape, arguments.kv_heads)
+        losses[str(few)] = scorer.score(kv_heads, task, documents).values[task.metric]
         if number % 20 == 0:
             seconds = (time.monotonic() - started) / number * (len(chosen) - number)
             print(f"{number} of {len(chosen)} masks, {seconds:.0f} s left", file=sys.stderr)
@@ -196,26 +232,25 @@ def score_table(arguments: argparse.Namespace) -> dict[str, Any]:
         "metric": task.metric,
         "documents": arguments.documents,
         "layers": layers,
+        "kv_heads": arguments.kv_heads,
         "losses": losses,
     }
 
 
-def compare(truths: Sequence[Truth], n_converted: int, limit: int) -> list[Row]:
+def compare(truths: Sequence[Truth], limit: int) -> list[Row]:
     """Run every selector on every truth."""
-    return [_row(name, parameters, truths, n_converted, limit) for name, parameters in COMPETITORS]
+    has_levels = truths[0].space.n_levels > 1
+    return [
+        _row(name, parameters, truths, limit)
+        for name, parameters in COMPETITORS
+        if not (has_levels and name in ONE_LEVEL)
+    ]
 
 
-def _row(
-    name: str, parameters: dict[str, Any], truths: Sequence[Truth], n_converted: int, limit: int
-) -> Row:
+def _row(name: str, parameters: dict[str, Any], truths: Sequence[Truth], limit: int) -> Row:
     started = time.process_time()
     found = [
-        (
-            truth,
-            *search(
-                selector_of(name, truth.n_layers, n_converted, seed, **parameters), truth, limit
-            ),
-        )
+        (truth, *search(selector_of(name, truth.space, seed, **parameters), truth, limit))
         for seed, truth in enumerate(truths)
     ]
     regrets = [truth.regret(loss) for truth, loss, _ in found]
@@ -230,6 +265,19 @@ def _row(
     )
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _space(arguments: argparse.Namespace, n_layers: int) -> SearchSpace:
+    n = arguments.n_kv_heads
+    shape = ModelShape(n_layers, n, n, 64, 64 * n, 2)
+    if arguments.kv_bytes_fraction is None:
+        return Budget(n_layers=arguments.n_converted).space(shape, arguments.kv_heads)
+    budget = Budget(kv_bytes_fraction=arguments.kv_bytes_fraction)
+    return budget.space(shape, arguments.kv_heads)
+
+
 def main() -> None:
     """Parse the command line, search, print."""
     parser = argparse.ArgumentParser(
@@ -237,6 +285,11 @@ def main() -> None:
     )
     parser.add_argument("--n-layers", type=int, default=30, help="(10 suits a table)")
     parser.add_argument("--n-converted", type=int, default=5, help="layers of the budget")
+    parser.add_argument("--n-kv-heads", type=int, default=8, help="of the made-up model")
+    parser.add_argument(
+        "--kv-heads", type=_numbers, default=[1], help="of a converted layer: 1,2,4"
+    )
+    parser.add_argument("--kv-bytes-fraction", type=float, help="budget in place of layers")
     parser.add_argument("--n-trials", type=int, default=50, help="for selectors without an end")
     parser.add_argument("--truths", type=int, default=20, help="made-up models to search")
     parser.add_argument("--pairs", type=float, default=1.0, help="strength of interactions")
@@ -251,12 +304,13 @@ def main() -> None:
     if arguments.score:
         arguments.table.write_text(json.dumps(score_table(arguments), indent=1))
     if arguments.table:
-        truths = table_truths(json.loads(arguments.table.read_text()), arguments.n_converted)
+        table = json.loads(arguments.table.read_text())
+        n_layers = len(next(iter(table["losses"])))
+        truths = [table_truth(table, _space(arguments, n_layers))]
     else:
-        truths = fake_truths(
-            arguments.n_layers, arguments.n_converted, arguments.truths, arguments.pairs
-        )
-    rows = compare(truths, arguments.n_converted, arguments.n_trials)
+        space = _space(arguments, arguments.n_layers)
+        truths = [fake_truth(space, seed, arguments.pairs) for seed in range(arguments.truths)]
+    rows = compare(truths, arguments.n_trials)
     if arguments.format == "json":
         settings = {key: str(value) for key, value in vars(arguments).items() if value is not None}
         print(json.dumps({"rows": [asdict(row) for row in rows], "settings": settings}, indent=1))

@@ -15,6 +15,7 @@ from one_worker import trials_of
 from mqasearch.forward import StateStore
 from mqasearch.mask import LayerMask
 from mqasearch.scoring import FakeScorer
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import SELECTORS, selector_of
 
 N_LAYERS, N_CONVERTED = 30, 5
@@ -46,7 +47,7 @@ def saved(selector: str, n_boundaries: int) -> float:
         return scorer.loss(kv_heads)
 
     trials = trials_of(
-        selector_of(selector, N_LAYERS, N_CONVERTED, 0),
+        selector_of(selector, SearchSpace(N_LAYERS, N_CONVERTED), 0),
         loss,
         enqueued=[LayerMask.empty(N_LAYERS)],
         pick=lambda masks: max(masks, key=deepest),

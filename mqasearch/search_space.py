@@ -92,9 +92,15 @@ class SearchSpace:
         """Whether the mask saves enough, and no more than it must."""
         return self.size(mask) == self.least
 
+    @property
+    def deepest(self) -> int:
+        """The highest level that a mask at the budget may have: a higher one saves too much."""
+        alone = (LayerMask.of([0], self.n_layers, n) for n in range(1, self.n_levels + 1))
+        return sum(self.size(mask) <= self.least for mask in alone)
+
     def alone(self) -> Iterator[LayerMask]:
-        """The masks that convert one layer, to one of the levels: by level, then by layer."""
-        for level in range(1, self.n_levels + 1):
+        """The masks that convert one layer and do not save too much: by level, then by layer."""
+        for level in range(1, self.deepest + 1):
             for layer in range(self.n_layers):
                 yield LayerMask.of([layer], self.n_layers, level)
 

@@ -125,7 +125,7 @@ class TaskRow(Base):
     number: Mapped[int]
     """The place in the order in which the study's masks were proposed, from 0."""
     mask: Mapped[str] = mapped_column(String(512))
-    """The mask as a string of 0 and 1, one for each layer."""
+    """The mask as a string of digits, one level for each layer."""
     name: Mapped[str | None] = mapped_column(String(255))
     """The name of a mask that was enqueued by name; null for other masks."""
     state: Mapped[str] = mapped_column(String(16))

@@ -76,12 +76,12 @@ class GPSelector(Selector):
 
     @property
     def _n_alone(self) -> int:
-        return self.n_layers * self.space.n_levels
+        return self.n_layers * self.space.deepest
 
     @property
     def _are_all_alone(self) -> bool:
         """Whether the masks of one layer are those at the budget."""
-        return self.space.n_levels == 1 and self.space.least == 1
+        return self.space.deepest == 1 and self.space.least <= self.space.savings[0]
 
     def expected_trials(self) -> int:
         """One for the original, one for each level of each layer, and the masks at the budget."""
@@ -168,6 +168,7 @@ class GPSelector(Selector):
     def _allowed(self, history: History) -> npt.NDArray[np.bool_]:
         """``[n_layers, 1 + n_levels]`` whether a layer may get a level."""
         allowed = np.full((self.n_layers, 1 + self.space.n_levels), True)
+        allowed[:, 1 + self.space.deepest :] = False
         for layer, level in self.shunned(history):
             allowed[layer, level] = False
         return allowed

@@ -1,12 +1,15 @@
 """Convert a little more at a time, always what hurts least for what it saves."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import ClassVar
 
 from mqasearch.mask import LayerMask
 from mqasearch.search_space import SearchSpace
-from mqasearch.selectors.planned import Plan, PlannedSelector, Subplan
+from mqasearch.selectors.planned import Plan, PlannedSelector
+
+Taken = dict[tuple[int, int], float]
+"""(layer, level) → harm for what it saved, of the steps that were taken."""
 
 
 class GreedySelector(PlannedSelector):
@@ -25,8 +28,8 @@ class GreedySelector(PlannedSelector):
     evaluations instead of ``n_layers · n_converted``.
 
     A probe saves less than the budget. If steps are equally harmful, that of the lowest layer is
-    taken. If the last step saves more than it must, earlier steps are taken back while the mask
-    still saves enough, the most harmful first.
+    taken. If a step would save more than it must, earlier steps are taken back with it while the
+    mask still saves enough, the most harmful first.
 
     Args:
         space: the masks that may be proposed, and the budget.
@@ -49,62 +52,54 @@ class GreedySelector(PlannedSelector):
     def plan(self) -> Plan:
         """Go round by round; each request holds the masks that the queue wants re-scored."""
         chosen = LayerMask.empty(self.n_layers)
-        singles = {layer: chosen.with_level(layer, 1) for layer in range(self.n_layers)}
+        taken: Taken = {}
+        singles = {layer: self._step(chosen, layer, taken) for layer in range(self.n_layers)}
         losses = yield {chosen: 0.0, **dict.fromkeys(singles.values(), math.inf)}
         current = losses[chosen] if math.isfinite(losses[chosen]) else 0.0
         harm = {layer: losses[mask] - current for layer, mask in singles.items()}
         fresh = set(harm)
-        taken: dict[tuple[int, int], float] = {}
-        while True:
-            while wanted := self._to_score(chosen, harm, fresh):
-                masks = {layer: self._step(chosen, layer) for layer in wanted}
+        while harm:
+            saving = {n: self._saving(chosen, self._step(chosen, n, taken)) for n in harm}
+            while wanted := self._to_score(harm, saving, fresh):
+                masks = {layer: self._step(chosen, layer, taken) for layer in wanted}
                 losses = yield {mask: current + harm[layer] for layer, mask in masks.items()}
                 harm.update({layer: losses[mask] - current for layer, mask in masks.items()})
                 fresh.update(wanted)
-            best = self._least(chosen, harm)
+            best = _least(harm, saving)
             if harm[best] == math.inf:
                 return
-            chosen = self._step(chosen, best)
-            level = chosen.levels[best]
-            taken[best, level] = harm[best] / self.space.steps[level - 1]
-            if self.space.saved(chosen) >= self.space.least:
-                yield from self._brought_back(chosen, taken)
+            chosen = self._step(chosen, best, taken)
+            if self.space.is_at_budget(chosen):
                 return
+            level = chosen.levels[best]
+            taken[best, level] = harm[best] / saving[best]
             current += harm.pop(best)
             fresh.clear()
             if level < self.space.n_levels:
                 harm[best] = taken[best, level] * self.space.steps[level]
-            if not harm:
-                return
 
     def _to_score(
-        self, chosen: LayerMask, harm: dict[int, float], fresh: Container[int]
+        self, harm: Mapping[int, float], saving: Mapping[int, int], fresh: Container[int]
     ) -> list[int]:
         """The layers that must be scored in this round before the least harmful step is known."""
-        wanted = [self._least(chosen, harm)] if self.lazy else list(harm)
+        wanted = [_least(harm, saving)] if self.lazy else list(harm)
         return [layer for layer in wanted if layer not in fresh]
 
-    def _least(self, chosen: LayerMask, harm: dict[int, float]) -> int:
-        """The layer whose next step does the least harm for what it saves."""
-        steps = self.space.steps
-        return min(harm, key=lambda n: (harm[n] / steps[chosen.levels[n]], n))
+    def _saving(self, before: LayerMask, after: LayerMask) -> int:
+        return self.space.saved(after) - self.space.saved(before)
 
-    def _step(self, chosen: LayerMask, layer: int) -> LayerMask:
-        return chosen.with_level(layer, chosen.levels[layer] + 1)
-
-    def _brought_back(
-        self, chosen: LayerMask, taken: dict[tuple[int, int], float]
-    ) -> Subplan[None]:
-        """Request the mask at the budget that is left when steps are taken back."""
-        mask = chosen
-        while not self.space.is_at_budget(mask):
-            back = [mask.with_level(n, level - 1) for n, level in enumerate(mask) if level]
-            harms = [taken[n, level] for n, level in enumerate(mask) if level]
-            enough = [
-                (harm, -place)
-                for place, (harm, less) in enumerate(zip(harms, back, strict=True))
-                if self.space.saved(less) >= self.space.least
+    def _step(self, chosen: LayerMask, layer: int, taken: Taken) -> LayerMask:
+        """The mask with the next level of a layer, brought back to the budget if it saves more."""
+        mask = chosen.with_level(layer, chosen.levels[layer] + 1)
+        while self.space.size(mask) > self.space.least:
+            backs = [(n, mask.with_level(n, mask.levels[n] - 1)) for n in mask.layers]
+            enough = [(n, b) for n, b in backs if self.space.saved(b) >= self.space.least]
+            mask = max(enough, key=lambda row: (taken[row[0], row[1].levels[row[0]] + 1], row[0]))[
+                1
             ]
-            mask = back[-max(enough)[1]]
-        if mask != chosen:
-            yield {mask: math.inf}
+        return mask
+
+
+def _least(harm: Mapping[int, float], saving: Mapping[int, int]) -> int:
+    """The layer whose next step does the least harm for what it saves."""
+    return min(harm, key=lambda layer: (harm[layer] / saving[layer], layer))

@@ -72,8 +72,7 @@ class InteractionModel:
 
     def deviation(self, levels: Levels) -> Floats:
         """Standard deviations ``[k]`` of these expectations, positive."""
-        single, pair = self._kernels(levels, self._levels)
-        known = np.linalg.solve(self._root, (single + self.pair_share * pair).T)
+        known = np.linalg.solve(self._root, self.kernel(levels).T)
         harms = self._harms(levels)
         first, second = harms.sum(axis=1), (harms**2).sum(axis=1)
         pairs = self.pair_share * (first**2 - second) / 2
@@ -81,6 +80,11 @@ class InteractionModel:
         floor = 1e-12 * self._unit
         deviation: Floats = np.sqrt(np.maximum(prior - (known**2).sum(axis=0), floor))
         return deviation
+
+    def kernel(self, levels: Levels) -> Floats:
+        """``[k, n]`` the kernel of masks and the scored masks."""
+        single, pair = self._kernels(levels, self._levels)
+        return single + self.pair_share * pair
 
     def _harms(self, levels: Levels) -> Floats:
         """``[n, n_layers]`` the ``e_l``."""
@@ -101,8 +105,8 @@ class InteractionModel:
     def _n_pairs(self, levels: Levels) -> Floats:
         """``q``: the converted pairs, each weighted by the scale of its interaction."""
         harms = self._harms(levels)
-        total: Floats = np.sqrt(harms).sum(axis=1)
-        return (total**2 - harms.sum(axis=1)) / 2
+        total: Floats = (np.sqrt(harms).sum(axis=1) ** 2 - harms.sum(axis=1)) / 2
+        return total
 
     def _linear(self) -> Floats:
         has = self._levels[:, :, None] == np.arange(self._scales.shape[1])

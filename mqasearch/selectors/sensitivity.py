@@ -26,7 +26,7 @@ class SensitivitySelector(PlannedSelector):
 
     def expected_trials(self) -> int:
         """One for the original, one for each level of each layer, and one for each budget."""
-        return 1 + self.n_layers * self.space.n_levels + len(self._budgets())
+        return 1 + self.n_layers * self.space.deepest + len(self._budgets())
 
     def plan(self) -> Plan:
         """Request all layers alone together, then all masks of several layers together."""
@@ -45,8 +45,13 @@ class SensitivitySelector(PlannedSelector):
             yield dict.fromkeys(wanted, math.inf)
 
     def _harms(self, losses: list[float]) -> Floats:
-        """``[n_layers, n_levels]`` of losses that are sorted as in ``space.alone()``."""
-        return np.array(losses).reshape(self.space.n_levels, self.n_layers).T
+        """``[n_layers, n_levels]`` of losses that are sorted as in ``space.alone()``.
+
+        Levels that no mask at the budget has are infinite.
+        """
+        harms = np.full((self.space.n_levels, self.n_layers), np.inf)
+        harms[: self.space.deepest] = np.array(losses).reshape(-1, self.n_layers)
+        return harms.T
 
     def _budgets(self) -> range:
         """What the masks save at least: that of the budget first, then less and less."""

@@ -17,9 +17,17 @@ class Quadratic(Protocol):
     It is ``Σ_l linear[l, level_l] + Σ_{l<j} pairs[l, j] roots[l, level_l] roots[j, level_j]``.
     """
 
-    linear: Floats
-    roots: Floats
-    pairs: Floats
+    @property
+    def linear(self) -> Floats:
+        """``[n_layers, 1 + n_levels]``; 0 at level 0."""
+
+    @property
+    def roots(self) -> Floats:
+        """``[n_layers, 1 + n_levels]``; 0 at level 0."""
+
+    @property
+    def pairs(self) -> Floats:
+        """``[n_layers, n_layers]``; symmetric, 0 on the diagonal."""
 
 
 def best_switches(

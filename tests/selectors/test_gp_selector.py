@@ -65,28 +65,43 @@ def test_layers_that_cannot_be_scored_are_soon_left_alone() -> None:
     assert len(gp.masks) <= 1 + N_LAYERS + 8 + 3
 
 
-def _model(rng: np.random.Generator, n_masks: int = 12) -> tuple[InteractionModel, np.ndarray]:
-    flags = np.unique(rng.integers(0, 2, size=(n_masks, 6)).astype(float), axis=0)
-    flags = flags[flags.any(axis=1)]
-    return InteractionModel(flags, rng.normal(size=len(flags)), rng.lognormal(size=6)), flags
+N_LEVELS = 3
+
+
+def _model(rng: np.random.Generator, n_masks: int = 15) -> tuple[InteractionModel, np.ndarray]:
+    levels = np.unique(rng.integers(0, N_LEVELS + 1, size=(n_masks, 6)), axis=0)
+    levels = levels[levels.any(axis=1)]
+    scales = rng.lognormal(size=(6, N_LEVELS))
+    return InteractionModel(levels, rng.normal(size=len(levels)), scales), levels
 
 
 @laws
 @given(seeds)
-def test_the_kernel_is_that_of_layers_and_pairs_listed_one_by_one(seed: int) -> None:
+def test_the_kernel_is_that_of_levels_and_pairs_listed_one_by_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    model, flags = _model(rng)
-    scales = model._scales
+    model, levels = _model(rng)
+    scales = model.roots**2
+    has_level = [(levels == level) * scales[:, level] for level in range(1, N_LEVELS + 1)]
+    harms = sum(has_level)
     first, second = np.triu_indices(6, 1)
-    pairs = flags[:, first] * flags[:, second]
-    size = np.sqrt(scales[first] * scales[second])
-    common = pairs @ size
+    pairs = np.sqrt(harms[:, first] * harms[:, second])
+    common = pairs.sum(axis=1)
     listed = (
-        (flags * scales**2) @ flags.T
-        + model.pair_share * (pairs * size**2) @ pairs.T
+        sum(each @ each.T for each in has_level)
+        + model.pair_share * pairs @ pairs.T
         + 0.25 * np.outer(common, common)
     )
-    np.testing.assert_allclose(model._kernel(flags), listed, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(model.kernel(levels), listed, rtol=1e-9, atol=1e-9)
+
+
+@laws
+@given(seeds)
+def test_the_quadratic_function_is_the_expectation_of_the_regression(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    model, _ = _model(rng)
+    others = rng.integers(0, N_LEVELS + 1, size=(20, 6))
+    expected = model.kernel(others) @ model._weights
+    np.testing.assert_allclose(model.mean(others), expected, rtol=1e-9, atol=1e-9)
 
 
 @laws
@@ -95,11 +110,11 @@ def test_it_remembers_up_to_its_noise_and_is_unsure_elsewhere(seed: int) -> None
     rng = np.random.default_rng(seed)
     scales = rng.lognormal(size=6)
     pairs = np.triu(rng.normal(size=(6, 6)), 1) * 0.3 * np.sqrt(np.outer(scales, scales))
-    flags = np.vstack([np.eye(6), 1 - np.eye(6)])
+    flags = np.vstack([np.eye(6, dtype=int), 1 - np.eye(6, dtype=int)])
     excess = flags @ scales + np.einsum("ni,ij,nj->n", flags, pairs, flags)
-    model = InteractionModel(flags, excess, scales)
+    model = InteractionModel(flags, excess, scales[:, None])
     typical = float(np.sqrt(np.mean(scales**2)))
     np.testing.assert_allclose(model.mean(flags), excess, atol=0.3 * typical)
-    unseen = np.array([[1.0, 1, 1, 0, 0, 0]])
+    unseen = np.array([[1, 1, 1, 0, 0, 0]])
     assert model.deviation(unseen)[0] > model.deviation(flags).max()
     assert (model.deviation(flags) > 0).all()

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from optuna_trials import fail, finish, suggest
 
 from mqasearch.mask import LayerMask
+from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import (
     INVALID_KEY,
     MASK_KEY,
@@ -23,6 +24,7 @@ from mqasearch.selectors import (
 )
 
 N_LAYERS = 5
+SPACE = SearchSpace(N_LAYERS, 2)
 
 
 def at_random(seed: int = 0) -> SelectorSampler:

@@ -19,7 +19,7 @@ from mqasearch.selectors import (
 def test_every_selector_is_made_by_its_name_and_tells_what_it_is(name: str) -> None:
     sampler = selector_of(name, SearchSpace(6, 2), seed=3)
     assert type(sampler) is SELECTORS[name]
-    assert (sampler.n_layers, sampler.n_converted, sampler.seed) == (6, 2, 3)
+    assert (sampler.space, sampler.seed) == (SearchSpace(6, 2), 3)
     assert sampler.summary
     assert "\n" not in sampler.summary
     assert (name in PLANNED) == sampler.ends

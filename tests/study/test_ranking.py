@@ -286,7 +286,9 @@ def test_a_race_is_against_the_best_mask_of_its_size(
 ) -> None:
     (study, _) = studies_in(history_of(known["bits_per_byte"], truth, (trials, [])))
     at_budget = best_trial(study)
-    found = incumbent(selection_of(study).tasks(), BUDGET, maximize=False)
+    found = incumbent(
+        selection_of(study).tasks(), SearchSpace(N_LAYERS, BUDGET), BUDGET, maximize=False
+    )
     assert str(found) == (at_budget.facts.mask if at_budget else "None")
 
 
