@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Choices:
     revision: str | None = None
     trust_remote_code: bool = False
     study_name: str | None = None
+    kv_heads: str | None = None
 
     def as_data(self) -> dict[str, Any]:
         """The options that were given, as keys of a study file.
@@ -53,6 +55,7 @@ class Choices:
         data = {
             "name": self.study_name,
             "model": {key: value for key, value in model.items() if value is not None},
+            "kv_heads": None if self.kv_heads is None else _numbers(self.kv_heads),
             "budget": None if self.budget is None else _budgets(self.budget),
             "tasks": list(self.task or ()),
             "tolerance": [_tolerance(text) for text in self.tolerance or ()],
@@ -71,6 +74,7 @@ _IN_THE_FILE = {
     "revision": "model: {name: …, revision: main}",
     "trust_remote_code": "model: {name: …, trust_remote_code: true}",
     "study_name": "name: my-study",
+    "kv_heads": "kv_heads: [1, 2, 4]",
 }
 
 
@@ -155,6 +159,13 @@ def _number_or_all(option: str, text: str) -> int | None:
     return int(text)
 
 
+def _numbers(text: str) -> list[int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in numbers):
+        raise UserError(f"--kv-heads {text}: give numbers of KV heads, as in 1,2,4")
+    return [*map(int, numbers)]
+
+
 def _budgets(text: str) -> Any:
     if text == "auto":
         return text
@@ -166,11 +177,11 @@ def _budget(text: str) -> Any:
     with suppress(ValueError):
         return int(text)
     try:
-        return {"kv_bytes_fraction": float(text)}
-    except ValueError:
+        return {"kv_bytes_fraction": float(Fraction(text))}
+    except (ValueError, ZeroDivisionError):
         raise UserError(
             f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as "
-            "in 0.6, or several separated by commas"
+            "in 0.6 or 1/3, or several separated by commas"
         ) from None
 
 

@@ -15,6 +15,7 @@ from mqasearch.cli.run_options import (
     Dtype,
     MoreTrials,
     NameOfStudy,
+    NumbersOfHeads,
     OutputDir,
     Revision,
     SearchDocuments,
@@ -66,6 +67,7 @@ def run(
     workers: Workers = None,
     n_trials: MoreTrials = None,
     budget: Budget = None,
+    kv_heads: NumbersOfHeads = None,
     task: Tasks = None,
     tolerance: Tolerances = None,
     documents: SearchDocuments = None,
@@ -78,6 +80,7 @@ def run(
     """Create the studies, work, compare, confirm and export; may be interrupted and run again."""
     chosen = Choices(
         budget=budget,
+        kv_heads=kv_heads,
         task=task,
         tolerance=tolerance,
         documents=documents,

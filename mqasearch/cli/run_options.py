@@ -30,6 +30,14 @@ Budget = Annotated[
         "separated by commas; auto, the default, for four sizes.",
     ),
 ]
+NumbersOfHeads = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-heads",
+        metavar="N,…",
+        help="MODEL: KV heads of a converted layer; with several, each layer gets one of them. [1]",
+    ),
+]
 Tasks = Annotated[
     list[str] | None, typer.Option(help="MODEL: a benchmark; may be given again. [hellaswag]")
 ]

@@ -1,6 +1,8 @@
 """The budget of a study file: how many layers are converted."""
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,12 +11,23 @@ from mqasearch.budget import Budget
 from mqasearch.mask import ModelShape
 
 
+def _quotient(value: object) -> object:
+    """The number that a text such as ``1/3`` means; anything else is left as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}/[1-9]\d{0,8}", value):
+        return float(Fraction(value))
+    return value
+
+
+KVBytesFraction = Annotated[float, BeforeValidator(_quotient, float | str), Field(gt=0, lt=1)]
+"""A number such as 0.5, or a quotient such as 1/3."""
+
+
 class BudgetEntry(BaseModel):
     """The number of layers to convert, or the largest share of the KV cache that may be left."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     n_layers: int | None = Field(default=None, ge=1)
-    kv_bytes_fraction: float | None = Field(default=None, gt=0, lt=1)
+    kv_bytes_fraction: KVBytesFraction | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
