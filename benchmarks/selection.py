@@ -34,11 +34,14 @@ from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.score import Documents
 from mqasearch.scoring import FakeScorer, open_scoring
 from mqasearch.search_space import SearchSpace
-from mqasearch.selectors import Selector, selector_of
-from mqasearch.selectors.draw import random_mask
-from mqasearch.selectors.knapsack import cheapest
-from mqasearch.selectors.masks_of_size import masks_of_size
-from mqasearch.selectors.switches import best_switches
+from mqasearch.selectors import (
+    Selector,
+    best_switches,
+    cheapest,
+    masks_of_size,
+    random_mask,
+    selector_of,
+)
 from mqasearch.spec import parse_spec
 
 Loss = Callable[[LayerMask], float]

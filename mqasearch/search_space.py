@@ -21,9 +21,9 @@ class SearchSpace:
         >>> flags = SearchSpace(n_layers=4, least=2)
         >>> flags.is_at_budget(LayerMask.parse("0101"))
         True
-        >>> several = SearchSpace(n_layers=4, least=8, savings=(4, 6, 7), choices=(8, 4, 2, 1))
-        >>> [several.is_at_budget(LayerMask.parse(text)) for text in ("1100", "3100", "2200")]
-        [True, False, True]
+        >>> several = SearchSpace(n_layers=4, least=9, savings=(4, 6, 7), choices=(8, 4, 2, 1))
+        >>> [several.is_at_budget(LayerMask.parse(text)) for text in ("1100", "1200", "2200")]
+        [False, True, False]
 
     Attributes:
         n_layers: layers of the model.

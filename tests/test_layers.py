@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mqasearch"
 FLOORS = (
     ("errors", "interruption", "source_code", "statistics"),
-    ("mask", "budget", "score", "tolerance", "heal_recipe", "registry", "spec", "assets", "files"),
+    (
+        "mask",
+        "search_space",
+        "budget",
+        "score",
+        "tolerance",
+        "heal_recipe",
+        "registry",
+        "spec",
+        "assets",
+        "files",
+    ),
     ("families", "models", "database", "engines", "selectors"),
     ("merging", "forward", "queue", "scores"),
     ("conversion", "tasks", "record"),

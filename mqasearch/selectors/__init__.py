@@ -4,8 +4,10 @@
 :class:`SelectorSampler` makes any of them the sampler of an Optuna study.
 """
 
-from mqasearch.selectors.draw import repaired
+from mqasearch.selectors.draw import random_mask, repaired
 from mqasearch.selectors.history import History, MaskState, MaskTrial
+from mqasearch.selectors.knapsack import cheapest
+from mqasearch.selectors.masks_of_size import masks_of_size
 from mqasearch.selectors.optuna_history import (
     INVALID_KEY,
     MASK_KEY,
@@ -23,6 +25,7 @@ from mqasearch.selectors.selectors import (
     check_parameters,
     selector_of,
 )
+from mqasearch.selectors.switches import best_switches
 
 __all__ = [
     "INVALID_KEY",
@@ -38,12 +41,16 @@ __all__ = [
     "Selector",
     "SelectorSampler",
     "Wants",
+    "best_switches",
+    "cheapest",
     "check_parameters",
     "distributions",
     "levels_of",
     "mask_of",
     "mask_params",
+    "masks_of_size",
     "param_name",
+    "random_mask",
     "read_history",
     "repaired",
     "selector_of",

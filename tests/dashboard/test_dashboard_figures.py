@@ -60,7 +60,7 @@ def test_each_column_of_the_heatmap_is_a_mask(comparison: Comparison) -> None:
         for row in shown:
             column = cells[str(row.number)]
             assert "".join("1" if cell else "0" for cell in column) == row.mask
-            running, at_budget = row.state == "running", row.n_converted == study.n_converted
+            running, at_budget = row.state == "running", study.is_at_budget(row)
             assert set(column) <= {0, 3 if running else 2 if at_budget else 1}
 
 

@@ -77,13 +77,13 @@ def test_a_merge_that_reads_calibration_gets_it_and_its_scores_name_it(folder: P
 
 
 def test_the_second_worker_computes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = opened(folder, "aligned", target_kv_heads=2)
+    first = opened(folder, "aligned", kv_heads=2)
 
     def run(*_: object) -> None:
         raise AssertionError("the model ran again")
 
     monkeypatch.setattr(calibration, "run_base", run)
-    second = opened(folder, "aligned", target_kv_heads=2)
+    second = opened(folder, "aligned", kv_heads=2)
 
     assert second.calibration == first.calibration
     assert value(second, (2, 4, 2)) == value(first, (2, 4, 2))

@@ -228,3 +228,43 @@ def test_automatic_budgets_grow_and_leave_layers_unconverted(n_layers: int) -> N
     assert 1 <= sizes[0] <= sizes[-1] <= max(1, n_layers - 1)
     assert sized.with_sizes(ModelShape(99, 8, 4, 16, 128, 2)) == sized
     assert len(sized.comparisons()) == len(sizes)
+
+
+def test_kv_heads_are_numbers_in_ascending_order() -> None:
+    several = GOOD | {"budget": {"kv_bytes_fraction": 0.5}, "kv_heads": [4, 1, 2]}
+    assert parse_spec(several, "s.yaml").kv_heads == [1, 2, 4]
+    assert parse_spec(GOOD | {"kv_heads": 2}, "s.yaml").kv_heads == [2]
+    assert parse_spec(GOOD, "s.yaml").kv_heads == [1]
+    older = parse_spec(GOOD | {"target_kv_heads": 2}, "s.yaml")
+    assert older == parse_spec(GOOD | {"kv_heads": [2]}, "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"kv_heads": [1, 2]}, "budget: with several kv_heads a number of layers says little"),
+        ({"kv_heads": [2, 2]}, "kv_heads: 2 given twice"),
+        ({"kv_heads": []}, "kv_heads"),
+        ({"kv_heads": [0]}, "kv_heads"),
+        ({"budget": {"kv_bytes_fraction": "3/2"}}, "budget"),
+        ({"budget": {"kv_bytes_fraction": "1/0"}}, "budget"),
+        ({"kv_heads": 1, "target_kv_heads": 1}, "unknown key 'target_kv_heads'"),
+    ],
+)
+def test_faults_of_kv_heads(changes: dict[str, object], fault: str) -> None:
+    (row,) = faults(GOOD | changes)
+    assert fault in row
+
+
+def test_a_share_of_the_cache_may_be_a_quotient() -> None:
+    data = GOOD | {"budget": [{"kv_bytes_fraction": "1/3"}, {"kv_bytes_fraction": 0.5}]}
+    spec = parse_spec(data, "s.yaml")
+    assert [entry.kv_bytes_fraction for entry in spec.budget] == [1 / 3, 0.5]
+    assert parse_spec(spec.model_dump(mode="json"), "stored") == spec
+
+
+def test_auto_means_shares_of_the_cache_if_there_are_several_kv_heads() -> None:
+    spec = parse_spec(GOOD | {"budget": "auto", "kv_heads": [1, 2, 4]}, "s.yaml")
+    shape = ModelShape(32, 32, 8, 128, 4096, 2)
+    sized = spec.with_sizes(shape)
+    assert [entry.kv_bytes_fraction for entry in sized.budget] == [0.75, 0.5, 0.375, 0.25]

@@ -248,8 +248,8 @@ def test_a_study_of_somebody_else_is_left_alone(storage: Storage) -> None:
     ("changes", "message"),
     [
         ({"budget": 7}, "7 layers cannot be met by a model of 6 layers"),
-        ({"target_kv_heads": 3}, "3 does not divide"),
-        ({"target_kv_heads": 4}, "4 KV head"),
+        ({"kv_heads": 3}, "3 does not divide"),
+        ({"kv_heads": 4}, "4 KV head"),
         ({"enqueue": {"odd": [1, 9]}}, r"enqueue.odd: layers \[9\]"),
         (
             {"selectors": [{"name": "greedy", "n_trials": 8}]},
@@ -317,7 +317,9 @@ def test_a_selector_that_cannot_take_on_the_model_is_refused_when_the_study_is_m
     storage: Storage,
 ) -> None:
     spec = spec_of(selectors=["exhaustive"], budget=12)
-    with pytest.raises(SpecError, match=r"selectors.exhaustive: 12 of 40 .* choose 'greedy'"):
+    with pytest.raises(
+        SpecError, match=r"selectors.exhaustive: there are 5,586,853,480 masks .* choose 'greedy'"
+    ):
         create_studies(storage.optuna, spec, FakeScorer(40).shape)
 
 
