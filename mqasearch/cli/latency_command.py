@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,13 @@ def latency(
     mask: Annotated[
         Path | None,
         typer.Option(metavar="MASK.json", help="Original against mask, not 0 to 100 % of layers."),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="With --mask MASKS.json: along its front.")
+    ] = False,
+    kv_heads: Annotated[
+        str | None,
+        typer.Option("--kv-heads", metavar="N,…", help="All layers with each number of KV heads."),
     ] = None,
     merge: Annotated[
         str, typer.Option(help="One without calibration; speed is the same.")
@@ -60,7 +67,7 @@ def latency(
     """Measure prefill, decoding, KV cache and peak memory against the number of MQA layers."""
     contexts = _numbers("--context", context)
 
-    from mqasearch.export import read_mask
+    from mqasearch.export import read_front, read_mask
     from mqasearch.latency import (
         Workload,
         check_engine,
@@ -78,7 +85,14 @@ def latency(
     check_engine(engine, engine_python, workload)
     if output is not None:
         check_figure_path(output)
-    document = None if mask is None else read_mask(mask)
+    if front and mask is None:
+        raise UserError("--front: give --mask MASKS.json too, which `mqasearch export` writes")
+    if kv_heads is not None and mask is not None:
+        raise UserError("--kv-heads: give it or --mask, not both")
+    numbers = None if kv_heads is None else _numbers("--kv-heads", kv_heads)
+    document, masks = None, None
+    if mask is not None:
+        document, masks = read_front(mask) if front else (read_mask(mask), None)
     loaded = load_model(
         model,
         revision=revision,
@@ -86,7 +100,7 @@ def latency(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    variants = _variants(loaded, document)
+    variants = _variants(loaded, numbers, document, masks)
     with _Progress() as progress:
         report = measure(
             loaded,
@@ -102,14 +116,23 @@ def latency(
         write_figure(report, output)
 
 
-def _variants(loaded: Any, document: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
-    """Name → KV heads: shares of the layers, or the original and the mask."""
+def _variants(
+    loaded: Any,
+    numbers: Sequence[int] | None,
+    document: Mapping[str, Any] | None,
+    front: Sequence[tuple[int, ...]] | None,
+) -> dict[str, tuple[int, ...]]:
+    """Name → KV heads: shares of the layers, numbers of heads, a front, or a mask."""
     from mqasearch.export import check_model
-    from mqasearch.latency import shares_of_layers
+    from mqasearch.latency import along_front, numbers_of_heads, shares_of_layers
 
+    if numbers is not None:
+        return numbers_of_heads(loaded.shape, numbers)
     if document is None:
         return shares_of_layers(loaded.shape)
     check_model(document, loaded.shape, loaded.fingerprint)
+    if front is not None:
+        return along_front(loaded.shape, front)
     return {"original": loaded.shape.original, "mask": tuple(document["kv_heads"])}
 
 

@@ -19,7 +19,7 @@ from referencing import Registry, Resource
 
 from mqasearch.errors import MaskError, unknown_name
 from mqasearch.files import write_whole
-from mqasearch.mask import LayerMask, ModelShape
+from mqasearch.mask import KVHeads, LayerMask, ModelShape
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,22 @@ def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
         raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
     check_consistent(chosen, path)
     return chosen
+
+
+def read_front(path: Path) -> tuple[dict[str, Any], list[KVHeads]]:
+    """Read the best mask of a file and the KV heads of every mask on its front, most first.
+
+    Raises:
+        MaskError: unreadable, not what ``mqasearch export`` writes, or a mask that is inconsistent.
+    """
+    document = _read(path)
+    if "masks" not in document:
+        raise MaskError(f"{path}: holds one mask and no front; give what `export` writes")
+    best = _masks(document, path)[0]
+    check_consistent(best, path)
+    for row in document["front"]:
+        check_consistent({**row, "model": best["model"]}, path)
+    return best, [tuple(row["kv_heads"]) for row in document["front"]]
 
 
 def checked_mask(document: Mapping[str, object]) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def figure_of(report: Report) -> go.Figure:
         panels.times(1, 2, lambda row: row.decode, lambda row: row.decode_bound)
         panels.bytes(2, 1, lambda row: row.kv_bytes_measured, lambda row: row.kv_bytes_counted)
         panels.bytes(2, 2, lambda row: row.peak_bytes, lambda row: row.peak_bound)
-    counts = [variant.n_converted for variant in report.variants]
+    title, places = _axis(report)
     figure.update_xaxes(
-        title_text="converted layers", tickvals=counts, gridcolor=_GRID, zeroline=False
+        title_text=title, tickvals=[*places.values()], gridcolor=_GRID, zeroline=False
     )
     figure.update_yaxes(type="log", gridcolor=_GRID, exponentformat="none", automargin=True)
     figure.update_layout(
@@ -61,6 +61,19 @@ def figure_of(report: Report) -> go.Figure:
         legend={"orientation": "h", "y": -0.1},
     )
     return figure
+
+
+def _axis(report: Report) -> tuple[str, dict[str, float]]:
+    """The title of the x axis, and each variant's place on it.
+
+    The places are numbers of converted layers, if these tell the variants apart.
+    """
+    counts = {variant.name: float(variant.n_converted) for variant in report.variants}
+    if len(set(counts.values())) == len(counts):
+        return "converted layers", counts
+    most = max(variant.kv_bytes_per_token for variant in report.variants)
+    shares = {v.name: 100 * v.kv_bytes_per_token / most for v in report.variants}
+    return "KV cache per token, %", shares
 
 
 def _title(report: Report) -> str:
@@ -108,8 +121,8 @@ class _Panels:
     def __init__(
         self, figure: go.Figure, report: Report, rows: Sequence[Row], name: str, place: int
     ) -> None:
-        converted = {variant.name: variant.n_converted for variant in report.variants}
-        self._x = [converted[row.variant] for row in rows]
+        _, places = _axis(report)
+        self._x = [places[row.variant] for row in rows]
         self._figure, self._rows, self._name = figure, rows, name
         self._colour = _COLOURS[place % len(_COLOURS)]
 

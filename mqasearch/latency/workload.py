@@ -106,6 +106,43 @@ class Workload:
         return turns
 
 
+MOST_OF_FRONT = 6
+"""The most masks of a front that are measured, the original included."""
+
+
+def numbers_of_heads(shape: ModelShape, numbers: Sequence[int]) -> dict[str, KVHeads]:
+    """The original, and all layers with each of ``numbers`` KV heads.
+
+    Raises:
+        UserError: a number that does not divide the model's, or is not smaller.
+    """
+    have = shape.n_kv_heads
+    if wrong := [number for number in numbers if number >= have or have % number]:
+        possible = ", ".join(str(n) for n in range(1, have) if have % n == 0) or "none"
+        raise UserError(f"--kv-heads {wrong[0]}: the model has {have}; possible: {possible}")
+    descending = sorted(set(numbers), reverse=True)
+    others = {f"{n} KV heads" if n > 1 else "1 KV head": (n,) * shape.n_layers for n in descending}
+    return {f"original ({have})": shape.original, **others}
+
+
+def along_front(shape: ModelShape, front: Sequence[KVHeads]) -> dict[str, KVHeads]:
+    """The original, and some masks of a front, named by the share of the KV cache that is left.
+
+    Args:
+        shape: the model's shape.
+        front: KV heads of masks, those with the largest cache first.
+    """
+    original = shape.kv_bytes_per_token(shape.original)
+    masks = [heads for heads in front if heads != shape.original]
+    most = MOST_OF_FRONT - 1
+    if len(masks) > most:
+        masks = [masks[round(place * (len(masks) - 1) / (most - 1))] for place in range(most)]
+    shares = {shape.kv_bytes_per_token(heads) / original: heads for heads in masks}
+    return {"original": shape.original} | {
+        f"{100 * share:.3g} % of KV": heads for share, heads in shares.items()
+    }
+
+
 def shares_of_layers(shape: ModelShape) -> dict[str, KVHeads]:
     """0, 25, 50, 75 and 100 % of the layers with one KV head, evenly spread.
 

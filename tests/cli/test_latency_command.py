@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run_here
@@ -46,7 +47,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "kv_bytes_per_token": {"original": 1024, "converted": 768},
         }
         write_masks(document, root / f"{name}.json")
+        if name == "mask":
+            write_masks(_with_front(document), root / "masks.json")
     return root
+
+
+def _with_front(best: dict[str, Any]) -> dict[str, Any]:
+    """What ``export`` writes: the mask, and the front that it is on."""
+    every = ([2, 2, 2, 2], [2, 2, 2, 1], [2, 1, 2, 1])
+    front = [
+        {
+            "mask": [int(n == 1) for n in heads],
+            "mqa_layers": [layer for layer, n in enumerate(heads) if n == 1],
+            "kv_heads": heads,
+            "kv_bytes_per_token": 128 * sum(heads),
+            "value": 0.0,
+            "delta": 0.0,
+        }
+        for heads in every
+    ]
+    objective = {"direction": "minimize", "tasks": {"hellaswag": "kl"}, "original": 0.0}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": "s",
+        "objective": objective,
+        "masks": [best],
+        "front": front,
+    }
 
 
 @pytest.fixture
@@ -91,6 +118,21 @@ def test_a_mask_against_the_original_as_a_table(mqasearch: Run) -> None:
     assert "GB/s" in out
 
 
+def test_a_front_in_the_order_of_its_caches(mqasearch: Run, folder: Path) -> None:
+    code, out, _ = mqasearch(f"latency model --mask masks.json --front {QUICK} -f json -o f.html")
+    assert code == 0
+    variants = json.loads(out)["variants"]
+    assert [each["name"] for each in variants] == ["original", "87.5 % of KV", "75 % of KV"]
+    assert [each["kv_bytes_per_token"] for each in variants] == [1024, 896, 768]
+
+
+def test_all_layers_with_each_number_of_heads(mqasearch: Run, folder: Path) -> None:
+    code, out, _ = mqasearch(f"latency model --kv-heads 1 {QUICK} -f json -o heads.html")
+    assert code == 0
+    variants = json.loads(out)["variants"]
+    assert [each["kv_heads"] for each in variants] == [[2] * 4, [1] * 4]
+
+
 @pytest.mark.engine
 def test_an_engine_in_another_process(mqasearch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     add_fake_engine(monkeypatch)
@@ -126,6 +168,11 @@ def test_an_engine_in_another_process(mqasearch: Run, monkeypatch: pytest.Monkey
         ("latency model --merge meen", "'mean'"),
         ("latency model --device tpu", "tpu"),
         ("latency model --dtype int4", "int4"),
+        ("latency model --kv-heads 2", "the model has 2; possible: 1"),
+        ("latency model --kv-heads one", "--kv-heads 'one'"),
+        ("latency model --kv-heads 1 --mask mask.json", "give it or --mask"),
+        ("latency model --front", "--front: give --mask MASKS.json too"),
+        ("latency model --mask mask.json --front", "holds one mask and no front"),
         ("latency model --mask absent.json", "no such file"),
         ("latency model --mask other.json", "other weights"),
         ("latency model -o figure.png", r"\.html"),

@@ -325,7 +325,7 @@ def test_more_trials_are_added_once_a_call(
         ("--n-trials more", r"--n-trials more: give \+20 for 20 more, or 60 for 60 in all"),
         ("--n-trials +0", r"--n-trials \+0: give \+20"),
         ("--n-trials=-5", "--n-trials -5: give"),
-        ("--n-trials +5", "no more trials for greedy: .* add one of gp, tpe, random"),
+        ("--n-trials +5", "no more trials for greedy: .* add one of gp, evolution, tpe, random"),
     ],
 )
 def test_trials_that_cannot_be_added_are_refused_before_anything_is_made(

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 import pytest
 
 from mqasearch.errors import UserError
-from mqasearch.latency.workload import Setting, Workload, shares_of_layers
+from mqasearch.latency.workload import Setting, Workload, along_front, shares_of_layers
 from mqasearch.mask import ModelShape
 
 WORKLOAD = Workload(contexts=(8, 16), batch_sizes=(1, 2), n_tokens=3, repetitions=4)
@@ -66,6 +66,18 @@ def test_shares_are_spread_evenly(n_layers: int) -> None:
         layers = [layer for layer, n in enumerate(heads) if n == 1]
         gaps = {later - earlier for earlier, later in pairwise(layers)}
         assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_a_long_front_is_thinned_evenly_with_both_ends() -> None:
+    shape = ModelShape(8, 8, 4, 8, 64, 2)
+    front = [(4,) * (8 - n) + (1,) * n for n in range(9)]
+    variants = along_front(shape, front)
+    assert len(variants) == 6
+    original, *masks = variants.values()
+    assert original == shape.original
+    assert (masks[0], masks[-1]) == (front[1], front[-1])
+    assert all(heads in front for heads in masks)
+    assert len(along_front(shape, front[:4])) == 4
 
 
 @pytest.mark.parametrize(
