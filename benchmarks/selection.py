@@ -36,7 +36,7 @@ from mqasearch.scoring import FakeScorer, open_scoring
 from mqasearch.search_space import SearchSpace
 from mqasearch.selectors import (
     Selector,
-    best_switches,
+    best_neighbours,
     cheapest,
     masks_of_size,
     random_mask,
@@ -171,7 +171,7 @@ def fake_truth(space: SearchSpace, seed: int, pairs: float) -> Truth:
 def _descended(space: SearchSpace, loss: FakeLoss, mask: LayerMask) -> LayerMask:
     allowed = np.full((space.n_layers, 1 + space.n_levels), True)
     while True:
-        rows, added = best_switches(space, loss, np.array(mask.levels), allowed, 1)
+        rows, added = best_neighbours(space, loss, np.array(mask.levels), allowed, 1)
         if not len(rows) or added[0] > -1e-12:
             return mask
         mask = LayerMask(tuple(map(int, rows[0])))

@@ -151,27 +151,6 @@ class LayerMask:
         return tuple(choices[level] for level in self.levels)
 
 
-def in_words(mask: LayerMask, numbers: Sequence[int]) -> str:
-    """The converted layers as people read them.
-
-    Args:
-        mask: a mask.
-        numbers: the numbers of KV heads that a converted layer may have.
-
-    Example:
-        >>> in_words(LayerMask.parse("0110"), [1]), in_words(LayerMask.parse("0120"), [1, 4])
-        ('1,2', '4 heads: 1; 1 head: 2')
-    """
-    if len(numbers) == 1:
-        return ",".join(map(str, mask.layers))
-    parts = []
-    for level, number in enumerate(sorted(numbers, reverse=True), start=1):
-        layers = [str(layer) for layer, each in enumerate(mask) if each == level]
-        if layers:
-            parts.append(f"{number} head{'s' if number > 1 else ''}: {','.join(layers)}")
-    return "; ".join(parts)
-
-
 def is_mask(text: str) -> bool:
     """Whether ``text`` is what ``str`` makes of a mask."""
     return text.isascii() and text.isdigit()

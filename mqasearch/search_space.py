@@ -126,3 +126,24 @@ def heads_space(shape: ModelShape, numbers: Sequence[int], least_heads: float) -
     least = ceil(least_heads / unit - 1e-9)
     choices = (False, True) if len(heads) == 1 else (shape.n_kv_heads, *heads)
     return SearchSpace(shape.n_layers, least, tuple(n // unit for n in saved), choices)
+
+
+def in_words(mask: LayerMask, numbers: Sequence[int]) -> str:
+    """The converted layers as people read them.
+
+    Args:
+        mask: a mask.
+        numbers: the numbers of KV heads that a converted layer may have.
+
+    Example:
+        >>> in_words(LayerMask.parse("0110"), [1]), in_words(LayerMask.parse("0120"), [1, 4])
+        ('1,2', '4 heads: 1; 1 head: 2')
+    """
+    if len(numbers) == 1:
+        return ",".join(map(str, mask.layers))
+    parts = []
+    for level, number in enumerate(sorted(numbers, reverse=True), start=1):
+        layers = [str(layer) for layer, each in enumerate(mask) if each == level]
+        if layers:
+            parts.append(f"{number} head{'s' if number > 1 else ''}: {','.join(layers)}")
+    return "; ".join(parts)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +160,7 @@ def _number_or_all(option: str, text: str) -> int | None:
 
 def _numbers(text: str) -> list[int]:
     numbers = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in numbers):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in numbers):
         raise UserError(f"--kv-heads {text}: give numbers of KV heads, as in 1,2,4")
     return [*map(int, numbers)]
 
@@ -176,9 +175,11 @@ def _budgets(text: str) -> Any:
 def _budget(text: str) -> Any:
     with suppress(ValueError):
         return int(text)
+    if "/" in text:
+        return {"kv_bytes_fraction": text}
     try:
-        return {"kv_bytes_fraction": float(Fraction(text))}
-    except (ValueError, ZeroDivisionError):
+        return {"kv_bytes_fraction": float(text)}
+    except ValueError:
         raise UserError(
             f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as "
             "in 0.6 or 1/3, or several separated by commas"

@@ -218,7 +218,7 @@ def _budget(study: StudyRows) -> str:
     if not study.has_levels:
         return f"{study.budget} layers are converted"
     numbers = ", ".join(map(str, study.numbers))
-    return f"{study.budget} cache is left, with {numbers} KV heads in a converted layer"
+    return f"{study.budget} is left, with {numbers} KV heads in a converted layer"
 
 
 def _picture(mask: str) -> str:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mqasearch.dashboard.confirmed import Confirmed, read_confirmed
 from mqasearch.dashboard.data import Comparison, State, StudyRows, TrialRow
 from mqasearch.errors import UserError
-from mqasearch.mask import LayerMask, in_words, is_mask
+from mqasearch.mask import LayerMask, is_mask
 from mqasearch.queue import Queue, Task
 from mqasearch.record import (
     CONFIRMATION_KEY,
@@ -32,7 +32,7 @@ from mqasearch.record import (
     order_of,
     trial_facts,
 )
-from mqasearch.search_space import SearchSpace
+from mqasearch.search_space import SearchSpace, in_words
 from mqasearch.selectors import INVALID_KEY, MASK_KEY
 from mqasearch.study import parts_of
 

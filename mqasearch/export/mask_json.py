@@ -231,6 +231,12 @@ def check_consistent(document: Mapping[str, Any], path: Path) -> None:
     if reduced != mask.levels or any(n_kv_heads % heads for heads in document["kv_heads"]):
         raise MaskError(f"{path}: kv_heads does not fit the mask and {n_kv_heads} KV heads a layer")
     levels = document.get("levels")
+    if levels is not None and (
+        levels != sorted(levels) or any(n >= n_kv_heads or n_kv_heads % n for n in levels)
+    ):
+        raise MaskError(
+            f"{path}: levels {levels} are not ascending divisors of {n_kv_heads} KV heads"
+        )
     if levels is not None and (others := {*document["kv_heads"]} - {n_kv_heads, *levels}):
         raise MaskError(
             f"{path}: kv_heads has {', '.join(map(str, sorted(others)))}, which its levels "

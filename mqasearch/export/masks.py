@@ -91,7 +91,10 @@ def _finalists(facts: StudyFacts, study: optuna.Study) -> list[_Finalist]:
 def _budget(best: FinishedTrial, facts: StudyFacts, spec: StudySpec) -> dict[str, Any]:
     """The study's budget; for a mask that was enqueued by name, its own size."""
     if facts.selector == ENQUEUED:
-        return {"n_layers": best.facts.n_converted}
+        if len(facts.numbers) == 1:
+            return {"n_layers": best.facts.n_converted}
+        original = facts.original_kv_bytes(best.facts)
+        return {"kv_bytes_fraction": best.facts.kv_bytes_per_token / original}
     return spec.budget[0].model_dump(mode="json", exclude_none=True)
 
 

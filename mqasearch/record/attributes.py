@@ -142,10 +142,10 @@ class StudyFacts:
         """The budget as people say it: a number of layers, or a share of the KV cache."""
         if len(self.numbers) == 1:
             return f"{self.least} of {self.n_layers}"
-        n_kv_heads = self.shape["n_kv_heads"]
-        heads_per_unit = (n_kv_heads - max(self.numbers)) / self.space.savings[0]
-        left = 1 - self.least * heads_per_unit / (self.n_layers * n_kv_heads)
-        return f"{left:.0%} of the KV"
+        if self.selector == ENQUEUED:
+            return "masks by name"
+        fraction = self.study_spec.budget[0].kv_bytes_fraction
+        return f"{100 * (fraction or 0):.3g} % of the KV cache"
 
     def kv_heads(self, mask: str) -> KVHeads:
         """KV heads per layer of a mask of the study."""

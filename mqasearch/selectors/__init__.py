@@ -25,7 +25,7 @@ from mqasearch.selectors.selectors import (
     check_parameters,
     selector_of,
 )
-from mqasearch.selectors.switches import best_switches
+from mqasearch.selectors.switches import best_neighbours
 
 __all__ = [
     "INVALID_KEY",
@@ -41,7 +41,7 @@ __all__ = [
     "Selector",
     "SelectorSampler",
     "Wants",
-    "best_switches",
+    "best_neighbours",
     "cheapest",
     "check_parameters",
     "distributions",

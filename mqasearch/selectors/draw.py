@@ -87,9 +87,10 @@ def random_neighbour(
     rng: np.random.Generator,
     without: Set[Level] = NOTHING,
 ) -> LayerMask | None:
-    """A random mask at the budget outside ``taken`` that is one switch away; None without one.
+    """A random mask at the budget outside ``taken`` that differs little; None if none is found.
 
-    A switch gives one layer a lower level and another one a higher level.
+    With one level it is one switch away: one layer is taken out and another one taken in. With
+    several, one layer gets another level, and others take steps until the mask is at the budget.
 
     Args:
         space: the search space.
@@ -98,40 +99,39 @@ def random_neighbour(
         rng: chooses the switch.
         without: levels that no layer gets.
     """
-    lower = rng.permutation(mask.layers)
-    higher = rng.permutation(
-        [
-            layer
-            for layer, level in enumerate(mask)
-            if any((layer, new) not in without for new in range(level + 1, space.n_levels + 1))
-        ]
+    if space.n_levels > 1:
+        return _changed(space, mask, taken, rng, without)
+    inside = rng.permutation(mask.layers)
+    outside = rng.permutation(
+        [layer for layer, level in enumerate(mask) if not level and (layer, 1) not in without]
     )
-    pairs = [*itertools.product(lower, higher)]
+    pairs = [*itertools.product(inside, outside)]
     for index in rng.permutation(len(pairs)):
-        down, up = map(int, pairs[index])
-        found = [
-            neighbour
-            for neighbour in _switched(space, mask, down, up, without)
-            if neighbour not in taken
-        ]
-        if found:
-            return found[rng.integers(len(found)) if len(found) > 1 else 0]
+        removed, added = map(int, pairs[index])
+        neighbour = mask.with_level(removed, 0).with_level(added, 1)
+        if neighbour not in taken:
+            return neighbour
     return None
 
 
-def _switched(
-    space: SearchSpace, mask: LayerMask, down: int, up: int, without: Set[Level]
-) -> list[LayerMask]:
-    """The masks at the budget with a lower level of one layer and a higher one of another."""
-    if down == up:
-        return []
-    rows = (
-        mask.with_level(down, lower).with_level(up, higher)
-        for lower in range(mask.levels[down])
-        for higher in range(mask.levels[up] + 1, space.n_levels + 1)
-        if (up, higher) not in without and (lower == 0 or (down, lower) not in without)
-    )
-    return [row for row in rows if space.is_at_budget(row)]
+def _changed(
+    space: SearchSpace,
+    mask: LayerMask,
+    taken: Collection[LayerMask],
+    rng: np.random.Generator,
+    without: Set[Level],
+) -> LayerMask | None:
+    """The mask with another level of one layer, made up for by others; None after many tries."""
+    for _ in range(_TRIES):
+        layer = int(rng.integers(space.n_layers))
+        level = int(rng.integers(space.n_levels + 1))
+        if level == mask.levels[layer] or (layer, level) in without:
+            continue
+        changed = mask.with_level(layer, level)
+        neighbour = repaired(space, changed, rng, fixed={layer: level}, without=without)
+        if space.is_at_budget(neighbour) and neighbour != mask and neighbour not in taken:
+            return neighbour
+    return None
 
 
 def repaired(

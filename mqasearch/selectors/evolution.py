@@ -16,11 +16,12 @@ _NOBODY: frozenset[LayerMask] = frozenset()
 class EvolutionSelector(Selector):
     """Each mask is the best mask so far with a few switches of levels.
 
-    A switch gives one layer a lower level and another one a higher level, so that every mask is at
-    the budget. That is the search of EvoPress (Sieberling et al. 2024, arXiv 2410.14649), with one
-    elite and without generations, because workers finish their masks at different times: a mutation
-    starts from whatever mask is best by then. As there, the number of switches is the smaller one
-    of two random numbers, which favours few.
+    A switch gives one layer another level, and others take steps until the mask is at the budget
+    again; with one level, one layer is taken out and another one taken in. That is the search of
+    EvoPress (Sieberling et al. 2024, arXiv 2410.14649), with one elite and without generations,
+    because workers finish their masks at different times: a mutation starts from whatever mask is
+    best by then. As there, the number of switches is the smaller one of two random numbers, which
+    favours few.
 
     The first mask converts all layers to the same level as far as the budget allows, and further
     ones at random. If several masks in a row have no score, the layers are tried alone, and levels

@@ -14,7 +14,7 @@ from mqasearch.selectors.history import History, MaskTrial
 from mqasearch.selectors.interactions import Floats, InteractionModel, Levels
 from mqasearch.selectors.knapsack import cheapest
 from mqasearch.selectors.selector import Selector, Wants
-from mqasearch.selectors.switches import best_switches
+from mqasearch.selectors.switches import best_neighbours
 
 _N_LEARNED = 400
 _N_LIKELY = 200
@@ -29,7 +29,8 @@ class GPSelector(Selector):
     The model (:class:`InteractionModel`) starts as the sensitivity ranking, so the ranking's mask
     at the budget is proposed first. From every further mask it learns which layers suit each other.
     Candidates are the model's own optimum, found by greedy selection and switches, and every mask
-    that is one switch away from it or from the best masks so far. The candidate with the largest
+    that is one switch away from it or from the best masks so far; with several levels, also every
+    change of one layer that others make up for. The candidate with the largest
     expected improvement (Jones et al. 1998) is proposed. A running mask counts with the loss
     expected of it (the "kriging believer"), which spreads workers out. Levels of layers that have
     no score alone are left out of every further mask.
@@ -57,6 +58,8 @@ class GPSelector(Selector):
     def wants(self, history: History) -> Wants:
         """The next layer alone, else the most promising candidate, until enough are scored."""
         at_budget = [trial for trial in history if self.space.is_at_budget(trial.mask)]
+        if not self._are_all_alone:  # some layers alone may be at the budget too
+            at_budget = [trial for trial in at_budget if trial.mask.n_converted > 1]
         n_finished = sum(trial.state in ("complete", "pruned") for trial in at_budget)
         n_running = sum(not trial.finished for trial in at_budget)
         if n_finished >= self._goal:
@@ -88,8 +91,13 @@ class GPSelector(Selector):
         return 1 + self._n_alone + self.n_masks
 
     def least_trials(self) -> int:
-        """One for the original, one for each layer alone, and the first mask at the budget."""
-        return 2 if self._are_all_alone else self._n_alone + 2
+        """One for the original, one for each layer alone, and the first mask at the budget.
+
+        A layer alone may be the first mask at the budget.
+        """
+        alone = enumerate(self.space.alone())
+        at_budget = (number for number, mask in alone if self.space.is_at_budget(mask))
+        return 2 + next(at_budget, self._n_alone)
 
     def _next(self, history: History) -> LayerMask:
         for mask in (LayerMask.empty(self.n_layers), *self.space.alone()):
@@ -159,7 +167,7 @@ class GPSelector(Selector):
         allowed = self._allowed(history)
         most = _N_LIKELY + len(history)  # so that enough are left if the likeliest were all seen
         starts = [*self._optimum(model, allowed), *incumbents]
-        near = [best_switches(self.space, model, row, allowed, most)[0] for row in starts]
+        near = [best_neighbours(self.space, model, row, allowed, most)[0] for row in starts]
         rows = np.unique(np.vstack([*near, *starts]), axis=0)
         rows = rows[allowed[np.arange(self.n_layers), rows].all(axis=1)]
         unseen = [row for row in rows if _mask(row) not in history.taken]
@@ -206,10 +214,10 @@ class GPSelector(Selector):
     def _descended(
         self, model: InteractionModel, mask: LayerMask, allowed: npt.NDArray[np.bool_]
     ) -> Levels:
-        """The mask after the best switches, until none improves its expected loss."""
+        """The mask after the best changes, until none improves its expected loss."""
         best = np.array(mask.levels)
         for _ in range(_MAX_SWITCHES):
-            rows, added = best_switches(self.space, model, best, allowed, 1)
+            rows, added = best_neighbours(self.space, model, best, allowed, 1)
             if not len(rows) or added[0] >= 0:
                 break
             best = rows[0]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve_triangular
 
 Floats = npt.NDArray[np.float64]
 Levels = npt.NDArray[np.int_]
@@ -50,11 +51,11 @@ class InteractionModel:
         for share in _PAIR_SHARES:
             for noise in _NOISE_SHARES:
                 root = np.linalg.cholesky(single + share * pair + noise * unit)
-                half = np.linalg.solve(root, excess)
+                half = solve_triangular(root, excess, lower=True)
                 likelihood = -0.5 * half @ half - np.log(np.diag(root)).sum()
                 if likelihood > best:
                     best, self.pair_share, self._root = likelihood, share, root
-                    self._weights = np.linalg.solve(root.T, half)
+                    self._weights = solve_triangular(root.T, half, lower=False)
         self.linear = self._linear()
         """``[n_layers, 1 + n_levels]`` the part of the expected loss that each layer adds alone."""
         self.roots = np.sqrt(self._scales)
@@ -72,7 +73,7 @@ class InteractionModel:
 
     def deviation(self, levels: Levels) -> Floats:
         """Standard deviations ``[k]`` of these expectations, positive."""
-        known = np.linalg.solve(self._root, self.kernel(levels).T)
+        known = solve_triangular(self._root, self.kernel(levels).T, lower=True)
         harms = self._harms(levels)
         first, second = harms.sum(axis=1), (harms**2).sum(axis=1)
         pairs = self.pair_share * (first**2 - second) / 2

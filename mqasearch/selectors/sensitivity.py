@@ -55,5 +55,4 @@ class SensitivitySelector(PlannedSelector):
 
     def _budgets(self) -> range:
         """What the masks save at least: that of the budget first, then less and less."""
-        largest = self.space.savings[-1]
-        return range(self.space.least, largest, -largest)
+        return range(self.space.least, self.space.savings[0], -self.space.savings[-1])

@@ -1,4 +1,4 @@
-"""All masks at the budget that are one switch away from a mask, with their expected losses."""
+"""Masks at the budget that are a few levels away from a mask, with their expected losses."""
 
 from typing import Protocol
 
@@ -28,6 +28,100 @@ class Quadratic(Protocol):
     @property
     def pairs(self) -> Floats:
         """``[n_layers, n_layers]``; symmetric, 0 on the diagonal."""
+
+
+def best_neighbours(
+    space: SearchSpace, model: Quadratic, row: Levels, allowed: npt.NDArray[np.bool_], most: int
+) -> tuple[Levels, Floats]:
+    """The neighbours of a mask with the lowest expected losses, lowest first.
+
+    They are the masks one switch away; and with several levels, every change of one layer that
+    other layers make up for, because from some masks no switch leads to another one: if all layers
+    have half of 8 heads, one that goes back loses more than another one can make up for.
+
+    Args and Returns:
+        as of :func:`best_switches`.
+    """
+    rows, added = best_switches(space, model, row, allowed, most)
+    if space.n_levels == 1:
+        return rows, added
+    others = repaired_changes(space, model, row, allowed)
+    loss = _expected(model, row[None])[0]
+    together = np.vstack([rows, others])
+    losses = np.concatenate([added, _expected(model, others) - loss])
+    together, first = np.unique(together, axis=0, return_index=True)
+    losses = losses[first]
+    order = np.argsort(losses, kind="stable")[:most]
+    return together[order], losses[order]
+
+
+def _expected(model: Quadratic, rows: Levels) -> Floats:
+    """``[k]`` expected losses of ``[k, n_layers]`` levels."""
+    places = np.arange(rows.shape[1])
+    roots = model.roots[places, rows]
+    together = ((roots @ model.pairs) * roots).sum(axis=1) / 2
+    losses: Floats = model.linear[places, rows].sum(axis=1) + together
+    return losses
+
+
+def repaired_changes(
+    space: SearchSpace, model: Quadratic, row: Levels, allowed: npt.NDArray[np.bool_]
+) -> Levels:
+    """One mask for each other level of each layer, brought to the budget by steps of other layers.
+
+    Each step is the one that costs least by the expected loss for what it saves, or gains most.
+    Changes that no steps make up for are left out.
+
+    Args:
+        space: the search space.
+        model: the expected loss.
+        row: ``[n_layers]`` levels of a mask at the budget.
+        allowed: ``[n_layers, 1 + n_levels]`` whether a layer may get a level.
+
+    Returns:
+        ``[k, n_layers]`` levels.
+    """
+    layers, levels = np.nonzero(allowed & (np.arange(allowed.shape[1]) != row[:, None]))
+    places, number = np.arange(space.n_layers), np.arange(len(layers))
+    rows = np.tile(row, (len(layers), 1))
+    rows[number, layers] = levels
+    is_free = np.full(rows.shape, True)
+    is_free[number, layers] = False
+    saved = np.array((0, *space.savings))
+    higher, lower = _next_levels(allowed)
+    for targets, is_forward in ((higher, True), (lower, False)):
+        while True:
+            slack = saved[rows].sum(axis=1) - space.least
+            new = targets[places, rows]
+            change = saved[np.maximum(new, 0)] - saved[rows]
+            wanted = slack < 0 if is_forward else slack >= 0
+            fits = is_free & (new >= 0) & wanted[:, None]
+            if not is_forward:
+                fits &= slack[:, None] + change >= 0
+            moving = np.flatnonzero(fits.any(axis=1))
+            if not len(moving):
+                break
+            roots = model.roots[places, rows]
+            after = np.maximum(new, 0)
+            costs = model.linear[places, after] - model.linear[places, rows]
+            costs += (model.roots[places, after] - roots) * (roots @ model.pairs)
+            costs = costs / np.maximum(change, 1) if is_forward else costs
+            best = np.where(fits, costs, np.inf)[moving].argmin(axis=1)
+            rows[moving, best] = new[moving, best]
+    slack = saved[rows].sum(axis=1) - space.least
+    back = np.array((np.iinfo(int).max, *space.steps))[rows].min(axis=1)
+    return np.unique(rows[(slack >= 0) & (slack < back)], axis=0)
+
+
+def _next_levels(allowed: npt.NDArray[np.bool_]) -> tuple[Levels, Levels]:
+    """``[n_layers, 1 + n_levels]`` the next allowed level above and below each; −1 without one."""
+    n_layers, n_choices = allowed.shape
+    higher, lower = np.full((2, n_layers, n_choices), -1)
+    for level in range(n_choices - 2, -1, -1):
+        higher[:, level] = np.where(allowed[:, level + 1], level + 1, higher[:, level + 1])
+    for level in range(1, n_choices):
+        lower[:, level] = np.where(allowed[:, level - 1], level - 1, lower[:, level - 1])
+    return higher, lower
 
 
 def best_switches(

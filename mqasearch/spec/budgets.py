@@ -10,15 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from mqasearch.budget import Budget
 from mqasearch.mask import ModelShape
 
+_QUOTIENT = r"^[0-9]{1,9}/[1-9][0-9]{0,8}$"
+_Share = Annotated[float, Field(gt=0, lt=1)]
+
 
 def _quotient(value: object) -> object:
     """The number that a text such as ``1/3`` means; anything else is left as it is."""
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}/[1-9]\d{0,8}", value):
+    if isinstance(value, str) and re.fullmatch(_QUOTIENT, value):
         return float(Fraction(value))
     return value
 
 
-KVBytesFraction = Annotated[float, BeforeValidator(_quotient, float | str), Field(gt=0, lt=1)]
+KVBytesFraction = Annotated[
+    _Share, BeforeValidator(_quotient, _Share | Annotated[str, Field(pattern=_QUOTIENT)])
+]
 """A number such as 0.5, or a quotient such as 1/3."""
 
 

@@ -165,10 +165,10 @@ TolerancesGiven = ToleranceEntry | list[ToleranceEntry] | None
 HealGiven = HealEntry | bool | int | Literal["auto"] | None
 
 KVNumber = Annotated[int, Field(ge=1)]
-KVNumbersGiven = KVNumber | list[KVNumber]
-
 MAX_LEVELS = 9
 """The most numbers of KV heads among which a layer may choose: a mask has one digit per layer."""
+
+KVNumbersGiven = KVNumber | Annotated[list[KVNumber], Field(min_length=1, max_length=MAX_LEVELS)]
 
 NamedMask = list[int] | dict[int, list[int]]
 """The converted layers; if there are several ``kv_heads``, number of KV heads → layers."""

@@ -8,7 +8,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from mqasearch.mask import KVHeads, LayerMask, in_words
+from mqasearch.mask import KVHeads, LayerMask
 from mqasearch.record import (
     ENQUEUED,
     StudyFacts,
@@ -18,6 +18,7 @@ from mqasearch.record import (
     study_facts,
     trial_facts,
 )
+from mqasearch.search_space import in_words
 from mqasearch.selectors import INVALID_KEY
 from mqasearch.study.held_out_values import HeldOut, held_out, metric_of, parts_of
 from mqasearch.study.ranking import best

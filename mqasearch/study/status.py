@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mqasearch.mask import LayerMask, in_words
+from mqasearch.mask import LayerMask
 from mqasearch.queue import list_workers
 from mqasearch.record import SharedStorage, Storage
+from mqasearch.search_space import in_words
 from mqasearch.study.ranking import best
 from mqasearch.study.selection import (
     Selection,

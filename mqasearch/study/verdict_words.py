@@ -80,6 +80,7 @@ def _size(size: Size) -> dict[str, Any]:
         "trial_number": size.trial_number,
         "n_converted": size.n_converted,
         "n_layers": size.n_layers,
+        "kv_heads": list(size.kv_heads),
         "kv_bytes_saved": size.kv_bytes_saved,
         "is_healed": size.is_healed,
         "result": size.result,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import optuna
 
+from mqasearch.mask import KVHeads
 from mqasearch.record import (
     ENQUEUED,
     HEALED,
@@ -70,6 +71,7 @@ class Size:
         mask: the mask as a string of digits, one level per layer.
         n_converted: number of converted layers.
         n_layers: number of the model's layers.
+        kv_heads: KV heads per layer.
         kv_bytes_saved: share of the KV cache that the mask saves.
         tests: a test of every tolerance on every task that has its metric.
         missing: metrics of tolerances that could not be tested, because no task has the metric with
@@ -85,6 +87,7 @@ class Size:
     mask: str
     n_converted: int
     n_layers: int
+    kv_heads: KVHeads
     kv_bytes_saved: float
     tests: tuple[Outcome, ...]
     missing: tuple[str, ...] = ()
@@ -197,6 +200,7 @@ def _size(
         mask=best.facts.mask,
         n_converted=best.facts.n_converted,
         n_layers=facts.n_layers,
+        kv_heads=facts.kv_heads(best.facts.mask),
         kv_bytes_saved=1 - best.facts.kv_bytes_per_token / facts.original_kv_bytes(best.facts),
         tests=tests,
         missing=tuple(entry.metric for entry in tolerance if entry not in tested),

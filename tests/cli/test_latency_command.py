@@ -123,7 +123,7 @@ def test_a_front_in_the_order_of_its_caches(mqasearch: Run, folder: Path) -> Non
     assert code == 0
     variants = json.loads(out)["variants"]
     assert [each["name"] for each in variants] == ["original", "87.5 % of KV", "75 % of KV"]
-    assert [each["kv_bytes_per_token"] for each in variants] == [1024, 896, 768]
+    assert [each["kv_heads"] for each in variants] == [[2] * 4, [2, 2, 2, 1], [2, 1, 2, 1]]
 
 
 def test_all_layers_with_each_number_of_heads(mqasearch: Run, folder: Path) -> None:

@@ -199,7 +199,8 @@ def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     ("edit", "message"),
     [
         (lambda d: d.update(schema_version=3), "schema_version 3"),
-        (lambda d: d.update(levels=[2]), "kv_heads has 1, which its levels"),
+        (lambda d: d.update(levels=[2]), "levels"),
+        (lambda d: d.update(levels=[2, 1]), "levels"),
         (lambda d: d.update(extra=1), "extra"),
         (lambda d: d.pop("mask"), "mask"),
         (lambda d: d["mask"].append(1), "7 flags"),

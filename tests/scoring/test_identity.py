@@ -46,6 +46,7 @@ HARMLESS = {
     "assets/cache.py": "where files lie",
     "assets/wheels.py": "documents are in the key, weights in the fingerprint",
     "budget.py": "how many layers to convert; which ones were is in the key",
+    "search_space.py": "which masks a search may propose; the KV heads are in the key",
     "errors.py": "messages",
     "files/__init__.py": "a list of names",
     "files/folders.py": "where files lie",

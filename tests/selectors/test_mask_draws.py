@@ -1,11 +1,13 @@
 """Random masks, neighbours and repairs, in spaces of one level and of several."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selector_workers import all_masks, masks_within, spaces
 
-from mqasearch.mask import LayerMask
+from mqasearch.budget import Budget
+from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search_space import SearchSpace
 from mqasearch.selectors.draw import (
     n_left,
@@ -113,7 +115,7 @@ def test_random_masks_are_uniform() -> None:
 
 @laws
 @given(some_spaces(8), seeds, st.data())
-def test_neighbours_are_all_masks_at_the_budget_one_switch_away(
+def test_neighbours_are_new_masks_at_the_budget_until_none_is_left(
     space: SearchSpace, seed: int, data: st.DataObject
 ) -> None:
     at_budget = [mask for mask in masks_within(space) if space.is_at_budget(mask)]
@@ -122,13 +124,28 @@ def test_neighbours_are_all_masks_at_the_budget_one_switch_away(
     taken = {mask}
     while (neighbour := random_neighbour(space, mask, taken, rng)) is not None:
         assert space.is_at_budget(neighbour)
+        assert neighbour not in taken
         taken.add(neighbour)
+    if space.n_levels == 1:
+        one_switch = {other for other in at_budget if len({*mask.layers} ^ {*other.layers}) <= 2}
+        assert taken == one_switch
 
-    def is_switch(other: LayerMask) -> bool:
-        changes = [new - old for old, new in zip(mask, other, strict=True) if new != old]
-        return len(changes) == 2 and min(changes) < 0 < max(changes)
 
-    assert taken == {mask, *filter(is_switch, at_budget)}
+EVEN = [(8, (1, 2, 4), 1 / 2), (8, (1, 2, 4), 1 / 4), (9, (1, 3), 1 / 3)]
+"""KV heads, numbers, and a budget at which all layers have the same number: nothing is a switch."""
+
+
+@pytest.mark.parametrize(("n_kv_heads", "numbers", "fraction"), EVEN)
+def test_an_even_mask_has_neighbours(
+    n_kv_heads: int, numbers: tuple[int, ...], fraction: float
+) -> None:
+    shape = ModelShape(30, n_kv_heads, n_kv_heads, 8, 64, 2)
+    space = Budget(kv_bytes_fraction=fraction).space(shape, numbers)
+    even = next(m for n in range(3) if space.is_at_budget(m := LayerMask((n + 1,) * 30)))
+    neighbour = random_neighbour(space, even, {even}, np.random.default_rng(0))
+    assert neighbour is not None
+    changed = sum(new != old for old, new in zip(even, neighbour, strict=True))
+    assert 2 <= changed <= 8
 
 
 def test_all_masks_of_one_level_come_in_the_order_of_their_layers() -> None:

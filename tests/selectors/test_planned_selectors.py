@@ -10,7 +10,9 @@ from selector_workers import (
     Simulation,
     additive_loss,
     all_masks,
+    masks_within,
     pairwise_loss,
+    spaces,
 )
 
 from mqasearch.mask import LayerMask
@@ -217,3 +219,22 @@ def test_a_dead_workers_mask_is_the_next_one_wanted() -> None:
     masks = start(selector, additive_loss(N_LAYERS, 0), until=0)[:4]
     left = [MaskTrial(n, mask, "running", math.nan) for n, mask in enumerate(masks) if n != 2]
     assert selector.wants(History(left, 4)).masks[0] == masks[2]
+
+
+@laws
+@given(st.composite(spaces)(8), seeds)
+def test_sensitivity_is_optimal_with_levels_where_harms_add_up(
+    space: SearchSpace, seed: int
+) -> None:
+    """Also at budgets that one layer alone could meet."""
+    loss = additive_loss(space.n_layers, seed, space.n_levels)
+    found = Simulation(lambda: selector_of("sensitivity", space), loss).run()
+    at_budget = [mask for mask in masks_within(space) if space.is_at_budget(mask)]
+    assert loss(found.best) == pytest.approx(min(map(loss, at_budget)))
+
+
+def test_gp_scores_masks_of_several_layers_where_one_alone_is_at_the_budget() -> None:
+    space = SearchSpace(12, 7, savings=(4, 6, 7), choices=(8, 4, 2, 1))
+    loss = pairwise_loss(12, 0, n_levels=3)
+    gp = Simulation(lambda: selector_of("gp", space, n_masks=10), loss).run()
+    assert sum(mask.n_converted > 1 for mask in gp.at_budget) == 10

@@ -107,7 +107,7 @@ def test_version_1_is_still_read(storage: Storage, tmp_path: Path) -> None:
 def test_the_dashboard_shows_numbers_of_heads(storage: Storage) -> None:
     (comparison,) = read_comparisons(storage.optuna)
     page = comparison_page(comparison).decode()
-    assert "50% of the KV cache is left, with 1, 2, 4 KV heads in a converted layer" in page
+    assert "50 % of the KV cache is left, with 1, 2, 4 KV heads in a converted layer" in page
     figures = {
         row["key"]: row["figure"] for row in json.loads(figures_json(comparison, (comparison,)))
     }
