@@ -100,7 +100,7 @@ def _ours(attributes: object) -> StudyFacts | None:
         return None
     try:
         facts = facts_of({**_UNKNOWN, **attributes, "spec": {**mapping(attributes.get("spec"))}})
-        facts.space  # noqa: B018 (it raises if the facts make none)
+        facts.space, facts.budget_words  # noqa: B018 (they raise if the facts make none)
     except (TypeError, ValueError, UserError):
         return None
     return facts
