@@ -1,15 +1,60 @@
 """How much of the model is to be converted."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor
 
+from mqasearch.errors import UserError
 from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.search_space import SearchSpace, heads_space
+
+MOST_UNITS = 40
+"""What a layer saves at most, in the units of a latency budget. Smaller units make the masks at the
+budget longer to count; these round what a layer saves by 2.5 % of the most, always down."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTimes:
+    """Measured times of decoding with all layers at the same number of KV heads.
+
+    Layers are taken to be alike, and what they save to add up: a layer with ``h`` KV heads saves
+    ``(ms[n_kv_heads] - ms[h]) / n_layers``.
+
+    Example:
+        >>> times = DecodeTimes(context=2048, batch_size=4, ms={3: 20.0, 1: 14.0})
+        >>> times.predicted_ms((3, 1, 1, 3))
+        17.0
+
+    Attributes:
+        context: tokens of the prompt.
+        batch_size: sequences at a time.
+        ms: KV heads of every layer → milliseconds of one decoding step, which gives each sequence
+            a token. The largest number is the original's.
+    """
+
+    context: int
+    batch_size: int
+    ms: Mapping[int, float]
+
+    @property
+    def original_ms(self) -> float:
+        """The original's time."""
+        return self.ms[max(self.ms)]
+
+    def predicted_ms(self, kv_heads: KVHeads) -> float:
+        """The time of a model with these KV heads per layer."""
+        saved = sum(self.original_ms - self.ms[heads] for heads in kv_heads)
+        return self.original_ms - saved / len(kv_heads)
+
+    @property
+    def setting(self) -> str:
+        """The setting in words."""
+        return f"context {self.context}, batch size {self.batch_size}"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget; exactly one of the two attributes is given.
+    """A budget; exactly one of the first three attributes is given.
 
     Example:
         >>> shape = ModelShape(
@@ -18,23 +63,36 @@ class Budget:
         ... )
         >>> Budget(kv_bytes_fraction=0.5).space(shape).least
         23
+        >>> times = DecodeTimes(context=2048, batch_size=4, ms={3: 20.0, 1: 14.0})
+        >>> Budget(decode_ms=17.0, times=times).space(shape).least
+        15
 
     Attributes:
         n_layers: layers to convert.
         kv_bytes_fraction: largest KV cache allowed, as a fraction of the original's.
+        decode_ms: longest time allowed of a decoding step, in milliseconds.
+        times: measured times; given with ``decode_ms``.
     """
 
     n_layers: int | None = None
     kv_bytes_fraction: float | None = None
+    decode_ms: float | None = None
+    times: DecodeTimes | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        if (self.n_layers is None) == (self.kv_bytes_fraction is None):
-            raise ValueError("give exactly one of n_layers and kv_bytes_fraction")
+        given = (self.n_layers, self.kv_bytes_fraction, self.decode_ms)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give exactly one of n_layers, kv_bytes_fraction and decode_ms")
+        if (self.decode_ms is None) != (self.times is None):
+            raise ValueError("give decode_ms and times together")
 
     def __str__(self) -> str:
         if self.n_layers is not None:
             return f"{self.n_layers} layers"
-        return f"{self.kv_bytes_fraction:.0%} of the KV cache"
+        if self.decode_ms is not None:
+            return f"{self.decode_ms:.4g} ms per token"
+        assert self.kv_bytes_fraction is not None
+        return f"{100 * self.kv_bytes_fraction:.3g} % of the KV cache"
 
     def space(self, shape: ModelShape, numbers: Sequence[int] = (1,)) -> SearchSpace:
         """The masks that a search with this budget may propose.
@@ -45,11 +103,15 @@ class Budget:
                 budget is a number of layers.
 
         Raises:
-            UserError: no mask meets the budget.
+            UserError: no mask meets the budget; or the measured times lack a number of KV heads, or
+                do not become shorter with fewer.
         """
         if self.n_layers is not None:
             (number,) = numbers
             return heads_space(shape, numbers, self.n_layers * (shape.n_kv_heads - number))
+        if self.decode_ms is not None:
+            assert self.times is not None
+            return _times_space(shape, numbers, self.decode_ms, self.times)
         assert self.kv_bytes_fraction is not None
         n_heads = shape.n_layers * shape.n_kv_heads
         return heads_space(shape, numbers, (1 - self.kv_bytes_fraction) * n_heads)
@@ -57,11 +119,68 @@ class Budget:
     def excess(self, kv_heads: KVHeads, shape: ModelShape) -> float:
         """How far a model is from the budget; feasible when ≤ 0 (Optuna's sign).
 
-        The unit is layers still to convert for ``n_layers``, otherwise a fraction of the original
-        cache.
+        The unit is layers still to convert for ``n_layers``, milliseconds for ``decode_ms``,
+        otherwise a fraction of the original cache.
         """
         if self.n_layers is not None:
             return self.n_layers - sum(heads < shape.n_kv_heads for heads in kv_heads)
+        if self.decode_ms is not None:
+            assert self.times is not None
+            return self.times.predicted_ms(kv_heads) - self.decode_ms
         assert self.kv_bytes_fraction is not None
         original = shape.kv_bytes_per_token(shape.original)
         return shape.kv_bytes_per_token(kv_heads) / original - self.kv_bytes_fraction
+
+
+def _times_space(
+    shape: ModelShape, numbers: Sequence[int], decode_ms: float, times: DecodeTimes
+) -> SearchSpace:
+    """The space whose savings are milliseconds, in units of which a layer saves at most 40."""
+    heads = sorted(numbers, reverse=True)
+    check_times(shape, heads, times)
+    saved = [times.original_ms - times.ms[number] for number in heads]
+    units = 1 if len(heads) == 1 else MOST_UNITS
+    unit = saved[-1] / shape.n_layers / units  # milliseconds
+    least = ceil((times.original_ms - decode_ms) / unit - 1e-9)
+    savings = tuple(floor(units * each / saved[-1] + 1e-9) for each in saved)
+    choices = (False, True) if len(heads) == 1 else (shape.n_kv_heads, *heads)
+    if not 1 <= least <= units * shape.n_layers:
+        raise UserError(
+            f"{decode_ms:.4g} ms per token cannot be met: at {times.setting} the original takes "
+            f"{times.original_ms:.4g}, and with {heads[-1]} KV head(s) in every layer it is "
+            f"{times.ms[heads[-1]]:.4g}; choose a time between the two"
+        )
+    return SearchSpace(shape.n_layers, least, savings, choices)
+
+
+def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> None:
+    """Check that the times are those of the model, and tell all numbers of KV heads apart.
+
+    Args:
+        shape: the model's shape.
+        heads: the numbers of KV heads that a converted layer may have, descending.
+        times: measured times.
+
+    Raises:
+        UserError: a time is missing, or hardly shorter than with more KV heads.
+    """
+    every = [shape.n_kv_heads, *heads]
+    measured = ", ".join(map(str, sorted(times.ms)))
+    if missing := [number for number in every if number not in times.ms]:
+        listed = ",".join(map(str, sorted(heads)))
+        raise UserError(
+            f"no time was measured with {missing[0]} KV heads in every layer (there are times with "
+            f"{measured}); measure it with `mqasearch latency MODEL --kv-heads {listed}`"
+        )
+    if max(times.ms) != shape.n_kv_heads:
+        raise UserError(
+            f"the times go up to {max(times.ms)} KV heads, and the model has {shape.n_kv_heads}"
+        )
+    least_step = (times.original_ms - times.ms[heads[-1]]) / MOST_UNITS
+    for more, fewer in zip(every, heads, strict=False):
+        if times.ms[more] - times.ms[fewer] < max(least_step, 1e-12):
+            raise UserError(
+                f"with {fewer} KV head(s) decoding is hardly faster than with {more} "
+                f"({times.ms[fewer]:.4g} and {times.ms[more]:.4g} ms at {times.setting}): leave "
+                f"{fewer} out of kv_heads, or measure a longer context or a larger batch"
+            )

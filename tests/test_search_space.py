@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selector_workers import spaces
 
-from mqasearch.budget import Budget
+from mqasearch.budget import MOST_UNITS, Budget, DecodeTimes
 from mqasearch.errors import UserError
 from mqasearch.mask import LayerMask, ModelShape
 from mqasearch.search_space import SearchSpace
@@ -71,3 +71,71 @@ def test_a_budget_that_no_mask_meets_is_refused() -> None:
         Budget(kv_bytes_fraction=0.1).space(EIGHT, (1, 2, 4))
     with pytest.raises(UserError, match="a budget of 33 layers does not fit a model of 32"):
         Budget(n_layers=33).space(EIGHT)
+
+
+@st.composite
+def decode_times(draw: st.DrawFn) -> DecodeTimes:
+    """Times of 8, 4, 2 and 1 KV heads, each shorter than the one before."""
+    original = draw(st.floats(50.0, 200.0))
+    some = draw(st.lists(st.sampled_from(range(10, 91, 3)), min_size=2, max_size=2, unique=True))
+    shares = [1.0, *(percent / 100 for percent in sorted(some, reverse=True)), 0.05]
+    ms = {heads: original * share for heads, share in zip((8, 4, 2, 1), shares, strict=True)}
+    return DecodeTimes(2048, 4, ms)
+
+
+@laws
+@given(decode_times(), st.floats(0.06, 0.99), st.data())
+def test_a_mask_at_a_budget_in_time_is_predicted_to_be_fast_enough(
+    times: DecodeTimes, share: float, data: st.DataObject
+) -> None:
+    """And a mask that is not must be within the rounding of what a layer saves."""
+    numbers = (1, 2, 4)
+    budget = Budget(decode_ms=share * times.original_ms, times=times)
+    space = budget.space(EIGHT, numbers)
+    mask = data.draw(masks_of(space))
+    excess = budget.excess(mask.kv_heads(EIGHT, numbers), EIGHT)
+    if space.saved(mask) >= space.least:
+        assert excess <= 1e-9
+    else:
+        rounding = (times.original_ms - times.ms[1]) / MOST_UNITS
+        assert excess > -rounding - 1e-9
+
+
+@laws
+@given(decode_times(), st.floats(0.06, 0.99), st.integers(0, 32))
+def test_with_one_number_a_time_means_a_number_of_layers(
+    times: DecodeTimes, share: float, n_layers: int
+) -> None:
+    budget = Budget(decode_ms=share * times.original_ms, times=times)
+    space = budget.space(EIGHT, [1])
+    assert space == SearchSpace(32, space.least)
+    mask = LayerMask.of(range(n_layers), 32)
+    excess = budget.excess(mask.kv_heads(EIGHT), EIGHT)
+    assert (n_layers >= space.least) == (excess <= 1e-6) or abs(excess) < 1e-6
+
+
+def test_the_predicted_time_is_the_measured_one_if_all_layers_are_alike() -> None:
+    times = DecodeTimes(2048, 4, {8: 80.0, 4: 50.0, 1: 20.0})
+    for heads, ms in times.ms.items():
+        assert times.predicted_ms((heads,) * 32) == pytest.approx(ms)
+    assert times.predicted_ms((8,) * 16 + (1,) * 16) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("ms", "decode_ms", "numbers", "message"),
+    [
+        ({8: 80, 1: 20}, 90, [1], "90 ms per token cannot be met: .* original takes 80"),
+        ({8: 80, 1: 20}, 19, [1], r"with 1 KV head\(s\) in every layer it is 20; choose a time be"),
+        ({8: 80, 1: 20}, 40, [1, 4], "no time was measured with 4 KV heads .* with 1, 8"),
+        ({4: 80, 1: 20}, 40, [1], "no time was measured with 8 KV heads"),
+        ({16: 90, 8: 80, 1: 20}, 40, [1], "go up to 16 KV heads, and the model has 8"),
+        ({8: 80, 4: 80.5, 1: 20}, 40, [1, 4], "with 4 .* hardly faster than with 8"),
+        ({8: 80, 2: 20.1, 1: 20}, 40, [1, 2], "with 1 .* than with 2 .* leave 1 out of kv_heads"),
+        ({8: 80, 1: 81}, 40, [1], "with 1 .* hardly faster than with 8"),
+    ],
+)
+def test_times_that_no_budget_can_come_from_are_refused(
+    ms: dict[int, float], decode_ms: float, numbers: list[int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Budget(decode_ms=decode_ms, times=DecodeTimes(2048, 4, ms)).space(EIGHT, numbers)

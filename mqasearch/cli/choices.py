@@ -34,6 +34,7 @@ class Choices:
     trust_remote_code: bool = False
     study_name: str | None = None
     kv_heads: str | None = None
+    latency: str | None = None
 
     def as_data(self) -> dict[str, Any]:
         """The options that were given, as keys of a study file.
@@ -55,12 +56,25 @@ class Choices:
             "name": self.study_name,
             "model": {key: value for key, value in model.items() if value is not None},
             "kv_heads": None if self.kv_heads is None else _numbers(self.kv_heads),
-            "budget": None if self.budget is None else _budgets(self.budget),
+            "budget": self._budgets(),
             "tasks": list(self.task or ()),
             "tolerance": [_tolerance(text) for text in self.tolerance or ()],
             "documents": documents,
         }
         return {key: value for key, value in data.items() if value}
+
+    def _budgets(self) -> Any:
+        """The budgets; those in milliseconds with the file of measured times."""
+        if self.budget is None or self.budget == "auto":
+            budgets: list[Any] = []
+        else:
+            budgets = [_budget(part.strip()) for part in self.budget.split(",")]
+        timed = [row for row in budgets if isinstance(row, dict) and "decode_ms" in row]
+        if self.latency is not None and not timed:
+            raise UserError("--latency: give --budget in milliseconds too, as in 12ms")
+        for row in timed if self.latency is not None else ():
+            row["latency"] = self.latency
+        return self.budget if not budgets else budgets if len(budgets) > 1 else budgets[0]
 
 
 _IN_THE_FILE = {
@@ -74,6 +88,7 @@ _IN_THE_FILE = {
     "trust_remote_code": "model: {name: …, trust_remote_code: true}",
     "study_name": "name: my-study",
     "kv_heads": "kv_heads: [1, 2, 4]",
+    "latency": "budget: {decode_ms: 12, latency: latency.json}",
 }
 
 
@@ -165,24 +180,20 @@ def _numbers(text: str) -> list[int]:
     return [*map(int, numbers)]
 
 
-def _budgets(text: str) -> Any:
-    if text == "auto":
-        return text
-    budgets = [_budget(part.strip()) for part in text.split(",")]
-    return budgets if len(budgets) > 1 else budgets[0]
-
-
 def _budget(text: str) -> Any:
     with suppress(ValueError):
         return int(text)
     if "/" in text:
         return {"kv_bytes_fraction": text}
+    if text.endswith("ms"):
+        with suppress(ValueError):
+            return {"decode_ms": float(text.removesuffix("ms"))}
     try:
         return {"kv_bytes_fraction": float(text)}
     except ValueError:
         raise UserError(
             f"--budget {text}: give auto, a number of layers as in 5, a share of the KV cache as "
-            "in 0.6 or 1/3, or several separated by commas"
+            "in 0.6 or 1/3, milliseconds per token as in 12ms, or several separated by commas"
         ) from None
 
 

@@ -2,14 +2,19 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mqasearch.cli.options import Device, Format, OutputFormat, TrustRemoteCode
 from mqasearch.errors import UserError
+
+if TYPE_CHECKING:
+    from mqasearch.latency import BudgetCheck, TimeBudget
+
+CONTEXTS = (512, 2048)
 
 log = logging.getLogger("mqasearch")
 
@@ -48,10 +53,19 @@ def latency(
             "or this one.",
         ),
     ] = None,
-    context: Annotated[str, typer.Option(help="Tokens of the prompt, a list.")] = "512,2048",
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of the prompt, a list. Default: 512,2048; of a mask that was found under "
+            "a decoding time, that of its budget."
+        ),
+    ] = None,
     batch_size: Annotated[
         str | None,
-        typer.Option(help="Sequences at a time, a list. Default: 1,4, or what the engine can."),
+        typer.Option(
+            help="Sequences at a time, a list. Default: 1,4, or what the engine can; or that of "
+            "the budget."
+        ),
     ] = None,
     n_tokens: Annotated[int, typer.Option(help="Tokens to decode.")] = 32,
     repetitions: Annotated[int, typer.Option(help="Timed runs of each variant.")] = 5,
@@ -65,34 +79,40 @@ def latency(
     format: OutputFormat = Format.TABLE,
 ) -> None:
     """Measure prefill, decoding, KV cache and peak memory against the number of MQA layers."""
-    contexts = _numbers("--context", context)
-
-    from mqasearch.export import read_front, read_mask
-    from mqasearch.latency import (
-        Workload,
-        check_engine,
-        check_figure_path,
-        default_batch_sizes,
-        measure,
-        write_figure,
-    )
-    from mqasearch.models import load_model
-
-    batch_sizes = (
-        default_batch_sizes(engine) if batch_size is None else _numbers("--batch-size", batch_size)
-    )
-    workload = Workload(contexts, batch_sizes, n_tokens, repetitions)
-    check_engine(engine, engine_python, workload)
-    if output is not None:
-        check_figure_path(output)
+    given = {
+        "--context": None if context is None else _numbers("--context", context),
+        "--batch-size": None if batch_size is None else _numbers("--batch-size", batch_size),
+    }
     if front and mask is None:
         raise UserError("--front: give --mask MASKS.json too, which `mqasearch export` writes")
     if kv_heads is not None and mask is not None:
         raise UserError("--kv-heads: give it or --mask, not both")
     numbers = None if kv_heads is None else _numbers("--kv-heads", kv_heads)
-    document, masks = None, None
-    if mask is not None:
-        document, masks = read_front(mask) if front else (read_mask(mask), None)
+
+    from mqasearch.latency import (
+        Workload,
+        check_budget,
+        check_engine,
+        check_figure_path,
+        default_batch_sizes,
+        measure,
+        time_budget,
+        write_figure,
+    )
+    from mqasearch.models import load_model
+
+    masks = _Masks(mask, front)
+    budget = None if masks.best is None else time_budget(masks.best)
+    workload = Workload(
+        given["--context"] or ((budget.times.context,) if budget else CONTEXTS),
+        given["--batch-size"]
+        or ((budget.times.batch_size,) if budget else default_batch_sizes(engine)),
+        n_tokens,
+        repetitions,
+    )
+    check_engine(engine, engine_python, workload)
+    if output is not None:
+        check_figure_path(output)
     loaded = load_model(
         model,
         revision=revision,
@@ -100,7 +120,7 @@ def latency(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    variants = _variants(loaded, numbers, document, masks)
+    variants = masks.variants(loaded, numbers, budget)
     with _Progress() as progress:
         report = measure(
             loaded,
@@ -111,41 +131,68 @@ def latency(
             engine_python=engine_python,
             progress=progress.update,
         )
-    _print(report, format)
+    check = None if budget is None or front else check_budget(report, budget)
+    _print(report, check, format)
     if output is not None:
         write_figure(report, output)
 
 
-def _variants(
-    loaded: Any,
-    numbers: Sequence[int] | None,
-    document: Mapping[str, Any] | None,
-    front: Sequence[tuple[int, ...]] | None,
-) -> dict[str, tuple[int, ...]]:
-    """Name → KV heads: shares of the layers, numbers of heads, a front, or a mask."""
-    from mqasearch.export import check_model
-    from mqasearch.latency import along_front, numbers_of_heads, shares_of_layers
+class _Masks:
+    """What ``--mask`` and ``--front`` name; nothing if there is no ``--mask``."""
 
-    if numbers is not None:
-        return numbers_of_heads(loaded.shape, numbers)
-    if document is None:
-        return shares_of_layers(loaded.shape)
-    check_model(document, loaded.shape, loaded.fingerprint)
-    if front is not None:
-        return along_front(loaded.shape, front)
-    return {"original": loaded.shape.original, "mask": tuple(document["kv_heads"])}
+    def __init__(self, path: Path | None, front: bool) -> None:
+        from mqasearch.export import read_front, read_masks
+
+        self.all: list[dict[str, Any]] = []
+        self.front: list[tuple[int, ...]] | None = None
+        if path is not None and front:
+            best, self.front = read_front(path)
+            self.all = [best]
+        elif path is not None:
+            self.all = read_masks(path)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best mask."""
+        return self.all[0] if self.all else None
+
+    def variants(
+        self, loaded: Any, numbers: Sequence[int] | None, budget: "TimeBudget | None"
+    ) -> dict[str, tuple[int, ...]]:
+        """Name → KV heads: shares of the layers, numbers of heads, a front, or masks.
+
+        All masks of the file are measured if they were found under a decoding time. Else they take
+        equally much of the cache, so that one stands for all.
+        """
+        from mqasearch.export import check_model
+        from mqasearch.latency import along_front, finalists, numbers_of_heads, shares_of_layers
+
+        if numbers is not None:
+            return numbers_of_heads(loaded.shape, numbers)
+        if self.best is None:
+            return shares_of_layers(loaded.shape)
+        check_model(self.best, loaded.shape, loaded.fingerprint)
+        if self.front is not None:
+            return along_front(loaded.shape, self.front)
+        original = {"original": loaded.shape.original}
+        if budget is not None:
+            return original | finalists(self.all)
+        return original | {"mask": tuple(self.best["kv_heads"])}
 
 
-def _print(report: Any, format: Format) -> None:
+def _print(report: Any, check: "BudgetCheck | None", format: Format) -> None:
     from mqasearch.cli.printed_tables import print_json, print_rows
 
     if format is Format.JSON:
-        print_json(report.document())
+        found = None if check is None else check.document
+        print_json(report.document() | ({} if found is None else {"budget": found}))
         return
     headers, rows = _table(report)
     print_rows(headers, rows, format)
     print(_legend(report))
     print(f"{report.pays}.")
+    for line in () if check is None else check.lines:
+        print(line)
 
 
 def _table(report: Any) -> tuple[list[str], list[list[str | None]]]:

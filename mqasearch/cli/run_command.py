@@ -13,6 +13,7 @@ from mqasearch.cli.run_options import (
     Budget,
     ConfirmationDocuments,
     Dtype,
+    Latency,
     MoreTrials,
     NameOfStudy,
     NumbersOfHeads,
@@ -67,6 +68,7 @@ def run(
     workers: Workers = None,
     n_trials: MoreTrials = None,
     budget: Budget = None,
+    latency: Latency = None,
     kv_heads: NumbersOfHeads = None,
     task: Tasks = None,
     tolerance: Tolerances = None,
@@ -81,6 +83,7 @@ def run(
     chosen = Choices(
         budget=budget,
         kv_heads=kv_heads,
+        latency=latency,
         task=task,
         tolerance=tolerance,
         documents=documents,

@@ -26,8 +26,16 @@ Budget = Annotated[
     str | None,
     typer.Option(
         metavar="auto|N,…",
-        help="MODEL: layers to convert, or the share of the KV cache to keep (0.6); several "
-        "separated by commas; auto, the default, for four sizes.",
+        help="MODEL: layers to convert, the share of the KV cache to keep (0.6), or a decoding "
+        "time (12ms, with --latency); several separated by commas; auto, the default, for four "
+        "sizes.",
+    ),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="MODEL: the times that `latency MODEL --kv-heads N,… -f json` measured.",
     ),
 ]
 NumbersOfHeads = Annotated[

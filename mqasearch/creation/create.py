@@ -97,8 +97,8 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
     for entry in spec.budget if not levels else ():
         try:
             space = entry.budget.space(shape, spec.kv_heads)
-        except UserError:
-            faults.append(_budget_fault(spec, shape, entry.budget))
+        except UserError as error:
+            faults.append(_budget_fault(spec, shape, entry.budget, error))
         else:
             faults += _selector_faults(spec, space)
     faults += _calibration_faults(spec, shape)
@@ -123,8 +123,10 @@ def _level_faults(spec: StudySpec, shape: ModelShape) -> list[str]:
     ]
 
 
-def _budget_fault(spec: StudySpec, shape: ModelShape, budget: Budget) -> str:
+def _budget_fault(spec: StudySpec, shape: ModelShape, budget: Budget, error: UserError) -> str:
     """Why no mask meets a budget."""
+    if budget.decode_ms is not None:
+        return f"budget: {error}"
     smallest = min(spec.kv_heads)
     if len(spec.kv_heads) == 1:
         return (
@@ -251,6 +253,7 @@ def _plan(
             direction=direction,
             spec=spec.model_dump(mode="json"),
             versions=versions(),
+            savings=list(space.savings) if spec.budget[0].latency is not None else [],
         )
         for selector, least, n_trials in rows
     ]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mqasearch.creation.latency_file import with_times
 from mqasearch.errors import SpecError, UserError, unknown_name
 from mqasearch.merging import merge_of
 from mqasearch.score import ZERO_ONE
@@ -37,7 +38,8 @@ def load_study(path: Path) -> StudySpec:
 def checked_study(data: object, where: str) -> StudySpec:
     """Validate the content of a study file, and the names in it.
 
-    A file without ``selectors`` and without ``enqueue`` gets the recommended selectors.
+    A file without ``selectors`` and without ``enqueue`` gets the recommended selectors. A budget
+    that names a file of ``mqasearch latency`` gets the times in it.
 
     Args:
         data: the file's content, as read from YAML.
@@ -48,8 +50,7 @@ def checked_study(data: object, where: str) -> StudySpec:
     """
     if not isinstance(data, Mapping):
         return parse_spec(data, where)  # raises an error that says what is expected
-    data = _with_selectors(data)
-    faults: list[str] = []
+    data, faults = with_times(_with_selectors(data))
     spec = None
     try:
         spec = parse_spec(data, where)

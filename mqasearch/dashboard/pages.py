@@ -45,7 +45,7 @@ def index_page(comparisons: Sequence[Comparison]) -> bytes:
             )
         )
     head = (
-        *("comparison", "selectors", "layers", "scored"),
+        *("comparison", "selectors", "budget", "scored"),
         *("best, search", "to original", "held out", "best mask"),
     )
     return page("index.html", "mqasearch", head=head, rows=rows)
@@ -216,9 +216,11 @@ def _layers(row: TrialRow | None) -> str:
 
 def _budget(study: StudyRows) -> str:
     if not study.has_levels:
-        return f"{study.budget} layers are converted"
+        layers = f"{study.space.least} of {study.space.n_layers}"
+        converted = f"{layers} layers are converted"
+        return converted if study.budget == layers else f"{converted} for {study.budget}"
     numbers = ", ".join(map(str, study.numbers))
-    return f"{study.budget} is left, with {numbers} KV heads in a converted layer"
+    return f"budget: {study.budget}, with {numbers} KV heads in a converted layer"
 
 
 def _picture(mask: str) -> str:

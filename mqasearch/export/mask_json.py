@@ -78,6 +78,18 @@ def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
     return chosen
 
 
+def read_masks(path: Path) -> list[dict[str, Any]]:
+    """Read every mask of a file, best first.
+
+    Raises:
+        MaskError: unreadable, not a mask JSON, or a mask that is inconsistent.
+    """
+    masks = _masks(_read(path), path)
+    for mask in masks:
+        check_consistent(mask, path)
+    return masks
+
+
 def read_front(path: Path) -> tuple[dict[str, Any], list[KVHeads]]:
     """Read the best mask of a file and the KV heads of every mask on its front, most first.
 

@@ -16,9 +16,13 @@ class KVCount:
     """
 
     def __init__(self, shape: ModelShape, kv_heads: KVHeads, config: PreTrainedConfig) -> None:
-        """Ask transformers which layers of ``config`` have a window."""
+        """Ask transformers which layers of ``config`` have a window.
+
+        ``windows`` has for each layer the tokens that it attends to at most; None = all.
+        """
         windows = [getattr(layer, "sliding_window", None) for layer in _cache_layers(config)]
         windows += [None] * (shape.n_layers - len(windows))
+        self.windows: tuple[int | None, ...] = tuple(windows)
         self._layers = [
             (2 * heads * shape.head_dim * shape.bytes_per_element, window)
             for heads, window in zip(kv_heads, windows, strict=True)

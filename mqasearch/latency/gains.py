@@ -5,13 +5,10 @@ from enum import Enum
 from itertools import takewhile
 from statistics import median
 
-from scipy import stats
+from mqasearch.statistics import median_interval
 
 LEAST_GAIN = 0.05
 """The least gain that is worth changing a model."""
-
-COVERAGE = 0.93
-"""Least coverage of the intervals; the range of five repetitions covers 93.75 %."""
 
 
 class Gain(Enum):
@@ -21,19 +18,6 @@ class Gain(Enum):
     LITTLE = f"gains something, maybe less than {100 * LEAST_GAIN:.0f} %"
     NOISE = "gains nothing beyond noise"
     LOSS = "loses"
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Confidence interval of the median, of at least ``COVERAGE``, for any distribution.
-
-    It consists of order statistics and is the inverse of the sign test (Conover, *Practical
-    Nonparametric Statistics*, 3.2). None = there are too few samples for an interval.
-    """
-    place = int(stats.binom.ppf((1 - COVERAGE) / 2, len(samples), 0.5))
-    if place == 0:
-        return None
-    ordered = sorted(samples)
-    return ordered[place - 1], ordered[-place]
 
 
 def gain_of(low: float, high: float) -> Gain:

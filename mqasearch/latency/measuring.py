@@ -87,6 +87,7 @@ def measure(
         model=loaded.name,
         fingerprint=loaded.fingerprint,
         shape=shape,
+        windows=next(iter(kv_counts.values())).windows,
         merge=convertible.merge.digest,
         n_tokens=workload.n_tokens,
         repetitions=workload.repetitions,

@@ -124,11 +124,15 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole report. The other variants are compared with the first one."""
+    """The whole report. The other variants are compared with the first one.
+
+    ``windows`` are the tokens that each layer attends to at most; None = all.
+    """
 
     model: str
     fingerprint: str
     shape: ModelShape
+    windows: tuple[int | None, ...]
     merge: str
     n_tokens: int
     repetitions: int
@@ -160,6 +164,7 @@ class Report:
                 "n_layers": shape.n_layers,
                 "n_heads": shape.n_heads,
                 "n_kv_heads": shape.n_kv_heads,
+                "windows": list(self.windows),
             },
             "merge": self.merge,
             "n_tokens": self.n_tokens,

@@ -75,6 +75,8 @@ class StudyFacts:
         versions: versions of the packages that scores depend on.
         n_more: number of trials that were added to those of ``spec``; ``n_trials`` includes them.
         extension: an id of the call that added the last of them; empty if none were added.
+        savings: what a layer saves at each level, if the budget is a decoding time; else empty,
+            because it follows from the numbers of KV heads.
     """
 
     study: str
@@ -89,6 +91,7 @@ class StudyFacts:
     versions: dict[str, str]
     n_more: int = 0
     extension: str = ""
+    savings: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -135,17 +138,19 @@ class StudyFacts:
         if len(self.numbers) == 1:
             return SearchSpace(self.n_layers, self.least)
         shape = ModelShape(**self.shape)
-        return heads_space(shape, self.numbers, least_heads=1).with_least(self.least)
+        if not self.savings:
+            return heads_space(shape, self.numbers, least_heads=1).with_least(self.least)
+        choices = (shape.n_kv_heads, *sorted(self.numbers, reverse=True))
+        return SearchSpace(self.n_layers, self.least, tuple(self.savings), choices)
 
     @property
     def budget_words(self) -> str:
-        """The budget as people say it: a number of layers, or a share of the KV cache."""
-        if len(self.numbers) == 1:
-            return f"{self.least} of {self.n_layers}"
-        if self.selector == ENQUEUED:
+        """The budget as people say it: layers, a share of the KV cache, or a decoding time."""
+        if self.selector == ENQUEUED and len(self.numbers) > 1:
             return "masks by name"
-        fraction = self.study_spec.budget[0].kv_bytes_fraction
-        return f"{100 * (fraction or 0):.3g} % of the KV cache"
+        if len(self.numbers) == 1 and (self.selector == ENQUEUED or not self.savings):
+            return f"{self.least} of {self.n_layers}"
+        return str(self.study_spec.budget[0].budget)
 
     def kv_heads(self, mask: str) -> KVHeads:
         """KV heads per layer of a mask of the study."""

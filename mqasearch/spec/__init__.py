@@ -1,5 +1,6 @@
 """The study file: its keys and values, its text, and its faults in words."""
 
+from mqasearch.spec.budgets import BudgetEntry, LatencyFile
 from mqasearch.spec.differing import changes
 from mqasearch.spec.rendered import study_text
 from mqasearch.spec.study_spec import (
@@ -16,7 +17,9 @@ from mqasearch.spec.study_spec import (
 from mqasearch.spec.yaml_text import read_yaml
 
 __all__ = [
+    "BudgetEntry",
     "Entry",
+    "LatencyFile",
     "MergeEntry",
     "ModelEntry",
     "NamedMask",

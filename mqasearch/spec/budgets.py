@@ -7,11 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mqasearch.budget import Budget
+from mqasearch.budget import Budget, DecodeTimes
 from mqasearch.mask import ModelShape
 
 _QUOTIENT = r"^[0-9]{1,9}/[1-9][0-9]{0,8}$"
-_Share = Annotated[float, Field(gt=0, lt=1)]
+_Between = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _quotient(value: object) -> object:
@@ -21,34 +21,102 @@ def _quotient(value: object) -> object:
     return value
 
 
-KVBytesFraction = Annotated[
-    _Share, BeforeValidator(_quotient, _Share | Annotated[str, Field(pattern=_QUOTIENT)])
+Share = Annotated[
+    _Between, BeforeValidator(_quotient, _Between | Annotated[str, Field(pattern=_QUOTIENT)])
 ]
 """A number such as 0.5, or a quotient such as 1/3."""
 
+_Count = Annotated[int, Field(ge=1)]
+_Milliseconds = Annotated[float, Field(gt=0, lt=1e9)]
+
+
+class LatencyFile(BaseModel):
+    """A file that ``mqasearch latency -f json`` wrote, and which of its settings is meant.
+
+    The setting may be left out if the file has only one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str
+    context: _Count | None = None
+    batch_size: _Count | None = None
+
+
+class DecodeTimesEntry(BaseModel):
+    """Times of decoding: number of KV heads of every layer → milliseconds of a decoding step.
+
+    ``measured_with`` says what ran it, for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    context: _Count
+    batch_size: _Count
+    ms: dict[_Count, _Milliseconds] = Field(min_length=2)
+    measured_with: str | None = None
+
+    @property
+    def times(self) -> DecodeTimes:
+        return DecodeTimes(self.context, self.batch_size, self.ms)
+
+
+def _no_file(value: object) -> object:
+    """Refuse a file's name, because the reader of a study file replaces it by the times."""
+    if isinstance(value, str) or (isinstance(value, dict) and "file" in value):
+        raise ValueError("the times must be here, not in a file; only a study file may name one")
+    return value
+
+
+LatencyGiven = str | LatencyFile | DecodeTimesEntry | None
+
 
 class BudgetEntry(BaseModel):
-    """The number of layers to convert, or the largest share of the KV cache that may be left."""
+    """What the search must reach.
+
+    It is a number of layers to convert, the largest share of the KV cache that may be left, or the
+    longest time of a decoding step, in milliseconds or as a share of the original's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     n_layers: int | None = Field(default=None, ge=1)
-    kv_bytes_fraction: KVBytesFraction | None = None
+    kv_bytes_fraction: Share | None = None
+    decode_ms: _Milliseconds | None = None
+    decode_fraction: Share | None = None
+    latency: Annotated[DecodeTimesEntry | None, BeforeValidator(_no_file, LatencyGiven)] = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.n_layers is None) == (self.kv_bytes_fraction is None):
-            raise ValueError("give exactly one of n_layers and kv_bytes_fraction")
+        times = (self.decode_ms, self.decode_fraction)
+        given = [value for value in (self.n_layers, self.kv_bytes_fraction, *times) if value]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of n_layers, kv_bytes_fraction, decode_ms and decode_fraction"
+            )
+        if any(times) and self.latency is None:
+            raise ValueError(
+                "a decoding time needs measured ones: give latency: FILE.json, which `mqasearch "
+                "latency MODEL --kv-heads 1 -f json > FILE.json` writes"
+            )
+        if self.latency is not None and not any(times):
+            raise ValueError("latency goes with decode_ms or decode_fraction")
         return self
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.n_layers, self.kv_bytes_fraction)
+        if self.latency is None:
+            return Budget(self.n_layers, self.kv_bytes_fraction)
+        times = self.latency.times
+        decode_ms = self.decode_ms or (self.decode_fraction or 0) * times.original_ms
+        return Budget(decode_ms=decode_ms, times=times)
 
     @property
     def label(self) -> str:
         """A name of the budget that is short enough for a study name."""
         if self.n_layers is not None:
             return f"n{self.n_layers}"
+        if self.decode_ms is not None:
+            return f"ms{self.decode_ms:.6g}"
+        if self.decode_fraction is not None:
+            return f"decode{100 * self.decode_fraction:.6g}"
         assert self.kv_bytes_fraction is not None
         return f"kv{100 * self.kv_bytes_fraction:.6g}"
 

@@ -48,7 +48,8 @@ def _fault(row: ErrorDetails, unknown_key: UnknownKey) -> str:
 
 
 _EXPECTED: Mapping[str, str] = {
-    "budget": "a number of layers, {kv_bytes_fraction: 0.6}, a list of these, or auto",
+    "budget": "a number of layers, {kv_bytes_fraction: 0.6}, {decode_ms: 12, latency: FILE.json}, "
+    "a list of these, or auto",
     "model": "a name, or {name, revision, dtype, trust_remote_code}",
     "merge": "a name, or {name, …parameters}",
     "tasks": "a name, or {name, metric, num_fewshot, limit, weight}",

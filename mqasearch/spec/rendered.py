@@ -10,7 +10,8 @@ from mqasearch.spec.study_spec import StudySpec
 _WORDS: Mapping[str, str] = {
     "merge": "how the KV heads of a layer become fewer: mqasearch merges",
     "kv_heads": "KV heads of a converted layer; several: each layer gets one of them",
-    "budget": "layers to convert, or {kv_bytes_fraction: 0.6} of the KV cache; a list; auto",
+    "budget": "layers to convert, or {kv_bytes_fraction: 0.6} of the KV cache, or {decode_ms: 12, "
+    "latency: FILE.json}; a list; auto",
     "tolerance": "what may be lost on held-out documents, in hundredths of the metric's unit",
     "tasks": "benchmarks; the metric is what the search optimises",
     "documents": "of each task, for the search and for the held-out confirmation (null: all)",

@@ -25,7 +25,14 @@ from pydantic import (
 from mqasearch.errors import SpecError, unknown_name
 from mqasearch.mask import ModelShape
 from mqasearch.score import DEFAULT_METRIC, TaskSpec
-from mqasearch.spec.budgets import BudgetEntry, BudgetGiven, OneBudget, auto_budgets, budgets_door
+from mqasearch.spec.budgets import (
+    BudgetEntry,
+    BudgetGiven,
+    DecodeTimesEntry,
+    OneBudget,
+    auto_budgets,
+    budgets_door,
+)
 from mqasearch.spec.faults import faults_of
 from mqasearch.tolerance import ToleranceEntry, as_list
 
@@ -218,7 +225,7 @@ class StudySpec(_Strict):
         if len(self.kv_heads) > 1 and any(entry.n_layers is not None for entry in self.budget):
             raise ValueError(
                 "budget: with several kv_heads a number of layers says little; give "
-                "{kv_bytes_fraction: 0.5}, the share of the KV cache that is left"
+                "{kv_bytes_fraction: 0.5}, the share of the KV cache that is left, or decode_ms"
             )
         if "original" in self.enqueue:
             raise ValueError("enqueue: the original is scored under that name; choose another")
@@ -367,4 +374,6 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:
     entry = _ENTRIES.get(str(loc[0]), StudySpec) if len(loc) > 1 else StudySpec
+    if "latency" in loc[1:-1]:
+        entry = DecodeTimesEntry
     return unknown_name("key", str(loc[-1]), entry.model_fields)

@@ -36,10 +36,16 @@ def test_it_is_a_schema_and_takes_the_studies_of_the_repository() -> None:
         assert faults(yaml.safe_load(path.read_text())) == []
 
 
+def test_a_budget_in_time_may_name_a_file() -> None:
+    for latency in ("latency.json", {"file": "l.json", "context": 8}, TIMED["latency"]):
+        assert faults(GOOD | {"budget": {"decode_fraction": "4/5", "latency": latency}}) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"budgets": 1},
+        {"budget": {"decode_ms": 3, "latency": {"file": "l.json", "contexts": 8}}},
         {"budget": "most"},
         {"budget": {"layers": 2}},
         {"selectors": ["gready"]},
@@ -57,8 +63,10 @@ def test_it_refuses_what_is_not_known(change: dict[str, Any]) -> None:
     assert faults(GOOD | change)
 
 
+TIMED = {"decode_ms": 3, "latency": {"context": 8, "batch_size": 1, "ms": {"2": 4, "1": 2.5}}}
+BUDGETS = (1, 3, "auto", {"n_layers": 2}, [1, {"kv_bytes_fraction": 0.5}], 0, TIMED, [TIMED])
 ENTRIES = {
-    "budget": st.sampled_from([1, 3, "auto", {"n_layers": 2}, [1, {"kv_bytes_fraction": 0.5}], 0]),
+    "budget": st.sampled_from(BUDGETS),
     "heal": st.sampled_from([True, False, None, "auto", 7, {"steps": 9, "tokens": 5}, 0]),
     "tolerance": st.sampled_from([None, [], {"metric": "acc", "points": 1}, {"points": 2}]),
     "pruner": st.sampled_from([None, "paired_mean", {"name": "paired_mean", "p_threshold": 0.02}]),

@@ -9,11 +9,13 @@ import pytest
 from optuna.trial import TrialState
 from studies_on_fake import run_study, spec_of, storage_in, studies_of
 
+from mqasearch.budget import DecodeTimes
 from mqasearch.creation import create_studies
 from mqasearch.dashboard.pages import comparison_page, figures_json
 from mqasearch.dashboard.study_reading import read_comparisons
 from mqasearch.errors import SpecError
 from mqasearch.export import export, read_mask, write_masks
+from mqasearch.latency import TimeBudget, time_budget
 from mqasearch.mask import LayerMask
 from mqasearch.record import Storage, study_facts
 from mqasearch.scoring import FakeScorer
@@ -107,7 +109,7 @@ def test_version_1_is_still_read(storage: Storage, tmp_path: Path) -> None:
 def test_the_dashboard_shows_numbers_of_heads(storage: Storage) -> None:
     (comparison,) = read_comparisons(storage.optuna)
     page = comparison_page(comparison).decode()
-    assert "50 % of the KV cache is left, with 1, 2, 4 KV heads in a converted layer" in page
+    assert "50 % of the KV cache, with 1, 2, 4 KV heads in a converted layer" in page
     figures = {
         row["key"]: row["figure"] for row in json.loads(figures_json(comparison, (comparison,)))
     }
@@ -167,6 +169,58 @@ def test_a_trial_enqueued_in_optuna_with_some_layers_is_brought_to_the_budget(
     assert Counter(task.state for task in selection.tasks())["complete"] >= 3
 
 
+ONE = {8: 80.0, 1: 28.0}
+TIMES: dict[str, Any] = {
+    "context": 2048,
+    "batch_size": 4,
+    "ms": {8: 80.0, 4: 50.0, 2: 35.0, 1: 28.0},
+}
+
+
+@pytest.mark.parametrize("given", [{"decode_ms": 40.0}, {"decode_fraction": "1/2"}])
+@pytest.mark.parametrize("numbers", [[1], [1, 2, 4]])
+def test_every_selector_reaches_a_decoding_time(
+    scorer: FakeScorer, tmp_path: Path, numbers: list[int], given: dict[str, Any]
+) -> None:
+    storage = storage_in(tmp_path)
+    budget = {**given, "latency": TIMES}
+    spec = spec_of(**SEVERAL | {"kv_heads": numbers, "budget": budget})
+    run_study(storage, spec, scorer)
+    rows = compare(studies_of(storage))
+    assert len(rows) == len(SEVERAL["selectors"])
+    chosen = spec.budget[0].budget
+    for row in rows:
+        excess = chosen.excess(row.kv_heads, scorer.shape)
+        assert excess <= 1e-9
+        for layer, heads in enumerate(row.kv_heads):  # no layer could go back
+            if len(numbers) == 1 and heads < 8:
+                back = (*row.kv_heads[:layer], 8, *row.kv_heads[layer + 1 :])
+                assert chosen.excess(back, scorer.shape) > 0
+    (comparison,) = read_comparisons(storage.optuna)
+    words = comparison_page(comparison).decode()
+    assert "40 ms per token" in words
+    assert ("layers are converted for 40 ms" in words) == (len(numbers) == 1)
+    path = tmp_path / "masks.json"
+    write_masks(export("s", studies_of(storage)), path)
+    assert time_budget(read_mask(path)) == TimeBudget(
+        40.0, DecodeTimes(2048, 4, TIMES["ms"]), "decode_fraction" in given
+    )
+
+
+def test_a_time_and_a_number_of_layers_that_mean_the_same_give_the_same_masks(
+    scorer: FakeScorer, tmp_path: Path
+) -> None:
+    budgets = [2, {"decode_ms": 80 - 2 / 5 * 52, "latency": TIMES}]
+    spec = spec_of(budget=budgets)
+    storage = storage_in(tmp_path)
+    run_study(storage, spec, scorer)
+    by_layers, by_time = (
+        {row.selector: row.mask for row in compare(studies_of(storage, name))}
+        for name in spec.comparisons()
+    )
+    assert by_layers == by_time
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -178,6 +232,14 @@ def test_a_trial_enqueued_in_optuna_with_some_layers_is_brought_to_the_budget(
         (
             {"budget": {"kv_bytes_fraction": 0.1}},
             r"with 1 KV head\(s\) in every layer, 0.125 of the cache is left; choose that much",
+        ),
+        (
+            {"budget": {"decode_ms": 20, "latency": TIMES}},
+            r"budget: 20 ms per token cannot be met: at context 2048, batch size 4 the original t",
+        ),
+        (
+            {"kv_heads": [1, 4], "budget": {"decode_ms": 40, "latency": {**TIMES, "ms": ONE}}},
+            "budget: no time was measured with 4 KV heads",
         ),
         ({"selectors": ["alternating"]}, "alternating: .* does not choose among several kv_heads"),
         ({"enqueue": {"x": [1]}}, r"enqueue.x: say how many KV heads the layers get: \{1: \[1\]\}"),

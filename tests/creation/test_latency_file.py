@@ -1,0 +1,160 @@
+"""Times in a study file from a file that ``mqasearch latency`` wrote."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqasearch.creation import checked_study
+from mqasearch.creation.latency_file import read_times, with_times
+from mqasearch.errors import SpecError, UserError
+from mqasearch.spec import LatencyFile
+
+GOOD: dict[str, Any] = {"name": "s", "model": "fake:6", "tasks": ["hellaswag"]}
+SETTINGS = ((512, 1), (2048, 1))
+
+
+def spread(*samples: float) -> dict[str, Any]:
+    middle = sorted(samples)[len(samples) // 2]
+    return {
+        "median": middle,
+        "low": min(samples),
+        "high": max(samples),
+        "samples": list(samples),
+    }
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    """What is read of a measurement of a model with 4 KV heads, and with 1 and 2 of them."""
+    heads = {"original (4)": 4, "2 KV heads": 2, "half": None, "1 KV head": 1}
+    speedups = {"original (4)": 1.0, "2 KV heads": 1.5, "half": 1.6, "1 KV head": 2.0}
+    rows = [
+        {
+            "variant": name,
+            "context": context,
+            "batch_size": batch_size,
+            "decode": spread(*(context / 1e5 / speedup * slow for slow in (0.9, 1, 1.0, 1, 3))),
+            "decode_speedup": spread(*(speedup * part for part in (1.0, 0.95, 1.0, 1.0, 1.05))),
+        }
+        for context, batch_size in SETTINGS
+        for name, speedup in speedups.items()
+    ]
+    return {
+        "model": {"id": "m", "n_layers": 6},
+        "n_tokens": 32,
+        "engine": {"name": "vllm", "version": "0.11"},
+        "machine": {"device": "cuda:0", "name": "a GPU", "dtype": "bfloat16"},
+        "variants": [
+            {"name": name, "kv_heads": [n or 4, *(n or 1 for _ in range(5))]}
+            for name, n in heads.items()
+        ],
+        "rows": rows,
+    } | changes
+
+
+def written(path: Path, document: Any) -> str:
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return str(path)
+
+
+def test_the_times_of_a_setting_are_the_originals_over_the_speedups_of_the_rounds(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path / "l.json", measured())
+    times = read_times(LatencyFile(file=file, context=2048))
+    assert (times["context"], times["batch_size"]) == (2048, 1)
+    assert times["ms"] == {1: 10.24, 2: 13.6533, 4: 20.48}
+    assert times["measured_with"] == "vllm 0.11 on cuda:0 (a GPU), bfloat16"
+
+
+def test_a_study_file_holds_the_times_and_is_read_again_as_it_is(tmp_path: Path) -> None:
+    file = written(tmp_path / "l.json", measured())
+    budgets = [{"decode_fraction": "3/4", "latency": {"file": file, "context": 512}}, 2]
+    spec = checked_study(GOOD | {"budget": budgets}, "s.yaml")
+    assert [entry.label for entry in spec.budget] == ["decode75", "n2"]
+    assert spec.budget[0].budget.decode_ms == pytest.approx(0.75 * 5.12)
+    (tmp_path / "l.json").unlink()
+    again = json.loads(json.dumps(spec.model_dump(mode="json")))
+    assert checked_study(again, "s.yaml") == spec
+
+
+def test_other_budgets_are_left_as_they_are() -> None:
+    for budget in ("auto", 3, [1, {"kv_bytes_fraction": 0.5}], {"decode_ms": 3}, None, "x", []):
+        assert with_times({"budget": budget}) == ({"budget": budget}, [])
+    assert with_times({}) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "document", "message"),
+    [
+        ({}, {}, "several settings fit: it has context 512, batch size 1; context 2048, batch si"),
+        ({"context": 4096}, {}, r"no such setting: .* choose one: \{file: .*, context: 2048, bat"),
+        ({"context": 512}, "{", "not JSON"),
+        ({"context": 512}, {"rows": []}, "not what `mqasearch latency -f json` writes: rows: "),
+        ({"context": 512}, {"model": {"windows": [256, None]}}, "attend to 256 tokens and others"),
+        ({"context": 512, "batch_size": 0}, {}, "batch_size: .* greater than or equal to 1"),
+        ({"contxt": 512}, {}, "contxt: .*; give a file, or {file: "),
+    ],
+)
+def test_a_file_that_gives_no_times_is_told_with_the_other_faults(
+    tmp_path: Path, chosen: dict[str, Any], document: Any, message: str
+) -> None:
+    content = document if isinstance(document, str) else measured(**document)
+    file = written(tmp_path / "l.json", content)
+    budget = [2, {"decode_ms": 4, "latency": {"file": file, **chosen}}]
+    with pytest.raises(SpecError) as caught:
+        checked_study(GOOD | {"budget": budget, "seed": "x"}, "s.yaml")
+    fault, seed = caught.value.faults
+    assert fault.startswith("budget.1.latency: ")
+    assert seed.startswith("seed: ")
+    assert re.search(message, fault), fault
+
+
+def test_layers_are_alike_if_no_window_is_shorter_than_the_context(tmp_path: Path) -> None:
+    document = measured(model={"windows": [4096, None]})
+    file = written(tmp_path / "l.json", document)
+    assert read_times(LatencyFile(file=file, context=2048))["ms"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([2.0, 2.0], "2 repetitions are too few"),
+        ([0.9, 1.3, 1.2, 1.1, 1.2], r"not faster beyond noise .* \(speedup 1.20 \[0.90, 1.30\]\)"),
+    ],
+)
+def test_a_gain_that_may_be_noise_is_refused(
+    tmp_path: Path, samples: list[float], message: str
+) -> None:
+    document = measured()
+    for row in document["rows"]:
+        if row["variant"] == "1 KV head":
+            row["decode_speedup"] = spread(*samples)
+    with pytest.raises(UserError, match=message):
+        read_times(LatencyFile(file=written(tmp_path / "l.json", document), context=512))
+
+
+def test_a_missing_file_says_how_to_write_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No such file.*latency MODEL --kv-heads 1 -f json > "):
+        read_times(LatencyFile(file=str(tmp_path / "absent.json")))
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"decode_ms": 4}, "a decoding time needs measured ones: give latency: FILE.json"),
+        ({"n_layers": 2, "latency": {"context": 1, "batch_size": 1, "ms": {2: 3, 1: 2}}}, "goes"),
+        ({"decode_ms": 4, "n_layers": 2}, "give exactly one of"),
+        ({"decode_ms": 4, "latency": {"context": 1, "batch_size": 1, "ms": {2: 3}}}, "at least 2"),
+        ({"decode_ms": 4, "latency": {"contxt": 1}}, "did you mean 'context'"),
+        ({"decode_ms": 0}, "greater than 0"),
+        ({"decode_fraction": 1.5}, "less than 1"),
+    ],
+)
+def test_a_budget_in_time_that_is_not_whole_is_refused(
+    budget: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        checked_study(GOOD | {"budget": budget}, "s.yaml")
