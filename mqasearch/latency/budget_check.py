@@ -122,7 +122,10 @@ class BudgetCheck:
             "decode_ms": self.budget.decode_ms,
             "context": times.context,
             "batch_size": times.batch_size,
-            "masks": [asdict(row) for row in self.masks],
+            "masks": [
+                asdict(row) | {"interval": None if row.interval is None else list(row.interval)}
+                for row in self.masks
+            ],
         }
 
 

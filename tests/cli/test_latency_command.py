@@ -49,7 +49,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_masks(document, root / f"{name}.json")
         if name == "mask":
             write_masks(_with_front(document), root / "masks.json")
+            write_masks(_with_times(document), root / "timed.json")
     return root
+
+
+def _with_times(best: dict[str, Any]) -> dict[str, Any]:
+    """Two selectors' masks that were found under a decoding time."""
+    times = {"context": 9, "batch_size": 2, "ms": {"2": 0.002, "1": 0.001}}
+    best = best | {"budget": {"decode_ms": 0.0015, "latency": times}}
+    other = best | {"mask": [1, 1, 0, 0], "mqa_layers": [0, 1], "kv_heads": [1, 1, 2, 2]}
+    masks = [
+        mask | {"study": {"name": "s", "selector": name, "trial_number": 1, "n_trials": 2}}
+        for name, mask in (("gp", best), ("greedy", other), ("tpe", best))
+    ]
+    return _with_front(best) | {"masks": masks}
 
 
 def _with_front(best: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +137,22 @@ def test_a_front_in_the_order_of_its_caches(mqasearch: Run, folder: Path) -> Non
     variants = json.loads(out)["variants"]
     assert [each["name"] for each in variants] == ["original", "87.5 % of KV", "75 % of KV"]
     assert [each["kv_heads"] for each in variants] == [[2] * 4, [2, 2, 2, 1], [2, 1, 2, 1]]
+
+
+def test_masks_of_a_decoding_time_are_measured_at_its_setting(mqasearch: Run) -> None:
+    quick = QUICK.replace("--context 8 --batch-size 1 ", "")
+    code, out, err = mqasearch(f"latency model --mask timed.json {quick} -f json")
+    assert code == 0, err
+    document = json.loads(out)
+    Draft202012Validator(schema("latency")).validate(document)
+    assert [each["name"] for each in document["variants"]] == ["original", "gp, tpe", "greedy"]
+    assert {(row["context"], row["batch_size"]) for row in document["rows"]} == {(9, 2)}
+    found = document["budget"]
+    assert [row["predicted_ms"] for row in found["masks"]] == pytest.approx([0.0015, 0.0015])
+    code, out, _ = mqasearch(f"latency model --mask timed.json {QUICK}")
+    assert code == 0
+    assert "budget: 0.0015 ms per token at context 9, batch size 2" in out
+    assert "beware: the measurement has no context 9, batch size 2" in out
 
 
 def test_all_layers_with_each_number_of_heads(mqasearch: Run, folder: Path) -> None:

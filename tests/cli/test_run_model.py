@@ -19,6 +19,7 @@ from mqasearch.score import Score
 from mqasearch.scoring import FakeScorer
 from mqasearch.selectors import RECOMMENDED
 from mqasearch.spec import StudySpec
+from tests.creation.test_latency_file import one_setting
 from tests.models.checkpoints import put_in_hub_cache, save
 from tests.tiny import tiny_model
 
@@ -85,6 +86,10 @@ def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
             },
         ),
         ("--budget 0.6", {"budget": {"kv_bytes_fraction": 0.6}}),
+        (
+            "--budget 16ms,2 --latency latency.json",
+            {"budget": [{"decode_ms": 16.0, "latency": "latency.json"}, 2]},
+        ),
         ("--task piqa --task copa", {"tasks": ["piqa", "copa"]}),
         ("--documents all", {"documents": {"search": None}}),
         ("--documents 64 --confirmation 90", {"documents": {"search": 64, "confirmation": 90}}),
@@ -97,6 +102,7 @@ def test_a_model_gets_the_default_study_and_its_file_is_the_same_study(
 def test_what_is_chosen_is_what_the_file_says(
     mqasearch: Command, folder: Path, options: str, keys: dict[str, object]
 ) -> None:
+    (folder / "latency.json").write_text(json.dumps(one_setting()))
     code, _, err = mqasearch(f"run fake:6 {options}")
     assert code == 0, err
     default = {"name": "fake-6", "model": "fake:6", "budget": "auto", "tasks": ["hellaswag"]}
@@ -125,6 +131,12 @@ def test_a_folder_is_a_model_wherever_one_works(
     [
         ("run studies/demo", r"did you mean studies/demo\.yaml"),
         ("run studies/dmo", r"did you mean studies/demo\.yaml"),
+        ("run fake:6 --budget 12ms", r"budget.*: a decoding time needs measured ones"),
+        ("run fake:6 --budget 2 --latency l.json", "--latency: give --budget in milliseconds too"),
+        ("run fake:6 --budget 12ms --latency l.json", "budget.latency: l.json: No such file"),
+        ("run fake:6 --budget 1e999ms", "budget.*decode_ms"),
+        ("run fake:6 --budget xms --latency l.json", "--budget xms: .* as in 12ms"),
+        ("run studies/demo.yaml --latency l.json", "--latency goes with a model, not with a st"),
         ("run smollm2-135", "did you mean smollm2-135m"),
         ("run smolm2-135m", "did you mean smollm2-135m"),
         ("run ./my-modl", r"did you mean \./my-model"),

@@ -54,6 +54,17 @@ def measured(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def one_setting() -> dict[str, Any]:
+    """The measurement of one setting alone, with one KV head and with all four."""
+    document = measured()
+    del document["variants"][1:3]
+    names = {variant["name"] for variant in document["variants"]}
+    document["rows"] = [
+        row for row in document["rows"] if row["context"] == 2048 and row["variant"] in names
+    ]
+    return document
+
+
 def written(path: Path, document: Any) -> str:
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     return str(path)
