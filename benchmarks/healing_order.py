@@ -6,12 +6,14 @@ is measured after `aligned`, after tuning, and after a healing of 100 steps.
 
     python benchmarks/healing_order.py              ten masks; two hours on two cores
     python benchmarks/healing_order.py --masks 6 --steps 20 -f json
+    python benchmarks/healing_order.py --rows FILE  go on with the masks that FILE does not have
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,10 @@ def main() -> None:
         loaded, held_out_text(loaded, library, options.task, options.tokens, options.seed)
     )
     models = {stage: _merged(loaded, text, tune=stage != "aligned") for stage in STAGES[:2]}
-    rows = []
+    rows = _known(options.rows)
     for mask in _masks(models["tuned"], loaded, held_out, options):
+        if any(row["layers"] == list(mask.layers) for row in rows):
+            continue
         kv_heads = mask.kv_heads(loaded.shape)
         row: dict[str, Any] = {"layers": list(mask.layers)}
         for stage, convertible in models.items():
@@ -51,8 +55,18 @@ def main() -> None:
         row["healed"] = _kl(plain.with_healed(found.layers), kv_heads, loaded, held_out)
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.rows is not None:
+            with options.rows.open("a") as file:
+                print(json.dumps(row), file=file)
     result = {"steps": options.steps, "rows": rows, "spearman": _correlations(rows)}
     print(json.dumps(result) if options.format == "json" else _table(result))
+
+
+def _known(path: Path | None) -> list[dict[str, Any]]:
+    """The masks of an earlier run with the same options, one JSON object in each line."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _options() -> argparse.Namespace:
@@ -65,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=10, help="of a mask")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=3072, help="held out, to measure on")
+    parser.add_argument("--rows", type=Path, help="masks that are done are added here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-f", "--format", choices=["table", "json"], default="table")
     return parser.parse_args()
