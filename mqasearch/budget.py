@@ -29,22 +29,30 @@ class DecodeTimes:
         context: tokens of the prompt.
         batch_size: sequences at a time.
         ms: KV heads of every layer → milliseconds of one decoding step, which gives each sequence
-            a token. The largest number is the original's.
+            a token. The largest number is the model's own; its time is that of the code which runs
+            converted models.
+        original_ms: the original's time, if other code runs it than converted models; else None.
     """
 
     context: int
     batch_size: int
     ms: Mapping[int, float]
+    original_ms: float | None = None
 
     @property
-    def original_ms(self) -> float:
-        """The original's time."""
+    def unconverted_ms(self) -> float:
+        """The time with the model's own KV heads, in the code that runs converted models."""
         return self.ms[max(self.ms)]
 
+    @property
+    def baseline_ms(self) -> float:
+        """The original's time as it is served today."""
+        return self.unconverted_ms if self.original_ms is None else self.original_ms
+
     def predicted_ms(self, kv_heads: KVHeads) -> float:
-        """The time of a model with these KV heads per layer."""
-        saved = sum(self.original_ms - self.ms[heads] for heads in kv_heads)
-        return self.original_ms - saved / len(kv_heads)
+        """The time of a converted model with these KV heads per layer."""
+        saved = sum(self.unconverted_ms - self.ms[heads] for heads in kv_heads)
+        return self.unconverted_ms - saved / len(kv_heads)
 
     @property
     def setting(self) -> str:
@@ -138,17 +146,18 @@ def _times_space(
     """The space whose savings are milliseconds, in units of which a layer saves at most 40."""
     heads = sorted(numbers, reverse=True)
     check_times(shape, heads, times)
-    saved = [times.original_ms - times.ms[number] for number in heads]
+    saved = [times.unconverted_ms - times.ms[number] for number in heads]
     units = 1 if len(heads) == 1 else MOST_UNITS
     unit = saved[-1] / shape.n_layers / units  # milliseconds
-    least = ceil((times.original_ms - decode_ms) / unit - 1e-9)
+    least = ceil((times.unconverted_ms - decode_ms) / unit - 1e-9)
     savings = tuple(floor(units * each / saved[-1] + 1e-9) for each in saved)
     choices = (False, True) if len(heads) == 1 else (shape.n_kv_heads, *heads)
     if not 1 <= least <= units * shape.n_layers:
         raise UserError(
-            f"{decode_ms:.4g} ms per token cannot be met: at {times.setting} the original takes "
-            f"{times.original_ms:.4g}, and with {heads[-1]} KV head(s) in every layer it is "
-            f"{times.ms[heads[-1]]:.4g}; choose a time between the two"
+            f"{decode_ms:.4g} ms per token cannot be met by a choice of layers: at {times.setting} "
+            f"it takes {times.unconverted_ms:.4g} if no layer has fewer KV heads, and "
+            f"{times.ms[heads[-1]]:.4g} if every layer has {heads[-1]}; choose a time between the "
+            "two"
         )
     return SearchSpace(shape.n_layers, least, savings, choices)
 
@@ -176,7 +185,7 @@ def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> 
         raise UserError(
             f"the times go up to {max(times.ms)} KV heads, and the model has {shape.n_kv_heads}"
         )
-    least_step = (times.original_ms - times.ms[heads[-1]]) / MOST_UNITS
+    least_step = (times.unconverted_ms - times.ms[heads[-1]]) / MOST_UNITS
     for more, fewer in zip(every, heads, strict=False):
         if times.ms[more] - times.ms[fewer] < max(least_step, 1e-12):
             raise UserError(

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,12 +90,14 @@ def latency(
     numbers = None if kv_heads is None else _numbers("--kv-heads", kv_heads)
 
     from mqasearch.latency import (
+        TRANSFORMERS,
         Workload,
         check_budget,
         check_engine,
         check_figure_path,
         default_batch_sizes,
         measure,
+        numbers_of_heads,
         time_budget,
         write_figure,
     )
@@ -120,7 +122,10 @@ def latency(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    variants = masks.variants(loaded, numbers, budget)
+    if numbers is None:
+        variants = masks.variants(loaded, budget)
+    else:
+        variants = numbers_of_heads(loaded.shape, numbers, own_code=engine == TRANSFORMERS)
     with _Progress() as progress:
         report = measure(
             loaded,
@@ -156,19 +161,15 @@ class _Masks:
         """The best mask."""
         return self.all[0] if self.all else None
 
-    def variants(
-        self, loaded: Any, numbers: Sequence[int] | None, budget: "TimeBudget | None"
-    ) -> dict[str, tuple[int, ...]]:
-        """Name → KV heads: shares of the layers, numbers of heads, a front, or masks.
+    def variants(self, loaded: Any, budget: "TimeBudget | None") -> dict[str, tuple[int, ...]]:
+        """Name → KV heads: shares of the layers, a front, or masks.
 
         All masks of the file are measured if they were found under a decoding time. Else they take
         equally much of the cache, so that one stands for all.
         """
         from mqasearch.export import check_model
-        from mqasearch.latency import along_front, finalists, numbers_of_heads, shares_of_layers
+        from mqasearch.latency import along_front, finalists, shares_of_layers
 
-        if numbers is not None:
-            return numbers_of_heads(loaded.shape, numbers)
         if self.best is None:
             return shares_of_layers(loaded.shape)
         check_model(self.best, loaded.shape, loaded.fingerprint)

@@ -1,7 +1,7 @@
 """Puts the times that ``mqasearch latency`` measured into a study that names their file."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,11 +68,13 @@ def with_times(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
         return data, []
     budgets = data["budget"]
     rows = budgets if isinstance(budgets, list) else [budgets]
+    given = data.get("kv_heads", data.get("target_kv_heads", 1))
+    numbers = given if isinstance(given, list) else [given]
     read, faults = [], []
     for number, row in enumerate(rows):
         path = f"budget.{number}.latency" if isinstance(budgets, list) else "budget.latency"
         try:
-            read.append(_with_times(row))
+            read.append(_with_times(row, numbers))
         except UserError as error:
             faults.append(f"{path}: {error}")
     if faults:
@@ -80,7 +82,7 @@ def with_times(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
     return ({**data, "budget": read if isinstance(budgets, list) else read[0]}, [])
 
 
-def _with_times(row: object) -> object:
+def _with_times(row: object, numbers: Collection[int]) -> object:
     given = row.get("latency") if isinstance(row, Mapping) else None
     if isinstance(given, str):
         given = {"file": given}
@@ -94,45 +96,80 @@ def _with_times(row: object) -> object:
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}; give a file, or "
             "{file: FILE.json, context: 2048, batch_size: 4}"
         ) from None
-    return {**row, "latency": read_times(chosen)}
+    return {**row, "latency": read_times(chosen, numbers)}
 
 
-def read_times(chosen: LatencyFile) -> dict[str, Any]:
+def read_times(chosen: LatencyFile, numbers: Collection[int]) -> dict[str, Any]:
     """The times of one setting of a file, as a study file holds them.
 
-    A time is the original's over the median of the speed-ups of the rounds, because the variants of
-    one round ran under the same conditions.
+    Times with other KV heads than the model's own and ``numbers`` are left out.
+
+    A time is that of the model's own KV heads over the median of the speed-ups of the rounds,
+    because the variants of one round ran under the same conditions.
 
     Raises:
         UserError: no such file or setting, too few repetitions, or a gain that may be noise.
     """
     measured = _read(Path(chosen.file))
     rows = _of_setting(measured, chosen)
-    heads = {
-        variant.name: variant.kv_heads[0]
-        for variant in measured.variants
-        if len(set(variant.kv_heads)) == 1
-    }
     setting = f"context {rows[0].context}, batch size {rows[0].batch_size}"
     _check_alike(measured, rows[0], chosen.file)
-    first = measured.variants[0]
-    if first.name not in heads or heads[first.name] != max(heads.values()):
-        raise UserError(f"{chosen.file}: its first variant is not the original")
-    original = next(row for row in rows if row.variant == first.name)
-    times = {heads[first.name]: original.decode.median}
-    for row in rows:
-        if row.variant == first.name or row.variant not in heads:
+    original, unconverted, reduced = _uniform(measured, rows, chosen.file)
+    base = original.decode.median / median(unconverted.decode_speedup.samples)
+    own = measured.variants[0].kv_heads[0]
+    times = {own: base}
+    for number, row in reduced.items():
+        if number not in numbers:
             continue
-        _check_gain(row, heads[row.variant], setting, chosen.file)
-        times[heads[row.variant]] = original.decode.median / median(row.decode_speedup.samples)
+        gains = [
+            after / before
+            for after, before in zip(
+                row.decode_speedup.samples, unconverted.decode_speedup.samples, strict=True
+            )
+        ]
+        _check_gain(gains, number, setting, chosen.file)
+        times[number] = base / median(gains)
     machine, engine = measured.machine, measured.engine
+    apart = {} if unconverted is original else {"original_ms": _ms(original.decode.median)}
     return {
         "context": rows[0].context,
         "batch_size": rows[0].batch_size,
-        "ms": {number: float(f"{1e3 * each:.6g}") for number, each in sorted(times.items())},
+        "ms": {number: _ms(each) for number, each in sorted(times.items())},
+        **apart,
         "measured_with": f"{engine.name} {engine.version} on {machine.device} ({machine.name}), "
         f"{machine.dtype}",
     }
+
+
+def _ms(seconds: float) -> float:
+    return float(f"{1e3 * seconds:.6g}")
+
+
+def _uniform(
+    measured: _Measured, rows: Sequence[_Row], file: str
+) -> tuple[_Row, _Row, dict[int, _Row]]:
+    """The original, the model with its own KV heads in the converted code, and fewer KV heads.
+
+    An engine runs all variants by the same code; then the second row is the first.
+    """
+    of = {row.variant: row for row in rows}
+    first, *others = measured.variants
+    heads = {each.name: each.kv_heads[0] for each in others if len(set(each.kv_heads)) == 1}
+    own = first.kv_heads[0]
+    if len(set(first.kv_heads)) > 1 or any(number > own for number in heads.values()):
+        raise UserError(f"{file}: its first variant is not the original")
+    if missing := [name for name in (first.name, *heads) if name not in of]:
+        raise UserError(f"{file}: has no row of {missing[0]!r} in each setting")
+    unconverted = next((of[name] for name, number in heads.items() if number == own), None)
+    if unconverted is None and measured.engine.name == _Engine().name:
+        raise UserError(
+            f"{file}: has no time of the converted code with the model's own {own} KV heads; "
+            "measure with `mqasearch latency MODEL --kv-heads 1 -f json`"
+        )
+    reduced = {number: of[name] for name, number in heads.items() if number < own}
+    if len({len(row.decode_speedup.samples) for row in rows}) > 1:
+        raise UserError(f"{file}: its variants were not run equally often")
+    return of[first.name], unconverted or of[first.name], reduced
 
 
 def _read(path: Path) -> _Measured:
@@ -189,17 +226,16 @@ def _check_alike(measured: _Measured, row: _Row, file: str) -> None:
         )
 
 
-def _check_gain(row: _Row, number: int, setting: str, file: str) -> None:
-    samples = row.decode_speedup.samples
-    interval = median_interval(samples)
+def _check_gain(gains: Sequence[float], number: int, setting: str, file: str) -> None:
+    interval = median_interval(gains)
     if interval is None:
         raise UserError(
-            f"{file}: {len(samples)} repetitions are too few to tell a gain from noise; measure "
+            f"{file}: {len(gains)} repetitions are too few to tell a gain from noise; measure "
             "with --repetitions 5 or more"
         )
     if interval[0] <= 1:
         raise UserError(
             f"{file}: with {number} KV head(s) decoding is not faster beyond noise at {setting} "
-            f"(speedup {median(samples):.2f} [{interval[0]:.2f}, {interval[1]:.2f}]); measure a "
+            f"(speedup {median(gains):.2f} [{interval[0]:.2f}, {interval[1]:.2f}]); measure a "
             "longer context, a larger batch, or more --repetitions"
         )

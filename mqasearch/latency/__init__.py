@@ -10,9 +10,11 @@ from mqasearch.latency.budget_check import (
 from mqasearch.latency.engine_runner import check_engine, default_batch_sizes
 from mqasearch.latency.figure import check_figure_path, write_figure
 from mqasearch.latency.measuring import measure
+from mqasearch.latency.transformers_runner import TRANSFORMERS
 from mqasearch.latency.workload import Workload, along_front, numbers_of_heads, shares_of_layers
 
 __all__ = [
+    "TRANSFORMERS",
     "BudgetCheck",
     "TimeBudget",
     "Workload",

@@ -141,7 +141,7 @@ def check_budget(report: Report, budget: TimeBudget) -> BudgetCheck:
         _reached(
             row.variant,
             times.predicted_ms(heads[row.variant]),
-            [times.original_ms / each for each in row.decode_speedup.samples]
+            [times.baseline_ms / each for each in row.decode_speedup.samples]
             if budget.is_share
             else [1e3 * each for each in row.decode.samples],
             budget.decode_ms,
@@ -163,7 +163,7 @@ def _reached(
 
 def _drift(original_ms: float, budget: TimeBudget) -> str | None:
     """A warning if the original does not take the time that the search was given."""
-    before = budget.times.original_ms
+    before = budget.times.baseline_ms
     if abs(original_ms / before - 1) <= DRIFT:
         return None
     return (

@@ -31,8 +31,11 @@ class CompactModels:
         self._format = CompactHF()
         self._attentions: dict[tuple[int, int], dict[str, nn.Parameter]] = {}
 
-    def model(self, kv_heads: KVHeads) -> PreTrainedModel:
-        """A model with these KV heads; the original itself if nothing is converted.
+    def model(self, kv_heads: KVHeads, *, even_original: bool = False) -> PreTrainedModel:
+        """A model with these KV heads.
+
+        If nothing is converted, it is the original itself; with ``even_original`` it has the code
+        of converted models, whose attention may be faster for reasons besides its KV heads.
 
         Raises:
             MaskError: ``kv_heads`` does not fit the model.
@@ -40,7 +43,7 @@ class CompactModels:
         """
         self._convertible.check(kv_heads)
         original = self._convertible.model
-        if kv_heads == self._convertible.shape.original:
+        if kv_heads == self._convertible.shape.original and not even_original:
             return original
         settings = self._format.config(original, kv_heads)
         config_class, model_class = compact_classes(self._model_type)

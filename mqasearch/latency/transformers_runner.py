@@ -45,7 +45,7 @@ class TransformersRunner(Runner):
         kv_counts: Mapping[str, KVCount],
         workload: Workload,
     ) -> None:
-        """Make the variants' models.
+        """Make the variants' models; only the first one may be in the original's code.
 
         Raises:
             ModelError: a model that cannot be converted.
@@ -53,7 +53,10 @@ class TransformersRunner(Runner):
             UserError: there is not enough memory.
         """
         compact = CompactModels(convertible)
-        self._models = {name: compact.model(kv_heads) for name, kv_heads in variants.items()}
+        self._models = {
+            name: compact.model(kv_heads, even_original=number > 0)
+            for number, (name, kv_heads) in enumerate(variants.items())
+        }
         self._n_tokens = workload.n_tokens
         self._device = convertible.model.device
         check_memory(self._device, kv_counts, workload)

@@ -110,8 +110,17 @@ MOST_OF_FRONT = 6
 """The most masks of a front that are measured, the original included."""
 
 
-def numbers_of_heads(shape: ModelShape, numbers: Sequence[int]) -> dict[str, KVHeads]:
+def numbers_of_heads(
+    shape: ModelShape, numbers: Sequence[int], *, own_code: bool
+) -> dict[str, KVHeads]:
     """The original, and all layers with each of ``numbers`` KV heads.
+
+    Args:
+        shape: the model's shape.
+        numbers: smaller numbers of KV heads.
+        own_code: whether converted models are run by other code than the original. Then the second
+            variant is the original in that code, because what fewer KV heads save is the difference
+            to that.
 
     Raises:
         UserError: a number that does not divide the model's, or is not smaller.
@@ -122,7 +131,8 @@ def numbers_of_heads(shape: ModelShape, numbers: Sequence[int]) -> dict[str, KVH
         raise UserError(f"--kv-heads {wrong[0]}: the model has {have}; possible: {possible}")
     descending = sorted(set(numbers), reverse=True)
     others = {f"{n} KV heads" if n > 1 else "1 KV head": (n,) * shape.n_layers for n in descending}
-    return {f"original ({have})": shape.original, **others}
+    unconverted = {f"{have}, converted code": shape.original} if own_code else {}
+    return {f"original ({have})": shape.original, **unconverted, **others}
 
 
 def along_front(shape: ModelShape, front: Sequence[KVHeads]) -> dict[str, KVHeads]:

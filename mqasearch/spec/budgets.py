@@ -45,6 +45,7 @@ class LatencyFile(BaseModel):
 class DecodeTimesEntry(BaseModel):
     """Times of decoding: number of KV heads of every layer → milliseconds of a decoding step.
 
+    ``original_ms`` is the original's time, if other code runs it than converted models.
     ``measured_with`` says what ran it, for people.
     """
 
@@ -52,11 +53,12 @@ class DecodeTimesEntry(BaseModel):
     context: _Count
     batch_size: _Count
     ms: dict[_Count, _Milliseconds] = Field(min_length=2)
+    original_ms: _Milliseconds | None = None
     measured_with: str | None = None
 
     @property
     def times(self) -> DecodeTimes:
-        return DecodeTimes(self.context, self.batch_size, self.ms)
+        return DecodeTimes(self.context, self.batch_size, self.ms, self.original_ms)
 
 
 def _no_file(value: object) -> object:
@@ -105,7 +107,7 @@ class BudgetEntry(BaseModel):
         if self.latency is None:
             return Budget(self.n_layers, self.kv_bytes_fraction)
         times = self.latency.times
-        decode_ms = self.decode_ms or (self.decode_fraction or 0) * times.original_ms
+        decode_ms = self.decode_ms or (self.decode_fraction or 0) * times.baseline_ms
         return Budget(decode_ms=decode_ms, times=times)
 
     @property

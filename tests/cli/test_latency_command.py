@@ -12,6 +12,7 @@ from command_line import run_here
 from fake_engine import FAKE, add_fake_engine
 from jsonschema import Draft202012Validator
 
+from mqasearch.creation import checked_study
 from mqasearch.export import SCHEMA_VERSION, write_masks
 from mqasearch.export.mask_json import schema
 from mqasearch.mask import LayerMask
@@ -159,7 +160,40 @@ def test_all_layers_with_each_number_of_heads(mqasearch: Run, folder: Path) -> N
     code, out, _ = mqasearch(f"latency model --kv-heads 1 {QUICK} -f json -o heads.html")
     assert code == 0
     variants = json.loads(out)["variants"]
+    assert [each["kv_heads"] for each in variants] == [[2] * 4, [2] * 4, [1] * 4]
+    assert variants[1]["name"] == "2, converted code"
+
+
+@pytest.mark.engine
+def test_an_engine_runs_the_original_by_the_same_code(
+    mqasearch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_fake_engine(monkeypatch)
+    code, out, _ = mqasearch(f"latency model --kv-heads 1 --engine fake {QUICK} -f json")
+    assert code == 0
+    variants = json.loads(out)["variants"]
     assert [each["kv_heads"] for each in variants] == [[2] * 4, [1] * 4]
+
+
+def test_what_it_measures_is_the_budget_of_a_study(mqasearch: Run, folder: Path) -> None:
+    """The gain is set, because that of so small a model may be noise."""
+    quick = QUICK.replace("--repetitions 1", "--repetitions 5")
+    code, out, _ = mqasearch(f"latency model --kv-heads 1 {quick} -f json")
+    assert code == 0
+    document = json.loads(out)
+    _, unconverted, reduced = document["rows"]
+    samples = unconverted["decode_speedup"]["samples"]
+    reduced["decode_speedup"]["samples"] = [2 * each for each in samples]
+    (folder / "latency.json").write_text(json.dumps(document))
+    budget = {"decode_fraction": 0.5, "latency": "latency.json"}
+    study = {"name": "s", "model": "fake:4", "tasks": ["hellaswag"], "budget": budget}
+    (entry,) = checked_study(study, "s.yaml").budget
+    assert entry.latency is not None
+    ms = entry.latency.ms
+    assert ms[2] == pytest.approx(2 * ms[1], rel=1e-4)
+    assert entry.latency.original_ms == pytest.approx(
+        1e3 * document["rows"][0]["decode"]["median"], rel=1e-4
+    )
 
 
 @pytest.mark.engine

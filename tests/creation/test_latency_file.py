@@ -10,9 +10,11 @@ import pytest
 from mqasearch.creation import checked_study
 from mqasearch.creation.latency_file import read_times, with_times
 from mqasearch.errors import SpecError, UserError
+from mqasearch.mask import ModelShape
 from mqasearch.spec import LatencyFile
 
 GOOD: dict[str, Any] = {"name": "s", "model": "fake:6", "tasks": ["hellaswag"]}
+SHAPE = ModelShape(6, 8, 4, 16, 128, 2)
 SETTINGS = ((512, 1), (2048, 1))
 
 
@@ -36,7 +38,7 @@ def measured(**changes: Any) -> dict[str, Any]:
             "context": context,
             "batch_size": batch_size,
             "decode": spread(*(context / 1e5 / speedup * slow for slow in (0.9, 1, 1.0, 1, 3))),
-            "decode_speedup": spread(*(speedup * part for part in (1.0, 0.95, 1.0, 1.0, 1.05))),
+            "decode_speedup": spread(*(1 + (speedup - 1) * part for part in (1, 0.9, 1, 1, 1.1))),
         }
         for context, batch_size in SETTINGS
         for name, speedup in speedups.items()
@@ -74,10 +76,24 @@ def test_the_times_of_a_setting_are_the_originals_over_the_speedups_of_the_round
     tmp_path: Path,
 ) -> None:
     file = written(tmp_path / "l.json", measured())
-    times = read_times(LatencyFile(file=file, context=2048))
+    times = read_times(LatencyFile(file=file, context=2048), [1, 2])
     assert (times["context"], times["batch_size"]) == (2048, 1)
     assert times["ms"] == {1: 10.24, 2: 13.6533, 4: 20.48}
     assert times["measured_with"] == "vllm 0.11 on cuda:0 (a GPU), bfloat16"
+
+
+def test_what_layers_save_is_told_from_what_the_converted_code_saves(tmp_path: Path) -> None:
+    """In transformers that code is twice as fast as the original's before any head is merged."""
+    document = measured(engine={"name": "transformers", "version": "5"})
+    document["variants"][2] = {"name": "half", "kv_heads": [4] * 6}  # the second in each setting
+    times = read_times(LatencyFile(file=written(tmp_path / "l.json", document), context=2048), [1])
+    assert times["original_ms"] == 20.48
+    assert times["ms"][4] == pytest.approx(20.48 / 1.6)
+    assert times["ms"][1] == pytest.approx(20.48 / 2)
+    budget = {"decode_fraction": 0.55, "latency": times}
+    (entry,) = checked_study(GOOD | {"budget": budget}, "s.yaml").budget
+    assert entry.budget.decode_ms == pytest.approx(0.55 * 20.48)
+    assert entry.budget.space(SHAPE).least == 4  # of 6: 12.8 → 10.24 ms, and 11.26 is wanted
 
 
 def test_a_study_file_holds_the_times_and_is_read_again_as_it_is(tmp_path: Path) -> None:
@@ -105,6 +121,13 @@ def test_other_budgets_are_left_as_they_are() -> None:
         ({"context": 512}, "{", "not JSON"),
         ({"context": 512}, {"rows": []}, "not what `mqasearch latency -f json` writes: rows: "),
         ({"context": 512}, {"model": {"windows": [256, None]}}, "attend to 256 tokens and others"),
+        (
+            {"context": 512},
+            {"engine": {"name": "transformers", "version": "5"}},
+            "no time of the converted code with the model's own 4 KV heads; measure with",
+        ),
+        ({"context": 512}, {"variants": [{"name": "x", "kv_heads": [2, 1]}]}, "is not the orig"),
+        ({"context": 512}, {"variants": [{"name": "x", "kv_heads": [2, 2]}]}, "has no row of 'x'"),
         ({"context": 512, "batch_size": 0}, {}, "batch_size: .* greater than or equal to 1"),
         ({"contxt": 512}, {}, "contxt: .*; give a file, or {file: "),
     ],
@@ -126,7 +149,7 @@ def test_a_file_that_gives_no_times_is_told_with_the_other_faults(
 def test_layers_are_alike_if_no_window_is_shorter_than_the_context(tmp_path: Path) -> None:
     document = measured(model={"windows": [4096, None]})
     file = written(tmp_path / "l.json", document)
-    assert read_times(LatencyFile(file=file, context=2048))["ms"]
+    assert set(read_times(LatencyFile(file=file, context=2048), [2])["ms"]) == {2, 4}
 
 
 @pytest.mark.parametrize(
@@ -141,15 +164,15 @@ def test_a_gain_that_may_be_noise_is_refused(
 ) -> None:
     document = measured()
     for row in document["rows"]:
-        if row["variant"] == "1 KV head":
-            row["decode_speedup"] = spread(*samples)
+        gains = {"1 KV head": samples, "2 KV heads": [1.5] * len(samples)}
+        row["decode_speedup"] = spread(*gains.get(row["variant"], [1.0] * len(samples)))
     with pytest.raises(UserError, match=message):
-        read_times(LatencyFile(file=written(tmp_path / "l.json", document), context=512))
+        read_times(LatencyFile(file=written(tmp_path / "l.json", document), context=512), [1])
 
 
 def test_a_missing_file_says_how_to_write_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No such file.*latency MODEL --kv-heads 1 -f json > "):
-        read_times(LatencyFile(file=str(tmp_path / "absent.json")))
+        read_times(LatencyFile(file=str(tmp_path / "absent.json")), [1])
 
 
 @pytest.mark.parametrize(

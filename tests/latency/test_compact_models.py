@@ -45,3 +45,13 @@ def test_nothing_converted_is_the_original_itself() -> None:
     model = tiny_model("gpt2")
     convertible = ConvertibleModel(model, family_of("gpt2"), merge_of("mean"))
     assert CompactModels(convertible).model((4, 4, 4)) is model
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_original_in_the_code_of_converted_models_computes_the_same(model_type: str) -> None:
+    model = tiny_model(model_type).requires_grad_(False)
+    convertible = ConvertibleModel(model, family_of(model_type), merge_of("mean"))
+    compact = CompactModels(convertible).model(convertible.shape.original, even_original=True)
+    assert type(compact) is not type(model)
+    expected = logits(model, tiny_tokens())
+    torch.testing.assert_close(logits(compact, tiny_tokens()), expected, atol=1e-4, rtol=1e-4)
