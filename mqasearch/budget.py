@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil, floor
 
 from mqasearch.errors import UserError
@@ -9,8 +10,14 @@ from mqasearch.mask import KVHeads, ModelShape
 from mqasearch.search_space import SearchSpace, heads_space
 
 MOST_UNITS = 40
-"""What a layer saves at most, in the units of a latency budget. Smaller units make the masks at the
-budget longer to count; these round what a layer saves by 2.5 % of the most, always down."""
+"""The most units in which a layer's savings are counted, if the budget is a time.
+
+What a layer saves is rounded down to a unit. Smaller units make the masks at the budget longer to
+count.
+"""
+
+TOLERATED = 1e-3
+"""The part of a unit per layer by which a mask may miss its time, because times are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class DecodeTimes:
 
     context: int
     batch_size: int
-    ms: Mapping[int, float]
+    ms: Mapping[int, float] = field(hash=False)
     original_ms: float | None = None
 
     @property
@@ -85,7 +92,7 @@ class Budget:
     n_layers: int | None = None
     kv_bytes_fraction: float | None = None
     decode_ms: float | None = None
-    times: DecodeTimes | None = field(default=None, hash=False)
+    times: DecodeTimes | None = None
 
     def __post_init__(self) -> None:
         given = (self.n_layers, self.kv_bytes_fraction, self.decode_ms)
@@ -98,7 +105,9 @@ class Budget:
         if self.n_layers is not None:
             return f"{self.n_layers} layers"
         if self.decode_ms is not None:
-            return f"{self.decode_ms:.4g} ms per token"
+            assert self.times is not None
+            setting = f"{self.times.context} tokens × {self.times.batch_size}"
+            return f"{self.decode_ms:.6g} ms per token at {setting}"
         assert self.kv_bytes_fraction is not None
         return f"{100 * self.kv_bytes_fraction:.3g} % of the KV cache"
 
@@ -147,19 +156,40 @@ def _times_space(
     heads = sorted(numbers, reverse=True)
     check_times(shape, heads, times)
     saved = [times.unconverted_ms - times.ms[number] for number in heads]
-    units = 1 if len(heads) == 1 else MOST_UNITS
-    unit = saved[-1] / shape.n_layers / units  # milliseconds
-    least = ceil((times.unconverted_ms - decode_ms) / unit - 1e-9)
-    savings = tuple(floor(units * each / saved[-1] + 1e-9) for each in saved)
+    savings = _in_units([each / saved[-1] for each in saved])
+    unit = saved[-1] / shape.n_layers / savings[-1]  # milliseconds
+    needed = (times.unconverted_ms - decode_ms) / unit
+    least = ceil(needed - TOLERATED * shape.n_layers)
     choices = (False, True) if len(heads) == 1 else (shape.n_kv_heads, *heads)
-    if not 1 <= least <= units * shape.n_layers:
+    if not 1 <= least <= savings[-1] * shape.n_layers:
         raise UserError(
-            f"{decode_ms:.4g} ms per token cannot be met by a choice of layers: at {times.setting} "
-            f"it takes {times.unconverted_ms:.4g} if no layer has fewer KV heads, and "
-            f"{times.ms[heads[-1]]:.4g} if every layer has {heads[-1]}; choose a time between the "
+            f"{decode_ms:.6g} ms per token cannot be met by a choice of layers: at {times.setting} "
+            f"it takes {times.unconverted_ms:.6g} if no layer has fewer KV heads, and "
+            f"{times.ms[heads[-1]]:.6g} if every layer has {heads[-1]}; choose a time between the "
             "two"
         )
     return SearchSpace(shape.n_layers, least, savings, choices)
+
+
+def _in_units(shares: Sequence[float]) -> tuple[int, ...]:
+    """Ascending whole numbers, the last at most 40, whose ratios are nearly those of ``shares``.
+
+    Each is rounded down. Of all units, those that lose least are taken.
+
+    Args:
+        shares: ascending parts of the last one, which is 1.
+    """
+    if len(shares) == 1:
+        return (1,)
+    found = (
+        tuple(floor(units * share + TOLERATED) for share in shares)
+        for units in range(MOST_UNITS, 0, -1)
+    )
+    usable = [row for row in found if all(a < b for a, b in pairwise((0, *row)))]
+    return min(
+        usable,
+        key=lambda row: max(share - n / row[-1] for n, share in zip(row, shares, strict=True)),
+    )
 
 
 def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> None:
@@ -179,7 +209,7 @@ def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> 
         listed = ",".join(map(str, sorted(heads)))
         raise UserError(
             f"no time was measured with {missing[0]} KV heads in every layer (there are times with "
-            f"{measured}); measure it with `mqasearch latency MODEL --kv-heads {listed}`"
+            f"{measured}); measure it with `mqasearch latency MODEL --kv-heads {listed} -f json`"
         )
     if max(times.ms) != shape.n_kv_heads:
         raise UserError(
@@ -190,6 +220,6 @@ def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> 
         if times.ms[more] - times.ms[fewer] < max(least_step, 1e-12):
             raise UserError(
                 f"with {fewer} KV head(s) decoding is hardly faster than with {more} "
-                f"({times.ms[fewer]:.4g} and {times.ms[more]:.4g} ms at {times.setting}): leave "
+                f"({times.ms[fewer]:.6g} and {times.ms[more]:.6g} ms at {times.setting}): leave "
                 f"{fewer} out of kv_heads, or measure a longer context or a larger batch"
             )

@@ -164,7 +164,7 @@ class _Masks:
     def variants(self, loaded: Any, budget: "TimeBudget | None") -> dict[str, tuple[int, ...]]:
         """Name → KV heads: shares of the layers, a front, or masks.
 
-        All masks of the file are measured if they were found under a decoding time. Else they take
+        Every selector's mask is measured if they were found under a decoding time. Else they take
         equally much of the cache, so that one stands for all.
         """
         from mqasearch.export import check_model
@@ -177,7 +177,7 @@ class _Masks:
             return along_front(loaded.shape, self.front)
         original = {"original": loaded.shape.original}
         if budget is not None:
-            return original | finalists(self.all)
+            return original | finalists(self.all, budget)
         return original | {"mask": tuple(self.best["kv_heads"])}
 
 

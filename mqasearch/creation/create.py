@@ -95,6 +95,13 @@ def check_fits(spec: StudySpec, shape: ModelShape) -> None:
     levels = _level_faults(spec, shape)
     faults += levels
     for entry in spec.budget if not levels else ():
+        measured = None if entry.latency is None else entry.latency.n_layers
+        if measured not in (None, shape.n_layers):
+            faults.append(
+                f"budget: the times are those of a model of {measured} layers, and this one has "
+                f"{shape.n_layers}; measure this one with `mqasearch latency`"
+            )
+            continue
         try:
             space = entry.budget.space(shape, spec.kv_heads)
         except UserError as error:

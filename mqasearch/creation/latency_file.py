@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -13,15 +13,25 @@ from mqasearch.spec import LatencyFile
 from mqasearch.statistics import median_interval
 
 MOST_BYTES = 50_000_000
+_AGAIN = (
+    "write it with `mqasearch latency MODEL --kv-heads 1 --context 2048 --batch-size 4 -f json`, "
+    "for your numbers"
+)
+
+
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
 
 
 class _Model(BaseModel):
-    windows: list[int | None] = []
+    id: str
+    n_layers: _Count
+    windows: list[_Count | None]
 
 
 class _Spread(BaseModel):
-    median: float = Field(gt=0)
-    samples: list[float] = Field(min_length=1)
+    median: _Seconds
+    samples: list[_Seconds] = Field(min_length=1)
 
 
 class _Row(BaseModel):
@@ -34,7 +44,7 @@ class _Row(BaseModel):
 
 class _Variant(BaseModel):
     name: str
-    kv_heads: list[int] = Field(min_length=1)
+    kv_heads: list[_Count] = Field(min_length=1)
 
 
 class _Engine(BaseModel):
@@ -62,7 +72,7 @@ class _Measured(BaseModel):
 def with_times(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
     """The content of a study file with times in place of the names of files, and what is wrong.
 
-    A budget whose file is wrong is left out.
+    A budget whose file is wrong is replaced by another one, so that the rest can be checked.
     """
     if "budget" not in data:
         return data, []
@@ -77,9 +87,8 @@ def with_times(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
             read.append(_with_times(row, numbers))
         except UserError as error:
             faults.append(f"{path}: {error}")
-    if faults:
-        return {**data, "budget": read or "auto"}, faults
-    return ({**data, "budget": read if isinstance(budgets, list) else read[0]}, [])
+            read.append({"kv_bytes_fraction": 1 - 1e-6 * (number + 1)})
+    return {**data, "budget": read if isinstance(budgets, list) else read[0]}, faults
 
 
 def _with_times(row: object, numbers: Collection[int]) -> object:
@@ -129,6 +138,10 @@ def read_times(chosen: LatencyFile, numbers: Collection[int]) -> dict[str, Any]:
         ]
         _check_gain(gains, number, setting, chosen.file)
         times[number] = base / median(gains)
+    if len(times) == 1:
+        raise UserError(
+            f"{chosen.file}: has no time with {_listed(numbers)} KV heads in every layer; {_AGAIN}"
+        )
     machine, engine = measured.machine, measured.engine
     apart = {} if unconverted is original else {"original_ms": _ms(original.decode.median)}
     return {
@@ -136,9 +149,14 @@ def read_times(chosen: LatencyFile, numbers: Collection[int]) -> dict[str, Any]:
         "batch_size": rows[0].batch_size,
         "ms": {number: _ms(each) for number, each in sorted(times.items())},
         **apart,
-        "measured_with": f"{engine.name} {engine.version} on {machine.device} ({machine.name}), "
-        f"{machine.dtype}",
+        "n_layers": measured.model.n_layers,
+        "measured_with": f"{measured.model.id} in {engine.name} {engine.version} on "
+        f"{machine.device} ({machine.name}), {machine.dtype}",
     }
+
+
+def _listed(numbers: Collection[object]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _ms(seconds: float) -> float:
@@ -164,7 +182,7 @@ def _uniform(
     if unconverted is None and measured.engine.name == _Engine().name:
         raise UserError(
             f"{file}: has no time of the converted code with the model's own {own} KV heads; "
-            "measure with `mqasearch latency MODEL --kv-heads 1 -f json`"
+            f"{_AGAIN}"
         )
     reduced = {number: of[name] for name, number in heads.items() if number < own}
     if len({len(row.decode_speedup.samples) for row in rows}) > 1:
@@ -178,22 +196,21 @@ def _read(path: Path) -> _Measured:
             raise UserError(f"{path}: larger than {MOST_BYTES // 10**6} MB")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror or error}; write it with `mqasearch latency MODEL --kv-heads "
-            f"1 -f json > {path}`"
-        ) from None
+        raise UserError(f"{path}: {error.strerror or error}; {_AGAIN}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r:.80} is not the name of a file") from None
     try:
         return _Measured.model_validate(json.loads(text))
-    except (json.JSONDecodeError, RecursionError):
-        raise UserError(f"{path}: not JSON; write it with `latency … -f json`") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             f"{path}: not what `mqasearch latency -f json` writes: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not JSON; {_AGAIN}") from None
 
 
 def _of_setting(measured: _Measured, chosen: LatencyFile) -> Sequence[_Row]:
@@ -210,7 +227,8 @@ def _of_setting(measured: _Measured, chosen: LatencyFile) -> Sequence[_Row]:
     context, size = (fitting or settings)[-1]
     raise UserError(
         f"{chosen.file}: {'several settings fit' if fitting else 'no such setting'}: it has {had}; "
-        f"choose one: {{file: {chosen.file}, context: {context}, batch_size: {size}}}"
+        f"choose one in a study file, {{file: {chosen.file}, context: {context}, batch_size: "
+        f"{size}}}, or measure one alone, --context {context} --batch-size {size}"
     )
 
 
@@ -221,8 +239,8 @@ def _check_alike(measured: _Measured, row: _Row, file: str) -> None:
     if len(seen) > 1:
         raise UserError(
             f"{file}: at context {row.context} some layers attend to {min(seen)} tokens and others "
-            f"to more, so they do not save the same; measure a context below {min(seen)}, or give "
-            "kv_bytes_fraction"
+            f"to more, so they do not save the same; measure --context "
+            f"{max(1, min(seen) - measured.n_tokens)} or less, or give kv_bytes_fraction"
         )
 
 

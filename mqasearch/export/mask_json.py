@@ -70,10 +70,7 @@ def read_mask(path: Path, selector: str | None = None) -> dict[str, Any]:
     Raises:
         MaskError: unreadable, not a mask JSON, inconsistent, or no such selector.
     """
-    try:
-        chosen = _chosen(_masks(_read(path), path), selector, path)
-    except RecursionError:
-        raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
+    chosen = _chosen(_masks(_read(path), path), selector, path)
     check_consistent(chosen, path)
     return chosen
 
@@ -200,6 +197,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise MaskError(f"{path}: not a mask JSON: {error}") from None
+    except RecursionError:
+        raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
     if not isinstance(document, dict):
         raise MaskError(f"{path}: not a mask JSON: expected an object")
     return document
@@ -219,7 +218,10 @@ def _check(document: dict[str, Any], kind: str, path: Path) -> None:
         raise MaskError(
             f"{path}: schema_version {found!r:.80}; this mqasearch reads versions {known}"
         )
-    fault = best_match(validator(kind).iter_errors(document))
+    try:
+        fault = best_match(validator(kind).iter_errors(document))
+    except RecursionError:
+        raise MaskError(f"{path}: not a mask JSON: nested too deeply") from None
     if fault is not None:
         raise MaskError(f"{path}: {fault.json_path.removeprefix('$.')}: {fault.message:.200}")
 

@@ -54,10 +54,10 @@ class Reached:
     @property
     def words(self) -> str:
         """The mask's result in one line."""
-        interval = "" if self.interval is None else " [{:.4g}, {:.4g}]".format(*self.interval)
+        interval = "" if self.interval is None else " [{:.6g}, {:.6g}]".format(*self.interval)
         ending = {True: "met", False: "missed", None: "not decided"}[self.met]
         return (
-            f"{self.variant}: predicted {self.predicted_ms:.4g}, measured {self.measured_ms:.4g}"
+            f"{self.variant}: predicted {self.predicted_ms:.6g}, measured {self.measured_ms:.6g}"
             f"{interval} ms: {ending}"
         )
 
@@ -69,7 +69,7 @@ def time_budget(document: Mapping[str, Any]) -> TimeBudget | None:
         UserError: the budget is a decoding time without valid times.
     """
     given = document.get("budget", {})
-    if not {"decode_ms", "decode_fraction"} & given.keys():
+    if all(given.get(key) is None for key in ("decode_ms", "decode_fraction")):
         return None
     try:
         entry = BudgetEntry.model_validate(given)
@@ -81,10 +81,24 @@ def time_budget(document: Mapping[str, Any]) -> TimeBudget | None:
     return TimeBudget(budget.decode_ms, budget.times, entry.decode_fraction is not None)
 
 
-def finalists(masks: Sequence[Mapping[str, Any]]) -> dict[str, KVHeads]:
-    """The KV heads of the masks of a file, each once, named by the selectors that chose it."""
+def finalists(masks: Sequence[Mapping[str, Any]], budget: TimeBudget) -> dict[str, KVHeads]:
+    """The KV heads of the masks at the best mask's budget, each once, named by their selectors.
+
+    Masks that were enqueued by name have no such budget, so they are left out.
+
+    Args:
+        masks: the masks of a file, best first.
+        budget: the best mask's.
+
+    Raises:
+        UserError: a mask has KV heads for which the budget has no time.
+    """
     names: dict[KVHeads, list[str]] = {}
     for number, mask in enumerate(masks):
+        if mask["budget"] != masks[0]["budget"]:
+            continue
+        if unknown := sorted(set(mask["kv_heads"]) - set(budget.times.ms)):
+            raise UserError(f"the mask's budget has no time with {unknown[0]} KV heads in a layer")
         chosen_by = mask.get("study", {}).get("selector", f"mask {number + 1}")
         names.setdefault(tuple(mask["kv_heads"]), []).append(chosen_by)
     return {", ".join(chosen_by): kv_heads for kv_heads, chosen_by in names.items()}
@@ -108,7 +122,7 @@ class BudgetCheck:
     def lines(self) -> list[str]:
         """The result for people."""
         times = self.budget.times
-        head = f"budget: {self.budget.decode_ms:.4g} ms per token at {times.setting}"
+        head = f"budget: {self.budget.decode_ms:.6g} ms per token at {times.setting}"
         rows = [head, *(f"  {row.words}" for row in self.masks)]
         return rows if self.warning is None else [*rows, f"beware: {self.warning}"]
 
@@ -167,6 +181,6 @@ def _drift(original_ms: float, budget: TimeBudget) -> str | None:
     if abs(original_ms / before - 1) <= DRIFT:
         return None
     return (
-        f"the original takes {original_ms:.4g} ms, and took {before:.4g} when the search was given "
+        f"the original takes {original_ms:.6g} ms, and took {before:.6g} when the search was given "
         "its times: another machine, engine or dtype, or other work beside it"
     )

@@ -27,7 +27,27 @@ Share = Annotated[
 """A number such as 0.5, or a quotient such as 1/3."""
 
 _Count = Annotated[int, Field(ge=1)]
-_Milliseconds = Annotated[float, Field(gt=0, lt=1e9)]
+_Milliseconds = Annotated[float, Field(gt=0, lt=1e6)]
+_NUMBER = r"^[1-9][0-9]{0,8}$"
+
+
+def _numbers(value: object) -> object:
+    """Numbers of KV heads as keys, which are texts in JSON; each may be given once."""
+    if not isinstance(value, dict):
+        return value
+    keys = [*map(str, value)]
+    if wrong := [key for key in keys if not re.fullmatch(_NUMBER, key)]:
+        raise ValueError(f"{wrong[0]!r:.40} is not a number of KV heads")
+    if len({*keys}) < len(keys):
+        raise ValueError("a number of KV heads is given twice")
+    return value
+
+
+_Times = Annotated[
+    dict[_Count, _Milliseconds],
+    Field(min_length=2, json_schema_extra={"propertyNames": {"pattern": _NUMBER}}),
+    BeforeValidator(_numbers),
+]
 
 
 class LatencyFile(BaseModel):
@@ -46,14 +66,16 @@ class DecodeTimesEntry(BaseModel):
     """Times of decoding: number of KV heads of every layer → milliseconds of a decoding step.
 
     ``original_ms`` is the original's time, if other code runs it than converted models.
-    ``measured_with`` says what ran it, for people.
+    ``n_layers`` is the number of the model's layers, and ``measured_with`` says what ran it, for
+    people.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     context: _Count
     batch_size: _Count
-    ms: dict[_Count, _Milliseconds] = Field(min_length=2)
+    ms: _Times
     original_ms: _Milliseconds | None = None
+    n_layers: _Count | None = None
     measured_with: str | None = None
 
     @property
@@ -115,12 +137,18 @@ class BudgetEntry(BaseModel):
         """A name of the budget that is short enough for a study name."""
         if self.n_layers is not None:
             return f"n{self.n_layers}"
-        if self.decode_ms is not None:
-            return f"ms{self.decode_ms:.6g}"
-        if self.decode_fraction is not None:
-            return f"decode{100 * self.decode_fraction:.6g}"
+        if self.latency is not None:
+            setting = f"{self.latency.context}x{self.latency.batch_size}"
+            if self.decode_ms is not None:
+                return f"ms{_plain(self.decode_ms)}-{setting}"
+            return f"decode{_plain(100 * (self.decode_fraction or 0))}-{setting}"
         assert self.kv_bytes_fraction is not None
         return f"kv{100 * self.kv_bytes_fraction:.6g}"
+
+
+def _plain(number: float) -> str:
+    """The number without an exponent, since a study's name has no plus sign."""
+    return f"{number:.9f}".rstrip("0").rstrip(".")
 
 
 def _budget_door(value: object) -> object:

@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "mask":
             write_masks(_with_front(document), root / "masks.json")
             write_masks(_with_times(document), root / "timed.json")
+    (root / "deep.json").write_text('{"a":' * 100_000)
     return root
 
 
@@ -237,6 +238,7 @@ def test_an_engine_in_another_process(mqasearch: Run, monkeypatch: pytest.Monkey
         ("latency model --front", "--front: give --mask MASKS.json too"),
         ("latency model --mask mask.json --front", "holds one mask and no front"),
         ("latency model --mask absent.json", "no such file"),
+        ("latency model --mask deep.json", "nested too deeply"),
         ("latency model --mask other.json", "other weights"),
         ("latency model -o figure.png", r"\.html"),
         ("latency model -o nowhere/figure.html", "nowhere"),

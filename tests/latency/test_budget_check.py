@@ -62,6 +62,8 @@ FIVE = [20.0, 20.4, 19.6, 20.2, 19.9]
         (16.5, False, True),
         (15.7, False, False),
         (16.1, False, None),
+        (15.8, False, None),
+        (16.4, False, True),
         (16.9, True, True),
         (14.0, True, False),
     ],
@@ -112,17 +114,24 @@ def test_the_budget_of_a_mask_json() -> None:
     )
     share = time_budget({"budget": {"decode_fraction": 0.75, "latency": GIVEN}})
     assert share == TimeBudget(15.0, TIMES, True)
-    for other in ({}, {"budget": {"n_layers": 2}}, {"budget": {"kv_bytes_fraction": 0.5}}):
+    without = {"decode_ms": None, "n_layers": 2}
+    others = ({"n_layers": 2}, {"kv_bytes_fraction": 0.5}, without)
+    for other in ({}, *({"budget": each} for each in others)):
         assert time_budget(other) is None
     with pytest.raises(UserError, match=r"the mask's budget is not valid: .*measured ones"):
         time_budget({"budget": {"decode_ms": 16}})
 
 
-def test_selectors_that_chose_the_same_mask_are_measured_once() -> None:
+def test_masks_at_the_budget_are_measured_once_and_named_ones_are_not() -> None:
+    at_budget, other = {"decode_ms": 16, "latency": GIVEN}, {"kv_bytes_fraction": 0.5}
     masks = [
-        {"kv_heads": [2, 1], "study": {"selector": "gp"}},
-        {"kv_heads": [1, 2], "study": {"selector": "greedy"}},
-        {"kv_heads": [2, 1], "study": {"selector": "tpe"}},
-        {"kv_heads": [1, 1]},
+        {"kv_heads": [2, 1], "study": {"selector": "gp"}, "budget": at_budget},
+        {"kv_heads": [1, 2], "study": {"selector": "greedy"}, "budget": at_budget},
+        {"kv_heads": [2, 1], "study": {"selector": "tpe"}, "budget": at_budget},
+        {"kv_heads": [1, 1], "budget": at_budget},
+        {"kv_heads": [2, 2], "study": {"selector": "greedy"}, "budget": other},
     ]
-    assert finalists(masks) == {"gp, tpe": (2, 1), "greedy": (1, 2), "mask 4": (1, 1)}
+    budget = TimeBudget(16.0, TIMES, False)
+    assert finalists(masks, budget) == {"gp, tpe": (2, 1), "greedy": (1, 2), "mask 4": (1, 1)}
+    with pytest.raises(UserError, match="no time with 3 KV heads in a layer"):
+        finalists([masks[0] | {"kv_heads": [2, 3]}], budget)
