@@ -54,10 +54,10 @@ class Reached:
     @property
     def words(self) -> str:
         """The mask's result in one line."""
-        interval = "" if self.interval is None else " [{:.6g}, {:.6g}]".format(*self.interval)
+        interval = "" if self.interval is None else " [{:.4g}, {:.4g}]".format(*self.interval)
         ending = {True: "met", False: "missed", None: "not decided"}[self.met]
         return (
-            f"{self.variant}: predicted {self.predicted_ms:.6g}, measured {self.measured_ms:.6g}"
+            f"{self.variant}: predicted {self.predicted_ms:.4g}, measured {self.measured_ms:.4g}"
             f"{interval} ms: {ending}"
         )
 
