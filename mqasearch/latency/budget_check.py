@@ -95,7 +95,7 @@ def finalists(masks: Sequence[Mapping[str, Any]], budget: TimeBudget) -> dict[st
     """
     names: dict[KVHeads, list[str]] = {}
     for number, mask in enumerate(masks):
-        if mask["budget"] != masks[0]["budget"]:
+        if mask.get("budget") != masks[0].get("budget"):
             continue
         if unknown := sorted(set(mask["kv_heads"]) - set(budget.times.ms)):
             raise UserError(f"the mask's budget has no time with {unknown[0]} KV heads in a layer")
