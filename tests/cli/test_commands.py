@@ -20,6 +20,7 @@ from mqasearch.errors import ScoreError
 from mqasearch.export import read_mask
 from mqasearch.models import resolve
 from mqasearch.scoring import FakeScorer
+from tests.creation.test_latency_file import measured
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -296,12 +297,18 @@ def test_the_readmes_sampler_ends_a_study_with_its_plan() -> None:
     assert max(map(sum, masks)) == 5
 
 
-def test_the_readmes_study_file_is_one() -> None:
+def test_the_readmes_study_file_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first example is a whole file, and every other one may stand in it."""
     from mqasearch.creation import checked_study
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latency.json").write_text(json.dumps(measured()))
     text = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert checked_study(yaml.safe_load(example), "README.md").name == "my-study"
+    whole, *parts = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert checked_study(whole, "README.md").name == "my-study"
+    for part in parts:
+        assert checked_study(whole | part, "README.md") != checked_study(whole, "README.md")
+    assert parts
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
