@@ -154,7 +154,7 @@ def _times_space(
 ) -> SearchSpace:
     """The space whose savings are milliseconds, in units of which a layer saves at most 40."""
     heads = sorted(numbers, reverse=True)
-    check_times(shape, heads, times)
+    _check_times(shape, heads, times)
     saved = [times.unconverted_ms - times.ms[number] for number in heads]
     savings = _in_units([each / saved[-1] for each in saved])
     unit = saved[-1] / shape.n_layers / savings[-1]  # milliseconds
@@ -192,7 +192,7 @@ def _in_units(shares: Sequence[float]) -> tuple[int, ...]:
     )
 
 
-def check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> None:
+def _check_times(shape: ModelShape, heads: Sequence[int], times: DecodeTimes) -> None:
     """Check that the times are those of the model, and tell all numbers of KV heads apart.
 
     Args:
