@@ -1,0 +1,29 @@
+"""The original's states are computed in batches, and a long reading says how far it is."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mqasearch.conversion import calibration_batches
+from mqasearch.families import family_of
+from mqasearch.healing import teacher
+from mqasearch.models import ResumableModel
+from tests.conversion.calibrated import texts
+from tests.tiny import tiny_model
+
+
+def test_a_long_reading_says_how_far_it_is_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(teacher, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    model = tiny_model("llama").eval()
+    resumable = ResumableModel(model, family_of("llama").blocks(model))
+    batches = [*calibration_batches(model, texts(32), None, 64)] * 2
+
+    with caplog.at_level("INFO", teacher.__name__):
+        lessons = teacher.lessons(resumable, batches, 1, torch.device("cpu"))
+
+    assert len(lessons) == len(batches) == 10
+    assert [line.args for line in caplog.records] == [(3, 10, 70), (6, 10, 40), (9, 10, 10)]
