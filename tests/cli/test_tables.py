@@ -2,14 +2,12 @@
 
 import io
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 from rich.console import Console
-from studies_on_fake import run_study, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, spec_of, studies_of
 
 from mqasearch.cli.options import Format
 from mqasearch.cli.printed_tables import comparison_table, print_rows
@@ -20,14 +18,6 @@ from mqasearch.scoring import FakeScorer
 from mqasearch.statistics import Estimate, weighted_mean
 from mqasearch.study import ComparisonRow, compare, held_out, parts_of
 from mqasearch.study.held_out_values import metric_of
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
-
 
 BITS = [{"name": "hellaswag", "metric": "bits_per_byte"}]
 

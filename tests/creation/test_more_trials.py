@@ -1,13 +1,12 @@
 """More trials for a study: once a call, all studies or none, seen by whoever is at work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
-from studies_on_fake import run_study, scoring_of, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, scoring_of, spec_of, studies_of
 
 from mqasearch.creation.create import create_studies
 from mqasearch.creation.more_trials import More, check_extendable
@@ -24,13 +23,6 @@ SELECTORS = [
     {"name": "tpe", "n_trials": 8},
 ]
 TEN_MORE = More(10, adds=True)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 def numbers(storage: Storage) -> dict[str, int]:

@@ -1,12 +1,10 @@
 """Standard errors: against plain formulas, and against the spread over many draws of documents."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from studies_on_fake import run_study, spec_of, storage_in, studies_of
+from studies_on_fake import run_study, spec_of, studies_of
 
 from mqasearch.evaluation.evaluator import Evaluator
 from mqasearch.evaluation.racing import StopRule, paired_estimate
@@ -22,13 +20,6 @@ TASKS = [
     TaskSpec("hellaswag", "bits_per_byte", limit=40, weight=3),
     TaskSpec("piqa", limit=60, metric="acc"),
 ]
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[Storage]:
-    opened = storage_in(tmp_path)
-    yield opened
-    opened.close()
 
 
 def evaluator_of(storage: Storage, scorer: FakeScorer, tasks: list[TaskSpec]) -> Evaluator:
