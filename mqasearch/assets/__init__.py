@@ -1,6 +1,6 @@
 """The offline model and benchmarks, and the cache folder they are kept in."""
 
-from mqasearch.assets.cache import CACHE_VARIABLE, build_once, cache_dir, storage_errors
+from mqasearch.assets.cache import CACHE_VARIABLE, build_once, cache_dir
 from mqasearch.assets.wheels import benchmark_data, smollm2_gguf
 
 __all__ = [
@@ -9,5 +9,4 @@ __all__ = [
     "build_once",
     "cache_dir",
     "smollm2_gguf",
-    "storage_errors",
 ]
