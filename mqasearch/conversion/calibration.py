@@ -38,6 +38,8 @@ from mqasearch.source_code import code_digest
 
 logger = logging.getLogger(__name__)
 
+CalibrationProgress = Callable[[str, int, int], None]
+
 METHOD = 1
 """Part of every digest; raised if the same text gives other statistics than before."""
 
@@ -95,7 +97,7 @@ def calibrate(
     targets: Iterable[int] = (1,),
     fingerprint: str | None = None,
     again: Mapping[str, Place] | None = None,
-    progress: Progress | None = None,
+    progress: CalibrationProgress | None = None,
 ) -> Statistics:
     """All that ``merge`` reads, from one pass of the original model, and its fits to each target.
 
@@ -111,7 +113,9 @@ def calibrate(
         fingerprint: the weights' fingerprint. None = the cache is neither read nor written.
         again: ``Statistics.places`` of an earlier call, to be repeated bit for bit: each part is
             computed with the same number of threads, without the cache.
-        progress: called with (tokens done, tokens in all) in every pass.
+        progress: called with (name of the part, tokens done, tokens in all of that part). The
+            parts are "moments", "refit to N KV heads" and "tune to N KV heads"; one that the cache
+            holds is left out.
 
     Raises:
         UserError: no text, or too little for a fit.
@@ -129,7 +133,7 @@ def calibrate(
     tensors, place = kept.get(
         "moments",
         {"kind": "moments"},
-        lambda: _packed_moments(moments(model, family, sequences, progress)),
+        lambda: _packed_moments(moments(model, family, sequences, _of_part("moments", progress))),
         "calibration statistics",
     )
     statistics = Statistics(_unpacked_moments(tensors), digest, {"moments": place})
@@ -156,7 +160,8 @@ def moments(
     """Second moments of every attention layer's input, in one pass.
 
     Args:
-        model, family, sequences, progress: as in ``calibrate``.
+        model, family, sequences: as in ``calibrate``.
+        progress: called with (tokens done, tokens in all).
 
     Raises:
         ModelError: NaN or infinity in a layer.
@@ -220,15 +225,18 @@ class _Fits:
     merge: Merge
     statistics: Statistics
     target: int
-    progress: Progress | None
+    progress: CalibrationProgress | None
 
     def cached(self, kept: _Cache) -> tuple[Mapping[str, Tensor], dict[str, Place]]:
         """The fitted layers, and the places of all fits."""
         fits: list[tuple[str, Merge, _Fit]] = []
         if self.merge.refit:
-            fits.append(("fitted", replace(self.merge, tune=False), refit_layers))
+            told = _of_part(f"refit to {self.target} KV heads", self.progress)
+            refit = partial(refit_layers, progress=told)
+            fits.append(("fitted", replace(self.merge, tune=False), refit))
         if self.merge.tune:
-            fits.append(("tuned", self.merge, tune_layers))
+            told = _of_part(f"tune to {self.target} KV heads", self.progress)
+            fits.append(("tuned", self.merge, partial(tune_layers, progress=told)))
         fitted: Mapping[str, Tensor] = {}
         places = {}
         for kind, merge, fit in fits:
@@ -248,8 +256,12 @@ class _Fits:
         merged = [convertible.merged(layer, self.target) for layer in layers]
         if before:
             merged = [_with(weights, before, layer) for layer, weights in enumerate(merged)]
-        fitted = fit(self.model, self.family, merged, self.sequences, progress=self.progress)
+        fitted = fit(self.model, self.family, merged, self.sequences)
         return _packed(fitted, merged[0].q.dtype)
+
+
+def _of_part(part: str, progress: CalibrationProgress | None) -> Progress | None:
+    return None if progress is None else partial(progress, part)
 
 
 def _with(weights: AttentionWeights, packed: Mapping[str, Tensor], layer: int) -> AttentionWeights:

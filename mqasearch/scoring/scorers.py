@@ -265,24 +265,24 @@ def _calibrated(
 
 
 class _Told:
-    """Logs from time to time how far a calibration or a fit is; each pass begins at 0."""
+    """Logs from time to time how far each part of a calibration is."""
 
     _SECONDS = 20.0
 
     def __init__(self) -> None:
         self._began = self._told = time.monotonic()
-        self._done = 0
+        self._part, self._first = "", 0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, part: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done < self._done:  # the next pass over the text
+        if part != self._part:
             self._began = self._told = now
-        self._done = done
+            self._part, self._first = part, done
         if now - self._told >= self._SECONDS and done < total:
             self._told = now
-            left = (now - self._began) * (total - done) / done
+            left = (now - self._began) * (total - done) / (done - self._first)
             said = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-            logger.info("calibrating: %d %%, about %s left", 100 * done // total, said)
+            logger.info("calibrating, %s: %d %%, about %s left", part, 100 * done // total, said)
 
 
 def _fitted_in_turn(

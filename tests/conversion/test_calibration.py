@@ -1,5 +1,6 @@
 """What calibration gathers, checked against the plain way; and its cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,25 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         for target in (1, 2):
             for name, tensor in one.fitted[target].items():
                 assert torch.equal(tensor, other.fitted[target][name])
+
+
+def test_progress_names_the_parts_that_are_computed() -> None:
+    model, merge = tiny_model("llama"), replace(REFITTED, tune=True)
+
+    def told(targets: tuple[int, ...]) -> list[str]:
+        last: dict[str, tuple[int, int]] = {}
+
+        def progress(part: str, done: int, total: int) -> None:
+            assert last.get(part, (0, total))[0] < done <= total
+            last[part] = done, total
+
+        calibrated(model, ENOUGH, merge, targets=targets, fingerprint="f" * 64, progress=progress)
+        assert all(done == total for done, total in last.values())
+        return [*last]
+
+    assert told((1,)) == ["moments", "refit to 1 KV heads", "tune to 1 KV heads"]
+    assert told((1, 2)) == ["refit to 2 KV heads", "tune to 2 KV heads"]
+    assert told((1, 2)) == []
 
 
 def test_cached_or_not_is_the_same() -> None:
