@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "mqasearch"
 FLOORS = (
-    ("errors", "interruption", "source_code", "statistics"),
+    ("errors", "interruption", "source_code", "statistics", "time_left"),
     (
         "mask",
         "search_space",

@@ -1,5 +1,6 @@
 """Answers to a plan's requests; kept states spare as many layers as possible."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from mqasearch.forward.reference import Kind, Reference, ReferenceStore
 from mqasearch.forward.states import StateStore
 from mqasearch.mask import KVHeads
 from mqasearch.models import ResumableModel
+from mqasearch.time_left import TimeLeft
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class PlanRunner:
         boundaries = self.store.promise(plan, kv_heads, start, self.boundary_bytes(plan))
         tally = _Tally(plan)
         keep = self.references.kind(plan) if kept is not None else None
+        whose = "the original" if kv_heads == self.original else "a mask"
+        told, done = TimeLeft(_log, f"scoring {whose}"), 0
         try:
             for number, batch in enumerate(plan.batches):
                 reference = self._reference(plan, number, kv_heads)
@@ -106,6 +112,8 @@ class PlanRunner:
                 rows = self._score(batch, states[self.model.n_layers], tally, reference, keep)
                 if kept is not None:
                     kept.append(rows)
+                done += batch.n_tokens
+                told(done, plan.n_tokens)
         except BaseException:
             self.store.withdraw(plan, kv_heads)
             raise
@@ -123,6 +131,7 @@ class PlanRunner:
         """
         steps = walk(masks)
         tallies = [_Tally(plan) for _ in masks]
+        told, done = TimeLeft(_log, f"scoring {len(masks)} masks"), 0
         for number, batch in enumerate(plan.batches):
             reference = self._reference(plan, number, None)
             held: dict[int, Tensor] = {}
@@ -133,6 +142,8 @@ class PlanRunner:
                 held |= {boundary: states[boundary] for boundary in wanted}
                 against = None if kv_heads == self.original else reference
                 self._score(batch, states[self.model.n_layers], tally, against)
+            done += batch.n_tokens
+            told(done, plan.n_tokens)
         return [tally.answers() for tally in tallies]
 
     def _reference(self, plan: Plan, number: int, kv_heads: KVHeads | None) -> Reference | None:

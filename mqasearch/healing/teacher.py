@@ -1,7 +1,6 @@
 """The original model's states on the healing's text: computed once and used at every step."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,9 @@ from torch import Tensor
 
 from mqasearch.conversion import TokenBatch
 from mqasearch.models import ResumableModel
+from mqasearch.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
-
-REPORT_SECONDS = 30.0
-"""Seconds between two lines that say how far the original's reading of the text is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +48,12 @@ def lessons(
         device: the model's device.
     """
     taught: list[Lesson] = []
-    began = reported = time.monotonic()
+    told = TimeLeft(logger, "the original reads the text to heal on")
     wanted = {model.n_layers, first} if first else {model.n_layers}
     with torch.no_grad():
         for batch in batches:
             states = model.run(batch.tokens.to(device), wanted=wanted)
             before = states[first].cpu() if first else None
             taught.append(Lesson(batch, before, states[model.n_layers].cpu()))
-            now = time.monotonic()
-            if now - reported >= REPORT_SECONDS and len(taught) < len(batches):
-                reported = now
-                _report(len(taught), len(batches), now - began)
+            told(len(taught), len(batches))
     return taught
-
-
-def _report(n_read: int, n_batches: int, seconds: float) -> None:
-    left = seconds / n_read * (n_batches - n_read)
-    logger.info(
-        "the original reads the healing's text: %d of %d batches, %.0f s left",
-        n_read,
-        n_batches,
-        left,
-    )

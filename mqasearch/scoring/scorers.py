@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -23,6 +22,7 @@ from mqasearch.scoring.scorer import Scorer
 from mqasearch.scoring.shared_prefix import SharedPrefixScorer
 from mqasearch.spec import StudySpec
 from mqasearch.tasks import TaskLibrary, calibration_tokens
+from mqasearch.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -267,22 +267,14 @@ def _calibrated(
 class _Told:
     """Logs from time to time how far each part of a calibration is."""
 
-    _SECONDS = 20.0
-
     def __init__(self) -> None:
-        self._began = self._told = time.monotonic()
-        self._part, self._first = "", 0
+        self._part, self._left = "", TimeLeft(logger, "")
 
     def __call__(self, part: str, done: int, total: int) -> None:
-        now = time.monotonic()
         if part != self._part:
-            self._began = self._told = now
-            self._part, self._first = part, done
-        if now - self._told >= self._SECONDS and done < total:
-            self._told = now
-            left = (now - self._began) * (total - done) / (done - self._first)
-            said = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-            logger.info("calibrating, %s: %d %%, about %s left", part, 100 * done // total, said)
+            self._part = part
+            self._left = TimeLeft(logger, f"calibrating, {part}", done=done)
+        self._left(done, total)
 
 
 def _fitted_in_turn(

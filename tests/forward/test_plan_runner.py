@@ -1,6 +1,7 @@
-"""Memory that runs out in the middle of a plan, wherever that is."""
+"""Memory that runs out in the middle of a plan, wherever that is; and how far a plan is."""
 
-from itertools import count
+from itertools import count, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tasks.small_tasks import load_small, small_tokenizer
 from tiny import tiny_model
 
+from mqasearch import time_left
 from mqasearch.conversion import ConvertibleModel
 from mqasearch.families import family_of
 from mqasearch.merging import merge_of
@@ -68,3 +70,25 @@ def test_law_a_score_is_that_of_its_mask_wherever_memory_runs_out(
         for metric, values in undisturbed.documents.items():
             assert found.documents[metric] == pytest.approx(values, abs=1e-5), (first, metric)
     assert first > 3
+
+
+@pytest.mark.parametrize("masks", [[MASK], [MASK, (2, 1, 1), (1, 1, 2)]])
+def test_long_scoring_says_how_far_it_is(
+    masks: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each look at the clock comes 31 seconds after the last, so that every batch is told."""
+    clock = count(0, 31)
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    caplog.set_level("INFO", logger="mqasearch")
+    model = tiny_model("llama", n_kv_heads=2)
+    convertible = ConvertibleModel(model, family_of("llama"), merge_of("mean"))
+    scorer = SharedPrefixScorer(
+        convertible, small_tokenizer(), "f", model.dtype, library=LIBRARY, batch_tokens=64
+    )
+    scorer.score_many(masks, TaskSpec("choice"), Documents("full", None))
+    whose = "a mask" if len(masks) == 1 else "2 masks"
+    for beginning in ("scoring the original: ", f"scoring {whose}: "):
+        told = [line.removeprefix(beginning) for line in caplog.messages if beginning in line]
+        shares = [int(line.split(" ")[0]) for line in told]
+        assert len(shares) > 1
+        assert all(0 < one < other < 100 for one, other in pairwise(shares))

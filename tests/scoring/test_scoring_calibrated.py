@@ -8,6 +8,7 @@ import pytest
 import torch
 from tasks.small_tasks import load_small, small_tokenizer
 
+from mqasearch import time_left
 from mqasearch.conversion import calibration
 from mqasearch.errors import MaskError, UserError
 from mqasearch.models import load_model
@@ -189,14 +190,14 @@ def test_time_left_is_counted_for_each_part(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(scorers, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: now))
     caplog.set_level("INFO", logger="mqasearch")
     told = scorers._Told()
-    for part, seconds in (("moments", 1.0), ("tune to 1 KV heads", 5.0)):
+    for part, seconds in (("moments", 3.0), ("tune to 1 KV heads", 10.0)):
         for done in range(100, 1001, 100):
             now += seconds
             told(part, done, 1000)
     assert caplog.messages == [
         f"calibrating, tune to 1 KV heads: {percent} %, about {left} s left"
-        for percent, left in ((50, 25), (90, 5))
+        for percent, left in ((40, 60), (70, 30))
     ]
