@@ -7,12 +7,10 @@ import time
 class TimeLeft:
     """Logs every ``seconds`` how far one piece of work is; short work logs nothing.
 
-    ::
-
+    Example:
         >>> told = TimeLeft(logging.getLogger(__name__), "scoring")
-        >>> for number, batch in enumerate(batches, 1):
-        ...     run(batch)
-        ...     told(number, len(batches))  # "scoring: 40 %, about 45 s left"
+        >>> for n_done in (1, 2, 3):
+        ...     told(n_done, 3)  # 40 seconds each: "scoring: 33 %, about 80 s left"
     """
 
     def __init__(
