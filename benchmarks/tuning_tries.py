@@ -91,8 +91,10 @@ def _own_words(loaded: LoadedModel, _: TaskLibrary) -> Text:
     torch.manual_seed(0)
     first = loaded.tokenizer.bos_token_id
     n_texts = 32_768 // LENGTH
+    begun = torch.full((n_texts, 1), first, device=loaded.device)
     texts = loaded.model.generate(  # type: ignore[operator]
-        torch.full((n_texts, 1), first, device=loaded.device),
+        begun,
+        attention_mask=torch.ones_like(begun),  # else the bos token counts as padding
         do_sample=True,
         top_k=0,
         min_new_tokens=LENGTH - 1,
