@@ -4,6 +4,11 @@ import logging
 import time
 
 
+def in_words(seconds: float) -> str:
+    """A duration in seconds or minutes: ``45 s``, ``3 min``."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 class TimeLeft:
     """Logs every ``seconds`` how far one piece of work is; short work logs nothing.
 
@@ -13,26 +18,22 @@ class TimeLeft:
         ...     told(n_done, 3)  # 40 seconds each: "scoring: 33 %, about 80 s left"
     """
 
-    def __init__(
-        self, log: logging.Logger, what: str, *, done: float = 0, seconds: float = 30
-    ) -> None:
+    def __init__(self, log: logging.Logger, what: str, *, seconds: float = 30) -> None:
         """
         Args:
             log: where the lines go.
             what: what the work is, the beginning of every line.
-            done: how much is done already; the pace is that of what is done from now on.
             seconds: seconds from one line to the next.
         """
         self._log, self._what, self._seconds = log, what, seconds
         self._began = self._told = time.monotonic()
-        self._first = done
 
     def __call__(self, done: float, total: float) -> None:
         """Say that ``done`` of ``total`` is done, in any unit."""
         now = time.monotonic()
-        if now - self._told < self._seconds or not self._first < done < total:
+        if now - self._told < self._seconds or not 0 < done < total:
             return
         self._told = now
-        left = (now - self._began) * (total - done) / (done - self._first)
-        said = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-        self._log.info("%s: %d %%, about %s left", self._what, int(100 * done / total), said)
+        left = (now - self._began) * (total - done) / done
+        share = int(100 * done / total)
+        self._log.info("%s: %d %%, about %s left", self._what, share, in_words(left))

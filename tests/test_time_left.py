@@ -19,14 +19,12 @@ class Clock:
         monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
-def told(
-    clock: Clock, log: pytest.LogCaptureFixture, step: float, n: int, **given: float
-) -> list[str]:
+def told(clock: Clock, log: pytest.LogCaptureFixture, step: float, n: int) -> list[str]:
     """What work of ``n`` steps says."""
     log.set_level("INFO", logger=LOG.name)
     log.clear()
-    left = TimeLeft(LOG, "work", **given)
-    for done in range(int(given.get("done", 0)) + 1, n + 1):
+    left = TimeLeft(LOG, "work")
+    for done in range(1, n + 1):
         clock.now += step
         left(done, n)
     return log.messages
@@ -55,10 +53,3 @@ def test_at_an_even_pace_the_time_left_is_right(
         "work: 50 %, about 2 min left",
         "work: 75 %, about 60 s left",
     ]
-
-
-def test_what_was_done_before_tells_nothing_of_the_pace(
-    clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    lines = told(clock, caplog, 20, 10, done=5, seconds=40)
-    assert lines == ["work: 70 %, about 60 s left", "work: 90 %, about 20 s left"]

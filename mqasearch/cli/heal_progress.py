@@ -14,6 +14,7 @@ from mqasearch.cli.options import Format
 from mqasearch.cli.printed_tables import NONE, print_rows
 from mqasearch.healing import Step
 from mqasearch.statistics import Estimate
+from mqasearch.time_left import in_words
 
 log = logging.getLogger("mqasearch")
 
@@ -60,7 +61,7 @@ class HealingBar:
         self._bar.start()
         note = (
             f"KL {step.loss:.3f}, held out {step.held_out:.3f}, {step.seconds:.2g} s a step, "
-            f"{_left(step.seconds_left)} left"
+            f"{in_words(step.seconds_left)} left"
         )
         self._bar.update(
             self._task, completed=step.step, total=step.n_steps, note=note, visible=True
@@ -69,10 +70,6 @@ class HealingBar:
             step.step == step.n_steps or step.step % max(1, step.n_steps // _LINES) == 0
         ):
             log.info("healing, step %d of %d: %s", step.step, step.n_steps, note)
-
-
-def _left(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def print_confirmation(confirmation: Confirmation) -> None:

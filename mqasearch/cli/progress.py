@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from mqasearch.record import TrialFacts, facts_of_trial
 from mqasearch.statistics import Estimate
 from mqasearch.study import FinishedTrial, Selection, best
+from mqasearch.time_left import in_words
 from mqasearch.worker import Watcher
 
 log = logging.getLogger("mqasearch")
@@ -97,9 +98,7 @@ class Progress:
         if not self._scoring_seconds or not trials:
             return ""
         seconds = trials * sum(self._scoring_seconds) / len(self._scoring_seconds)
-        return (
-            f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
-        )
+        return f"about {in_words(seconds)} left"
 
 
 def _value(facts: TrialFacts) -> str:

@@ -35,10 +35,9 @@ from mqasearch.errors import AssetError, UserError
 from mqasearch.families import AttentionWeights, Family
 from mqasearch.merging import LayerStatistics, Merge, Place, Statistics, threads
 from mqasearch.source_code import code_digest
+from mqasearch.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
-
-CalibrationProgress = Callable[[str, int, int], None]
 
 METHOD = 1
 """Part of every digest; raised if the same text gives other statistics than before."""
@@ -97,7 +96,6 @@ def calibrate(
     targets: Iterable[int] = (1,),
     fingerprint: str | None = None,
     again: Mapping[str, Place] | None = None,
-    progress: CalibrationProgress | None = None,
 ) -> Statistics:
     """All that ``merge`` reads, from one pass of the original model, and its fits to each target.
 
@@ -113,9 +111,6 @@ def calibrate(
         fingerprint: the weights' fingerprint. None = the cache is neither read nor written.
         again: ``Statistics.places`` of an earlier call, to be repeated bit for bit: each part is
             computed with the same number of threads, without the cache.
-        progress: called with (name of the part, tokens done, tokens in all of that part). The
-            parts are "moments", "refit to N KV heads" and "tune to N KV heads"; one that the cache
-            holds is left out.
 
     Raises:
         UserError: no text, or too little for a fit.
@@ -133,7 +128,7 @@ def calibrate(
     tensors, place = kept.get(
         "moments",
         {"kind": "moments"},
-        lambda: _packed_moments(moments(model, family, sequences, _of_part("moments", progress))),
+        lambda: _packed_moments(moments(model, family, sequences, _told("moments"))),
         "calibration statistics",
     )
     statistics = Statistics(_unpacked_moments(tensors), digest, {"moments": place})
@@ -141,7 +136,7 @@ def calibrate(
         return statistics
     layers, places = list(statistics.layers), dict(statistics.places)
     for target in sorted(set(targets)):
-        fits = _Fits(model, family, sequences, merge, statistics, target, progress)
+        fits = _Fits(model, family, sequences, merge, statistics, target)
         fitted, places_of_target = fits.cached(kept)
         places |= places_of_target
         layers = [
@@ -225,18 +220,14 @@ class _Fits:
     merge: Merge
     statistics: Statistics
     target: int
-    progress: CalibrationProgress | None
 
     def cached(self, kept: _Cache) -> tuple[Mapping[str, Tensor], dict[str, Place]]:
         """The fitted layers, and the places of all fits."""
         fits: list[tuple[str, Merge, _Fit]] = []
         if self.merge.refit:
-            told = _of_part(f"refit to {self.target} KV heads", self.progress)
-            refit = partial(refit_layers, progress=told)
-            fits.append(("fitted", replace(self.merge, tune=False), refit))
+            fits.append(("fitted", replace(self.merge, tune=False), refit_layers))
         if self.merge.tune:
-            told = _of_part(f"tune to {self.target} KV heads", self.progress)
-            fits.append(("tuned", self.merge, partial(tune_layers, progress=told)))
+            fits.append(("tuned", self.merge, tune_layers))
         fitted: Mapping[str, Tensor] = {}
         places = {}
         for kind, merge, fit in fits:
@@ -244,24 +235,25 @@ class _Fits:
             fitted, places[part] = kept.get(
                 part,
                 {"kind": kind, "merge": merge.digest, "target": self.target},
-                partial(self._fit, fit, fitted),
+                partial(self._fit, kind, fit, fitted),
                 f"layers {kind} to {self.target} KV heads",
             )
         return fitted, places
 
-    def _fit(self, fit: _Fit, before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _fit(self, kind: str, fit: _Fit, before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         without: Merge = replace(self.merge, refit=False, tune=False)
         convertible = ConvertibleModel(self.model, self.family, without, self.statistics)
         layers = range(convertible.shape.n_layers)
         merged = [convertible.merged(layer, self.target) for layer in layers]
         if before:
             merged = [_with(weights, before, layer) for layer, weights in enumerate(merged)]
-        fitted = fit(self.model, self.family, merged, self.sequences)
+        told = _told(f"layers {kind} to {self.target} KV heads")
+        fitted = fit(self.model, self.family, merged, self.sequences, progress=told)
         return _packed(fitted, merged[0].q.dtype)
 
 
-def _of_part(part: str, progress: CalibrationProgress | None) -> Progress | None:
-    return None if progress is None else partial(progress, part)
+def _told(part: str) -> TimeLeft:
+    return TimeLeft(logger, f"calibrating, {part}")
 
 
 def _with(weights: AttentionWeights, packed: Mapping[str, Tensor], layer: int) -> AttentionWeights:

@@ -23,6 +23,7 @@ from mqasearch.scoring.scorer import Scorer
 from mqasearch.scoring.shared_prefix import SharedPrefixScorer
 from mqasearch.source_code import code_digest
 from mqasearch.tasks import TaskLibrary
+from mqasearch.time_left import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,12 @@ def _tell(step: Step) -> None:
     """A log line for every twentieth of the steps."""
     if step.step % max(1, step.n_steps // 20) == 0:
         logger.info(
-            "healing, step %d of %d: KL %.3f, held out %.3f, about %.0f s left",
+            "healing, step %d of %d: KL %.3f, held out %.3f, about %s left",
             step.step,
             step.n_steps,
             step.loss,
             step.held_out,
-            step.seconds_left,
+            in_words(step.seconds_left),
         )
 
 

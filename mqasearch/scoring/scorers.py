@@ -22,7 +22,6 @@ from mqasearch.scoring.scorer import Scorer
 from mqasearch.scoring.shared_prefix import SharedPrefixScorer
 from mqasearch.spec import StudySpec
 from mqasearch.tasks import TaskLibrary, calibration_tokens
-from mqasearch.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -260,21 +259,7 @@ def _calibrated(
         targets=targets,
         fingerprint=loaded.fingerprint,
         again=again,
-        progress=_Told(),
     )
-
-
-class _Told:
-    """Logs from time to time how far each part of a calibration is."""
-
-    def __init__(self) -> None:
-        self._part, self._left = "", TimeLeft(logger, "")
-
-    def __call__(self, part: str, done: int, total: int) -> None:
-        if part != self._part:
-            self._part = part
-            self._left = TimeLeft(logger, f"calibrating, {part}", done=done)
-        self._left(done, total)
 
 
 def _fitted_in_turn(

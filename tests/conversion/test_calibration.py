@@ -1,13 +1,16 @@
 """What calibration gathers, checked against the plain way; and its cache."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mqasearch import time_left
 from mqasearch.assets import CACHE_VARIABLE
 from mqasearch.conversion import ConvertibleModel, calibrate, calibration, refit
 from mqasearch.conversion.text_batches import token_batches
@@ -110,22 +113,25 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert torch.equal(tensor, other.fitted[target][name])
 
 
-def test_progress_names_the_parts_that_are_computed() -> None:
+def test_the_parts_that_are_computed_say_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each look at the clock comes 31 seconds after the last, so that each of two batches is told."""
+    clock = count(0, 31)
+    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    caplog.set_level("INFO", logger="mqasearch")
     model, merge = tiny_model("llama"), replace(REFITTED, tune=True)
 
     def told(targets: tuple[int, ...]) -> list[str]:
-        last: dict[str, tuple[int, int]] = {}
+        caplog.clear()
+        calibrated(model, texts(400), merge, targets=targets, fingerprint="f" * 64)
+        lines = [row for row in caplog.messages if row.startswith("calibrating, ")]
+        assert all(" %, about " in row for row in lines)
+        return [*dict.fromkeys(row.split(":")[0].partition(", ")[2] for row in lines)]
 
-        def progress(part: str, done: int, total: int) -> None:
-            assert last.get(part, (0, total))[0] < done <= total
-            last[part] = done, total
-
-        calibrated(model, ENOUGH, merge, targets=targets, fingerprint="f" * 64, progress=progress)
-        assert all(done == total for done, total in last.values())
-        return [*last]
-
-    assert told((1,)) == ["moments", "refit to 1 KV heads", "tune to 1 KV heads"]
-    assert told((1, 2)) == ["refit to 2 KV heads", "tune to 2 KV heads"]
+    fitted = ["layers fitted to {} KV heads", "layers tuned to {} KV heads"]
+    assert told((1,)) == ["moments", *(row.format(1) for row in fitted)]
+    assert told((1, 2)) == [row.format(2) for row in fitted]
     assert told((1, 2)) == []
 
 

@@ -1,14 +1,12 @@
 """From a spec to a calibrated scorer, and from a mask back to the same calibration."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tasks.small_tasks import load_small, small_tokenizer
 
-from mqasearch import time_left
 from mqasearch.conversion import calibration
 from mqasearch.errors import MaskError, UserError
 from mqasearch.models import load_model
@@ -184,20 +182,3 @@ def test_the_replication_of_a_figure_on_every_document_scores_every_document() -
 def test_too_little_text_is_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"documents\.calibration_tokens to 128 or more"):
         opened(folder, "aligned", documents={"calibration_tokens": 100})
-
-
-def test_time_left_is_counted_for_each_part(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: now))
-    caplog.set_level("INFO", logger="mqasearch")
-    told = scorers._Told()
-    for part, seconds in (("moments", 3.0), ("tune to 1 KV heads", 10.0)):
-        for done in range(100, 1001, 100):
-            now += seconds
-            told(part, done, 1000)
-    assert caplog.messages == [
-        f"calibrating, tune to 1 KV heads: {percent} %, about {left} s left"
-        for percent, left in ((40, 60), (70, 30))
-    ]
