@@ -116,7 +116,7 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_parts_that_are_computed_say_how_far_they_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each look at the clock comes 31 seconds after the last, so that each of two batches is told."""
+    """The clock goes 31 seconds from look to look, so that the first of two batches is told."""
     clock = count(0, 31)
     monkeypatch.setattr(time_left, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     caplog.set_level("INFO", logger="mqasearch")
